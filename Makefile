@@ -1,0 +1,42 @@
+# Everything runs in a virtual environment of its own, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# No hub and no telemetry: the package works offline. Idle threads must not spin on a busy machine.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/na-ssl demo --out demo_output
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python examples/benchmark.py
+
+clean:
+	rm -rf $(VENV) demo_output
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the package into $(VENV) (once; a minute or two)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the package and its development tools into $(VENV) (once; a minute or two)"
+	$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,273 @@
+"""The `na-ssl` command: parses, calls, prints."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `na-ssl`; returns the exit status: 0, 1 for an error told in one line, 2 for a wrong command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"na-ssl {options.command}: error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"na-ssl {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="na-ssl", description="Noise-aware audio SSL for two-channel machine recordings (channel 0 close, 1 far)."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n{example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command(
+        "demo",
+        _demo,
+        "make a small two-channel data set, fit and score it, print the table and save a picture",
+        "  na-ssl demo --out demo_output",
+    )
+    sub.add_argument("--out", type=Path, default=Path("demo_output"), help="directory to write (default: demo_output)")
+    sub.add_argument("--model", help="checkpoint (default: the tiny NA-BEATs that ships with the package)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of sounds and rooms (default: 0)")
+
+    sub = command(
+        "fit",
+        _fit,
+        "remember normal two-channel recordings and set the alarm threshold",
+        "  na-ssl fit recordings/normal --model checkpoint --out scorer",
+    )
+    sub.add_argument("recordings", nargs="+", type=Path, metavar="NORMAL_DIR", help="sound files, or folders of them")
+    sub.add_argument("--model", help="checkpoint directory or hub id (default: the tiny NA-BEATs of the package)")
+    sub.add_argument("--out", type=Path, required=True, metavar="SCORER_DIR", help="directory to write the scorer to")
+    sub.add_argument("--pooling", default="mean", help="pooling over time: mean, rdp, gem, ... (default: mean)")
+    sub.add_argument("--gamma", type=float, default=4.0, help="strength of rdp pooling (default: 4)")
+    sub.add_argument(
+        "--rescaling",
+        default="variance_min",
+        help="score rescaling: none, variance_min, ratio or difference (default: variance_min)",
+    )
+    sub.add_argument(
+        "--far-cancellation",
+        choices=("none", "least_squares", "spectral_subtraction"),
+        help="remove the far microphone from the close one first (default: as the checkpoint says)",
+    )
+    sub.add_argument(
+        "--threshold-method", default="conformal", help="conformal, gamma or quantile (default: conformal)"
+    )
+    sub.add_argument("--false-alarm-rate", type=float, help="asked false-alarm rate (default: 0.05)")
+    sub.add_argument("--resample", action="store_true", help="accept other sampling rates than the checkpoint's")
+    _add_inference_arguments(sub)
+
+    sub = command(
+        "score",
+        _score,
+        "score two-channel recordings with a fitted scorer; higher is more anomalous",
+        "  na-ssl score scorer recordings/today --csv scores.csv",
+    )
+    sub.add_argument("scorer", metavar="SCORER_DIR", help="what `na-ssl fit` wrote")
+    sub.add_argument("recordings", nargs="+", type=Path, metavar="FILES_OR_DIR", help="sound files, or folders of them")
+    sub.add_argument("--csv", type=Path, help="write the table here instead of to the screen")
+    sub.add_argument("--resample", action="store_true", help="accept other sampling rates than the checkpoint's")
+    _add_inference_arguments(sub)
+
+    sub = command(
+        "simulate",
+        _simulate,
+        "put sounds through simulated rooms with two microphones; without --targets, synthetic machines as a data set",
+        "  na-ssl simulate --targets machine_sounds --noises backgrounds --out rooms --snr -5 0 5\n"
+        "  na-ssl simulate --out dataset",
+    )
+    sub.add_argument("--out", type=Path, required=True, help="directory to write")
+    sub.add_argument("--targets", type=Path, help="folder of sound files of the machine; sub-folders are kept")
+    sub.add_argument("--noises", type=Path, help="folder of sound files of backgrounds")
+    sub.add_argument("--snr", type=float, nargs="+", help="signal-to-noise ratios in dB (default: -5 0 5)")
+    sub.add_argument("--rooms", type=int, default=20, help="number of simulated rooms (default: 20)")
+    sub.add_argument(
+        "--noise-coherence",
+        type=float,
+        default=0.0,
+        help="share of noise power common to all corners, 0 (independent) to 1 (the same noise); default 0",
+    )
+    sub.add_argument("--level-match", action="store_true", help="bring every target to one level (RMS) first")
+    sub.add_argument("--seed", type=int, default=0, help="seed of rooms, crops and sounds (default: 0)")
+
+    sub = command(
+        "convert",
+        _convert,
+        "turn a public checkpoint into a directory for from_pretrained; foreign code is never executed",
+        "  na-ssl convert beats BEATs_iter3.pt beats\n"
+        "  na-ssl convert na-beats na_beats.ckpt na-beats --base BEATs_iter3.pt",
+    )
+    sub.add_argument("kind", choices=("beats", "eat", "na-beats", "na-eat"), help="what the source is")
+    sub.add_argument("source", type=Path, metavar="SRC", help="original file, or directory for EAT's hub layout")
+    sub.add_argument("destination", type=Path, metavar="DST", help="directory to write")
+    sub.add_argument("--base", type=Path, help="base checkpoint, where SRC holds noise-aware layers only")
+
+    sub = command(
+        "evaluate-submission",
+        _evaluate_submission,
+        "official DCASE 2026 Task 2 numbers of a folder of score files",
+        "  na-ssl evaluate-submission submission ground_truth --json",
+    )
+    sub.add_argument("submission", type=Path, metavar="SUBMISSION_DIR", help="folder of anomaly_score_*.csv files")
+    sub.add_argument("ground_truth", type=Path, metavar="GROUND_TRUTH_DIR", help="folder of ground_truth_* folders")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _add_inference_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--batch-size", type=int, default=8, help="recordings through the model at a time (default: 8)")
+    sub.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: the best there is)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.out, model=options.model, seed=options.seed)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from .hub.memory_bank import MemoryBank
+
+    files = _sound_files(options.recordings)
+    scorer = _load_scorer(options.model or str(default_checkpoint()), options)
+    if options.far_cancellation:
+        scorer.feature_extractor.far_cancellation = (
+            None if options.far_cancellation == "none" else options.far_cancellation
+        )
+    rescaling = None if options.rescaling == "none" else options.rescaling
+    scorer.fit(
+        files,
+        pooling=options.pooling,
+        gamma=options.gamma,
+        memory_bank=MemoryBank(rescaling=rescaling),
+        threshold_method=options.threshold_method,
+        false_alarm_rate=options.false_alarm_rate,
+        batch_size=options.batch_size,
+    )
+    scorer.save_pretrained(options.out)
+    print(f"{len(files)} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    files = _sound_files(options.recordings)
+    scorer = _load_scorer(options.scorer, options)
+    results = scorer(files, batch_size=options.batch_size, progress="score")
+    rows = [[str(file), *(result[key] for key in ("score", "is_anomaly", "threshold", "p_value"))]
+            for file, result in zip(files, results, strict=True)]
+    header = ["file", "score", "is_anomaly", "threshold", "p_value"]
+    if options.csv is None:
+        csv.writer(sys.stdout).writerows([header, *rows])
+        return
+    options.csv.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target and renamed: a kill leaves the old file.
+    with tempfile.NamedTemporaryFile("w", newline="", dir=options.csv.parent, delete=False) as file:
+        csv.writer(file).writerows([header, *rows])
+    os.replace(file.name, options.csv)
+    anomalies = sum(result["is_anomaly"] for result in results)
+    print(f"{len(files)} recordings, {anomalies} anomalous, scores in {options.csv}")
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from .data.simulated_recordings import simulate_recordings
+    from .data.two_channel_recordings import write_two_channel_dataset
+
+    if (options.targets is None) != (options.noises is None):
+        given = "--targets" if options.noises is None else "--noises"
+        raise ValueError(f"--targets and --noises go together, got {given} alone.")
+    if options.targets is None:
+        write_two_channel_dataset(options.out, seed=options.seed, noise_coherence=options.noise_coherence)
+    else:
+        simulate_recordings(
+            options.targets,
+            options.noises,
+            options.out,
+            snr_db=options.snr or (-5.0, 0.0, 5.0),
+            num_rooms=options.rooms,
+            seed=options.seed,
+            level_match=options.level_match,
+            noise_coherence=options.noise_coherence,
+        )
+    print(f"recordings written to {options.out}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .convert import convert
+
+    print(f"converted to {convert(options.kind, options.source, options.destination, base=options.base)}")
+
+
+def _evaluate_submission(options: argparse.Namespace) -> None:
+    from .evaluation.submission import evaluate_submission
+
+    result = evaluate_submission(options.submission, options.ground_truth)
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"official score {100 * result['official_score']:.2f} %")
+    for machine, values in result["machines"].items():
+        print(f"  {machine}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def default_checkpoint() -> Path:
+    """The checkpoint that ships with the package."""
+    return Path(__file__).parent / "checkpoints" / "na-beats-tiny"
+
+
+def _load_scorer(model: str, options: argparse.Namespace):
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from . import AnomalyScorer
+
+    # Loading takes a moment; its bars would bury the one that counts recordings.
+    logging.disable_progress_bar()
+    scorer = pipeline("anomaly-scoring", model=model, device=options.device)
+    logging.enable_progress_bar()
+    assert isinstance(scorer, AnomalyScorer)
+    if options.resample:
+        scorer.feature_extractor.resample = True
+    return scorer
+
+
+def _sound_files(paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SOUND_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"no {', '.join(SOUND_SUFFIXES)} files below {path}")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"no file or folder {path}")
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main())

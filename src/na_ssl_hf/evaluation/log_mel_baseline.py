@@ -1,0 +1,29 @@
+"""Band-wise log-mel statistics: the embedding without any learning that every encoder should beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from ..hub.fbank import kaldi_fbank
+
+
+def log_mel_embeddings(waveforms: Iterable[np.ndarray], num_bands: int = 8) -> torch.Tensor:
+    """Mean and standard deviation over time of the BEATs log-mel spectrogram, cut into `num_bands` equal mel bands.
+
+    waveforms: single-channel clips (N,) at 16 kHz, lengths may differ. Returns (clips, num_bands, 2 * 128 / num_bands)
+    float32 for a `MemoryBank(distance="euclidean", normalize=False)`, whose scores are higher for more anomalous clips.
+    Raises ValueError when `num_bands` does not divide 128 or there is no clip.
+    """
+    if num_bands < 1 or 128 % num_bands:
+        raise ValueError(f"num_bands must divide 128, got {num_bands}")
+    embeddings = []
+    for waveform in waveforms:
+        log_mel = kaldi_fbank(torch.as_tensor(waveform, dtype=torch.float32), flavour="beats")  # (T, 128)
+        statistics = torch.stack([log_mel.mean(dim=0), log_mel.std(dim=0, correction=0)])  # (2, 128)
+        embeddings.append(statistics.unflatten(1, (num_bands, -1)).transpose(0, 1).flatten(1))  # (F, 2 * 128 / F)
+    if not embeddings:
+        raise ValueError("waveforms must hold at least one clip, got none")
+    return torch.stack(embeddings)

@@ -1,0 +1,45 @@
+"""What a noise-aware layer's configuration must satisfy, for every base encoder."""
+
+from typing import Protocol
+
+NOISE_AWARE_LAYER_TYPES = ("cross_attention", "film", "self_attention", "aligned")
+
+
+class NoiseAwareFields(Protocol):
+    """The fields that [`NoiseAwareLayer`] reads from a configuration.
+
+    Attributes:
+        noise_aware_layer_type: "cross_attention" (Fujimura et al., 2026), "film", "self_attention" (D-BEATs: no noise
+            stream) or "aligned" (cross attention whose SwiGLU also sees the far token of the same time and frequency).
+        noise_aware_num_heads: attention heads; must divide `hidden_size`.
+        noise_aware_intermediate_size: width of the SwiGLU; `None` means 3 x `hidden_size` (4 x for "film").
+        noise_aware_attention_dropout: on attention weights, in training only.
+        noise_aware_norm_eps: epsilon of the RMS norms.
+    """
+
+    hidden_size: int
+    noise_aware_layer_type: str
+    noise_aware_num_heads: int
+    noise_aware_intermediate_size: int | None
+    noise_aware_attention_dropout: float | int
+    noise_aware_norm_eps: float | int
+
+
+def resolve_noise_aware_intermediate_size(config: NoiseAwareFields) -> None:
+    """Replace `noise_aware_intermediate_size=None` by the published width of the layer type."""
+    if config.noise_aware_intermediate_size is None:
+        ratio = 4 if config.noise_aware_layer_type == "film" else 3
+        config.noise_aware_intermediate_size = ratio * config.hidden_size
+
+
+def validate_noise_aware_fields(config: NoiseAwareFields) -> None:
+    """Raise a `ValueError` that names the field, its rule and its value."""
+    if config.noise_aware_layer_type not in NOISE_AWARE_LAYER_TYPES:
+        raise ValueError(
+            f"`noise_aware_layer_type` must be one of {NOISE_AWARE_LAYER_TYPES}, got {config.noise_aware_layer_type!r}."
+        )
+    if config.hidden_size % config.noise_aware_num_heads:
+        raise ValueError(
+            f"`noise_aware_num_heads` must divide `hidden_size` {config.hidden_size}, "
+            f"got {config.noise_aware_num_heads}."
+        )

@@ -1,0 +1,150 @@
+"""Kaldi log-mel filter banks of BEATs and EAT, batched and differentiable, in torch."""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+# Letters: N samples, T frames, K = 256 FFT bins (the Nyquist bin has no mel weight), M = 128 mel channels.
+SAMPLING_RATE = 16000
+FRAME_LENGTH = 400
+FRAME_SHIFT = 160
+FFT_LENGTH = 512
+NUM_MEL_BINS = 128
+PREEMPHASIS = 0.97
+LOG_FLOOR = 1.1920929e-07
+
+# flavour -> (Povey exponent of the Hann window, gain of the wave, mean, divisor, frame multiple of the result)
+FLAVOURS = {
+    "beats": (0.85, 2.0**15, 15.41663, 2 * 6.55582, 1),
+    "eat": (1.0, 1.0, -4.268, 2 * 4.569, 32),
+}
+
+# One FFT chunk of this many frames stays in the cache of a CPU core; measured twice as fast as one pass over 32 clips.
+_FRAMES_PER_CHUNK = 4000
+
+
+def num_fbank_frames(num_samples: int) -> int:
+    """Number of whole 25 ms frames, one every 10 ms, in `num_samples` at 16 kHz; EAT pads it to a multiple of 32.
+
+    Raises:
+        ValueError: fewer than 400 samples.
+    """
+    if num_samples < FRAME_LENGTH:
+        raise ValueError(
+            f"`num_samples` must be at least {FRAME_LENGTH} (one 25 ms frame at 16 kHz). Got {num_samples}."
+        )
+    return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
+
+
+def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor:
+    """Normalised log-mel energies as the original BEATs (Chen et al., ICML 2023) or EAT (Chen et al., IJCAI 2024) uses.
+
+    Kaldi's pipeline without dither: frames of 25 ms every 10 ms, frame mean removed, pre-emphasis 0.97, Povey (BEATs)
+    or symmetric Hann (EAT) window, power spectrum of 512 points, 128 mel triangles from 20 Hz to 8 kHz, natural
+    logarithm.
+
+    Args:
+        waveforms: `(..., N)` of any float dtype on any device, 16 kHz, full scale 1.0. The arithmetic is float32, also
+            under autocast. Every wave is transformed alone.
+        flavour: `"beats"`, or `"eat"`, whose frames are padded with log energy 0 to a multiple of 32.
+
+    Returns:
+        `(..., T, 128)` float32, differentiable with respect to `waveforms`.
+
+    Raises:
+        ValueError: an unknown flavour, integer samples, or fewer than 400 of them.
+    """
+    if flavour not in FLAVOURS:
+        raise ValueError(f"`flavour` must be one of {sorted(FLAVOURS)}. Got {flavour!r}.")
+    if not waveforms.is_floating_point() or waveforms.dim() == 0:
+        raise ValueError(
+            f"`waveforms` must be floating point of shape (..., N). Got {waveforms.dtype} {tuple(waveforms.shape)}."
+        )
+    _, _, mean, divisor, multiple = FLAVOURS[flavour]
+    num_frames = num_fbank_frames(waveforms.shape[-1])
+    device = waveforms.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            log_mel = _log_mel(waveforms.float(), flavour)
+    else:
+        log_mel = _log_mel(waveforms.float(), flavour)
+    features = (log_mel - mean) / divisor
+    if num_frames % multiple:
+        features = F.pad(features, (0, 0, 0, -num_frames % multiple), value=-mean / divisor)
+    return features
+
+
+def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
+    """Log-mel energies `(..., T, 128)` of float32 waves `(..., N)`."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or waves.numel() == 0:
+        # Compilers and ONNX want neither complex tensors nor the chunk loop; a real DFT by matmul is all they see. And
+        # MKL's FFT refuses an empty batch.
+        window, dft, mel_bank = (constant.to(waves.device) for constant in _CONSTANTS[flavour])
+        spectrum = _frames(waves, window) @ dft  # (..., T, 2K)
+        power = spectrum[..., : FFT_LENGTH // 2].square() + spectrum[..., FFT_LENGTH // 2 :].square()  # (..., T, K)
+        return (power @ mel_bank).clamp_min(LOG_FLOOR).log()
+    flat = waves.reshape(math.prod(waves.shape[:-1]), waves.shape[-1])  # (clips, N)
+    num_frames = num_fbank_frames(waves.shape[-1])
+    clips_per_chunk = max(1, _FRAMES_PER_CHUNK // num_frames) if flat.device.type == "cpu" else max(1, len(flat))
+    log_mel = [_log_mel_by_fft(chunk, flavour) for chunk in flat.split(clips_per_chunk)]
+    joined = log_mel[0] if len(log_mel) == 1 else torch.cat(log_mel)
+    return joined.reshape(*waves.shape[:-1], num_frames, NUM_MEL_BINS)  # (..., T, M)
+
+
+def _log_mel_by_fft(waves: torch.Tensor, flavour: str) -> torch.Tensor:
+    window, mel_bank = _eager_constants(flavour, waves.device)
+    spectrum = torch.fft.rfft(_frames(waves, window), n=FFT_LENGTH)[..., : FFT_LENGTH // 2]  # (clips, T, K)
+    # Not abs().square(): its hypot costs more than the FFT.
+    power = spectrum.real.square() + spectrum.imag.square()
+    return (power @ mel_bank).clamp_min(LOG_FLOOR).log()
+
+
+def _frames(waves: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Centred, pre-emphasised, windowed frames `(..., T, 400)`.
+
+    Kaldi's own rule for the first sample of a frame is left out: both windows are 0 there.
+    """
+    frames = waves.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (..., T, 400)
+    frames = frames - frames.mean(-1, keepdim=True)
+    return (frames - PREEMPHASIS * F.pad(frames[..., :-1], (1, 0))) * window
+
+
+def _mel_bank() -> torch.Tensor:
+    """Kaldi's triangles `(K, M)`: linear in mel, not area-normalised. Channel 3 holds no FFT bin and stays empty."""
+    hertz = torch.arange(FFT_LENGTH // 2, device="cpu") * (SAMPLING_RATE / FFT_LENGTH)
+    mel = (1127.0 * (1.0 + hertz / 700.0).log())[:, None]  # (K, 1)
+    lowest, highest = (1127.0 * math.log(1.0 + corner / 700.0) for corner in (20.0, SAMPLING_RATE / 2))
+    width = (highest - lowest) / (NUM_MEL_BINS + 1)
+    channels = torch.arange(NUM_MEL_BINS, device="cpu", dtype=torch.float32)
+    left, centre, right = (lowest + (channels + corner) * width for corner in (0.0, 1.0, 2.0))
+    rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
+    return torch.minimum(rising, falling).clamp_min(0.0)
+
+
+def _constants(flavour: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Window with gain `(400,)`, real DFT `(400, 2K)` with the cosines first, mel bank `(K, M)`, float32 on the CPU.
+
+    Window and bank are computed in float32 as the originals do: quiet bands beside a loud tone show the difference.
+    """
+    exponent, gain = FLAVOURS[flavour][:2]
+    # Whatever device context or inference mode this module is first imported in, these are ordinary CPU tensors.
+    with torch.inference_mode(False):
+        window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu") ** exponent
+        samples, bins = (torch.arange(n, device="cpu", dtype=torch.float64) for n in (FRAME_LENGTH, FFT_LENGTH // 2))
+        # Whole turns are dropped before the multiplication by 2 pi, which keeps the angles exact.
+        angles = 2 * math.pi * (torch.outer(samples, bins) % FFT_LENGTH / FFT_LENGTH)
+        dft = torch.cat([angles.cos(), angles.sin()], dim=1).float()  # (400, 2K)
+        return window * gain, dft, _mel_bank()
+
+
+_CONSTANTS = {flavour: _constants(flavour) for flavour in FLAVOURS}
+
+
+@functools.lru_cache(maxsize=16)
+def _eager_constants(flavour: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Window and mel bank on `device`, copied there once."""
+    window, _, mel_bank = _CONSTANTS[flavour]
+    with torch.inference_mode(False):  # a first call in inference mode must not spoil later training
+        return window.to(device), mel_bank.to(device)

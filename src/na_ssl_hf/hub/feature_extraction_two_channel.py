@@ -1,0 +1,322 @@
+"""Two-channel recordings to normalised log-mel frames: channel 0 is the close microphone, channel 1 the far one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import logging
+
+from .fbank import FLAVOURS, FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, SAMPLING_RATE, kaldi_fbank, num_fbank_frames
+from .noise_cancellation import METHODS, cancel_far_microphone
+
+try:
+    import soxr
+except ImportError:  # only resampling needs it
+    soxr = None
+
+logger = logging.get_logger(__name__)
+
+# Letters: B recordings, N samples of one, L samples of the longest, T frames, M mel channels, K frequency bins.
+# BEATs needs one row of 16x16 patches; EAT pads to 32 frames, so that one frame is enough.
+_MIN_SAMPLES = {"beats": FRAME_LENGTH + 15 * FRAME_SHIFT, "eat": FRAME_LENGTH}
+
+_SILENT_RMS = 1e-6  # a tenth of the rms of 16 bit rounding
+_FULL_SCALE = 1 - 2.0**-15
+_CLIPPED_SHARE = 1e-3
+
+# See far_leads_and_is_louder.
+_LAG_FRAME = 1024
+_MAX_LAG = 60  # 1.3 m of path difference at 16 kHz
+_MIN_LAG_FRAMES = 16  # fewer frames make every pair of signals look coherent
+_LEAD_DB = 1.0
+_LOUDER_DB = 3.0
+
+
+class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
+    """Turns two-channel recordings into the input of the BEATs and EAT models of this package.
+
+    Nothing is level-normalised: both channels keep their common gain, which carries information. Silent, identical,
+    swapped and clipped channels are legal and give a warning once per process.
+
+    Args:
+        frontend: `"beats"` or `"eat"`, the fbank of the model.
+        feature_size: the number of channels, 2.
+        sampling_rate: of the model, 16000 Hz.
+        num_mel_bins: of the model, 128.
+        resample: convert other sampling rates with soxr instead of refusing them.
+        far_cancellation: `"least_squares"` or `"spectral_subtraction"` takes out of the close channel what the far
+            one hears, each recording by itself and before its padding; `None` leaves it as it is.
+        padding_value: sample value that continues the shorter recordings of a batch.
+
+    Raises:
+        ValueError: a parameter outside of these choices.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012 (declared so by the base class)
+
+    def __init__(
+        self,
+        frontend: str = "beats",
+        feature_size: int = 2,
+        sampling_rate: int = SAMPLING_RATE,
+        num_mel_bins: int = NUM_MEL_BINS,
+        resample: bool = False,
+        far_cancellation: str | None = None,
+        padding_value: float = 0.0,
+        **kwargs: Any,
+    ):
+        for name, value, choices in (
+            ("frontend", frontend, tuple(FLAVOURS)),
+            ("feature_size", feature_size, (2,)),
+            ("sampling_rate", sampling_rate, (SAMPLING_RATE,)),
+            ("num_mel_bins", num_mel_bins, (NUM_MEL_BINS,)),
+            ("far_cancellation", far_cancellation, (None, *METHODS)),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}. Got {value!r}.")
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.frontend = frontend
+        self.num_mel_bins = num_mel_bins
+        self.resample = resample
+        self.far_cancellation = far_cancellation
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        audio: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+        device: str | torch.device = "cpu",
+        padding: bool | str = True,
+    ) -> BatchFeature:
+        """Features of one recording or of a batch.
+
+        Args:
+            audio: `(2, N)` array, tensor or nested list, `(B, 2, N)`, or a list of `(2, N)` of unequal lengths; float
+                with full scale 1.0 (louder is legal), or int16 or int32 PCM.
+            sampling_rate: of `audio`, in Hz. Without it 16000 is assumed, with a warning once.
+            return_tensors: `"pt"`, `"np"`, or `None` for lists of arrays.
+            device: where the features are computed; they are returned on the CPU.
+            padding: `True` or `"longest"` continues shorter recordings to the longest; `False` refuses unequal lengths.
+
+        Returns:
+            `input_values` `(B, 2, T, 128)` float32, and `attention_mask` `(B, T)` int64 with 0 for frames of padding
+            only, counted as the original BEATs counts them. For EAT, the frames that fill up a recording to a multiple
+            of 32 are its own, as in the original, and every frame after is padding.
+
+        Raises:
+            ValueError: not two channels, wrong rank or type, NaN or infinity, empty or shorter than the model's minimum
+                (2800 samples for BEATs, 400 for EAT), or another sampling rate without `resample=True`.
+        """
+        if return_tensors not in ("pt", "np", None):
+            raise ValueError(f"`return_tensors` must be 'pt', 'np' or None. Got {return_tensors!r}.")
+        if padding not in (True, False, "longest"):
+            raise ValueError(f"`padding` must be True, 'longest' or False. Got {padding!r}.")
+        recordings = [self._at_own_rate(wave, sampling_rate) for wave in _recordings(audio)]
+        lengths = [wave.shape[-1] for wave in recordings]
+        shortest = min(lengths)
+        if shortest < _MIN_SAMPLES[self.frontend]:
+            raise ValueError(
+                f"`audio` must have at least {_MIN_SAMPLES[self.frontend]} samples per channel at {self.sampling_rate} "
+                f"Hz for frontend={self.frontend!r}. Recording {lengths.index(shortest)} has {shortest}."
+            )
+        if not padding and shortest < max(lengths):
+            raise ValueError(f"`padding` must be True for recordings of unequal lengths. Got {sorted(set(lengths))}.")
+
+        waves = self._padded(recordings, lengths, torch.device(device))  # (B, 2, L)
+        input_values = kaldi_fbank(waves, self.frontend)  # (B, 2, T, M)
+        mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
+        if self.frontend == "eat":
+            silent_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
+            for values, length in zip(input_values, lengths, strict=True):
+                values[:, num_fbank_frames(length) :] = silent_log_mel
+
+        features: dict[str, Any] = {"input_values": input_values.cpu()}
+        if self.return_attention_mask:
+            features["attention_mask"] = mask
+        if return_tensors != "pt":
+            features = {name: values.numpy() for name, values in features.items()}
+        if return_tensors is None:
+            features = {name: list(values) for name, values in features.items()}
+        return BatchFeature(features)
+
+    def _at_own_rate(self, wave: torch.Tensor, sampling_rate: int | None) -> torch.Tensor:
+        if sampling_rate is None:
+            logger.warning_once(
+                f"No `sampling_rate` was given to {type(self).__name__}: {self.sampling_rate} Hz is assumed. A wrong "
+                "rate cannot be seen in the samples; pass `sampling_rate`."
+            )
+        elif not self.resample and sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"`sampling_rate` must be {self.sampling_rate}, or the extractor made with resample=True. "
+                f"Got {sampling_rate}."
+            )
+        elif sampling_rate != self.sampling_rate:
+            if soxr is None:
+                raise ValueError("`resample=True` needs the package soxr: pip install soxr.")
+            if not sampling_rate > 0:
+                raise ValueError(f"`sampling_rate` must be positive. Got {sampling_rate}.")
+            both = np.ascontiguousarray(wave.cpu().numpy().T)  # (N, 2): one call, one delay for both channels
+            return torch.from_numpy(soxr.resample(both, sampling_rate, self.sampling_rate).T.copy())
+        return wave
+
+    def _padded(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> torch.Tensor:
+        """Checked and cancelled recordings in one tensor `(B, 2, L)` on `device`; equal lengths go together."""
+        waves = torch.full((len(lengths), 2, max(lengths)), float(self.padding_value), device=device)
+        for length in sorted(set(lengths)):
+            rows = [row for row, n in enumerate(lengths) if n == length]
+            group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
+            _warn_about_suspicious(group)
+            if self.far_cancellation is not None:
+                close = cancel_far_microphone(group[:, 0], group[:, 1], self.far_cancellation)
+                group = torch.stack([close, group[:, 1]], dim=1)  # (b, 2, N)
+            waves[rows, :, :length] = group
+        return waves
+
+    def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
+        """`(T,)` int64, 1 where a frame of a recording of `length` samples is more than padding."""
+        if self.frontend == "eat":
+            valid = num_fbank_frames(length)
+            valid += -valid % FLAVOURS["eat"][4]
+        else:
+            # The original shares the samples out evenly, longest // T to a frame, whatever the hop, and drops the rest.
+            valid = -(-length // (longest // num_frames))
+        return (torch.arange(num_frames) < valid).long()
+
+
+def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
+    """Whether the far microphone hears the machine earlier and louder than the close one: the channels look swapped.
+
+    From the cross-spectrum and power spectra averaged over the clip: (1) the coherence-normalised cross-correlation
+    (SCOT; Knapp & Carter, 1976) has a peak at the lags where far does not lag that is 1 dB above the best one where
+    it does; and (2) the level of far over close, averaged over frequency with the coherence to the fourth power as
+    weight, so that what only one microphone hears has no say, is above 3 dB.
+
+    In 160 simulated rooms, -10 to 10 dB SNR, it fired on 8 of 640 correct clips, all from 2 rooms where a noise source
+    or the (randomly displaced) machine truly is louder at the far microphone, and on 59 % (0 dB) to 83 % (10 dB) of
+    the same clips with swapped channels.
+
+    Args:
+        channels: `(B, 2, N)` float32, 16 kHz; below 0.5 s nothing is suspected.
+
+    Returns:
+        `(B,)` bool.
+    """
+    if channels.shape[-1] < _LAG_FRAME * (_MIN_LAG_FRAMES + 1) // 2:
+        return torch.zeros(len(channels), dtype=torch.bool, device=channels.device)
+    window = torch.hann_window(_LAG_FRAME, device=channels.device)
+    spectra = torch.fft.rfft(channels.unfold(-1, _LAG_FRAME, _LAG_FRAME // 2) * window)  # (B, 2, frames, K)
+    power = spectra.real.square().add_(spectra.imag.square()).mean(2)  # (B, 2, K)
+    # The floor keeps bins that hold nothing but rounding out of the normalisation.
+    power = power + 1e-10 * power.amax(dim=(1, 2), keepdim=True) + torch.finfo(power.dtype).tiny
+    cross = (spectra[:, 0].conj() * spectra[:, 1]).mean(1) / power.prod(1).sqrt()  # (B, K)
+    correlation = torch.fft.irfft(cross).abs()  # (B, lags), far lags at the positive ones
+    lags = correlation[:, 1 : _MAX_LAG + 1].amax(1)
+    leads = torch.cat([correlation[:, -_MAX_LAG:], correlation[:, :1]], dim=1).amax(1)
+    weight = cross.abs().pow(4)
+    level_db = 10 * (power[:, 1] / power[:, 0]).log10()
+    louder_db = (weight * level_db).sum(1) / weight.sum(1).clamp_min(torch.finfo(power.dtype).tiny)
+    return (leads > lags * 10 ** (_LEAD_DB / 10)) & (louder_db > _LOUDER_DB)
+
+
+def _warn_about_suspicious(channels: torch.Tensor) -> None:
+    """Warns once per process about each oddity in `(B, 2, N)` that a microphone or a cable may have caused."""
+    silent = channels.std(-1, correction=0) < _SILENT_RMS  # (B, 2), a constant offset is silence, too
+    identical = (channels[:, 0] == channels[:, 1]).all(-1)
+    clipped = (channels.abs() >= _FULL_SCALE).float().mean(-1) > _CLIPPED_SHARE  # (B, 2)
+    if silent[:, 0].any():
+        logger.warning_once("A recording has a silent close microphone (channel 0).")
+    if silent[:, 1].any():
+        logger.warning_once("A recording has a silent far microphone (channel 1); is it connected?")
+    if (identical & ~silent[:, 0]).any():
+        logger.warning_once("A recording has two identical channels; a far microphone (channel 1) was expected.")
+    if clipped.any():
+        logger.warning_once(
+            "A recording is at or above full scale in more than 0.1 % of its samples; it may be clipped."
+        )
+    if (far_leads_and_is_louder(channels) & ~silent.any(1)).any():
+        logger.warning_once(
+            "In a recording the far microphone (channel 1) hears the machine earlier and louder than the close one "
+            "(channel 0); are the channels swapped?"
+        )
+
+
+def _recordings(audio: Any) -> list[torch.Tensor]:
+    """The recordings in `audio`, each `(2, N)` float32 of full scale 1.0, or a ValueError that says what is wrong."""
+    rank = _rank(audio)
+    is_array = isinstance(audio, (np.ndarray, torch.Tensor))
+    if not is_array and not isinstance(audio, Sequence):
+        raise ValueError(f"`audio` must be an array, a tensor or a list of shape (2, N). Got {type(audio).__name__}.")
+    if rank == 1 and len(audio) > 0:
+        raise ValueError(
+            f"`audio` must have two channels, (2, N): close and far microphone. Got mono, ({len(audio)},)."
+        )
+    if len(audio) == 0:
+        raise ValueError("`audio` must not be empty. Got no recording.")
+    if not is_array and rank == 2 and not isinstance(audio[0], Sequence):
+        raise ValueError(
+            "`audio` must be a list of (2, N) recordings, but its first element is one-dimensional, that is mono. "
+            "One recording from two arrays is np.stack([close, far])."
+        )
+    if rank not in (2, 3):
+        raise ValueError(f"`audio` must be (2, N), (B, 2, N) or a list of (2, N). Got {rank} dimensions.")
+    return [_recording(wave, index) for index, wave in enumerate([audio] if rank == 2 else audio)]
+
+
+def _rank(audio: Any) -> int:
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return audio.ndim
+    if isinstance(audio, Sequence) and not isinstance(audio, (str, bytes)):
+        return 1 + (_rank(audio[0]) if len(audio) else 0)
+    return 0
+
+
+def _recording(audio: Any, index: int) -> torch.Tensor:
+    wave = _float_samples(audio, index)
+    shape = tuple(wave.shape)
+    if wave.ndim != 2:
+        raise ValueError(f"Every recording in `audio` must have the shape (2, N). Recording {index} has {shape}.")
+    if shape[0] != 2 and shape[1] == 2 and shape[0] > 0:
+        raise ValueError(
+            f"`audio` must be channels first, (2, N). Recording {index} has the shape {shape}, which looks transposed; "
+            "pass its transpose."
+        )
+    if shape[0] != 2:
+        noun = "channel (mono)" if shape[0] == 1 else "channels"
+        raise ValueError(
+            f"`audio` must have two channels, 0 the close and 1 the far microphone. Recording {index} has "
+            f"{shape[0]} {noun}, shape {shape}."
+        )
+    if shape[1] == 0:
+        raise ValueError(f"`audio` must not be empty. Recording {index} has no samples, shape {shape}.")
+    if not wave.isfinite().all():
+        raise ValueError(
+            f"`audio` must be finite. Recording {index} has {int((~wave.isfinite()).sum())} NaN or infinite samples."
+        )
+    return wave
+
+
+def _float_samples(audio: Any, index: int) -> torch.Tensor:
+    if isinstance(audio, torch.Tensor):
+        if audio.is_floating_point():
+            return audio.detach().float()
+        audio = audio.cpu().numpy()
+    try:
+        samples = np.asarray(audio)
+    except ValueError as error:
+        raise ValueError(
+            f"The channels of recording {index} in `audio` must have equal lengths. Got {error}."
+        ) from error
+    if samples.dtype.kind == "i" and samples.dtype.itemsize in (2, 4):
+        return torch.from_numpy((samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32))
+    if samples.dtype.kind != "f":
+        raise ValueError(
+            f"`audio` must be floating point, int16 or int32. Recording {index} has the dtype {samples.dtype}."
+        )
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused as such
+        return torch.from_numpy(samples.astype(np.float32))
+
+
+TwoChannelFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

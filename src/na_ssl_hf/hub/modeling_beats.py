@@ -1,0 +1,265 @@
+"""BEATs, the single-channel audio encoder (Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023).
+
+Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens (time-major: index = row * bands + band),
+D hidden size, E patch channels, H heads, C channels a head, Q queries, K keys.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_beats import BeatsConfig
+from .eager_attention import eager_attention_forward
+from .two_channel_input import close_channel, token_mask
+
+
+class BeatsEmbeddings(nn.Module):
+    """Patches of the fbank, projected, with a convolutional position embedding over the token axis."""
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(
+            1, config.patch_embedding_size, kernel_size=config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.layer_norm = nn.LayerNorm(config.patch_embedding_size, eps=config.layer_norm_eps)
+        self.projection = (
+            nn.Linear(config.patch_embedding_size, config.hidden_size)
+            if config.patch_embedding_size != config.hidden_size
+            else nn.Identity()
+        )
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        # The original parametrises this convolution by weight norm; conversion folds it into a plain weight, which
+        # gives the same outputs and loads correctly from the meta device.
+        self.position_convolution = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            kernel_size=config.position_convolution_kernel,
+            padding=config.position_convolution_kernel // 2,
+            groups=config.position_convolution_groups,
+        )
+        self.position_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, fbank: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        patches = self.patch_embedding(fbank[:, None].to(self.patch_embedding.weight.dtype))  # (B, E, rows, bands)
+        hidden_states = self.layer_norm(patches.flatten(2).transpose(1, 2))  # (B, N, E)
+        hidden_states = self.input_dropout(self.projection(hidden_states))
+        if mask is not None:
+            hidden_states = hidden_states * mask[..., None].to(hidden_states.dtype)
+        positions = self.position_convolution(hidden_states.transpose(1, 2))  # (B, D, N or N + 1)
+        # Padding an even kernel by half on both sides gives one output too many: the last.
+        positions = positions[..., : hidden_states.shape[1]].transpose(1, 2)  # (B, N, D)
+        hidden_states = hidden_states + nn.functional.gelu(positions)
+        return self.dropout(self.position_layer_norm(hidden_states))
+
+
+class BeatsRelativePositionBias(nn.Module):
+    """One learned value a head for every bucket of token distances, shared by all layers."""
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.num_buckets = config.num_buckets
+        self.max_distance = config.max_distance
+        self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
+
+    def bucket(self, relative_position: torch.Tensor) -> torch.Tensor:
+        """Bucket of every `key - query` distance in tokens: exact up to a quarter of the buckets, then logarithmic."""
+        half = self.num_buckets // 2
+        exact = half // 2
+        distance = relative_position.abs()
+        # Distance 0 is exact, so clamping it to 1 only keeps the unused branch finite.
+        logarithmic = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        far = (exact + (logarithmic * (half - exact)).long()).clamp(max=half - 1)
+        return (relative_position > 0).long() * half + torch.where(distance < exact, distance, far)
+
+    def forward(self, num_tokens: int) -> torch.Tensor:
+        device = self.embedding.weight.device
+        # Only 2 N - 1 distances exist: look those up, then spread them along the diagonals.
+        distances = torch.arange(1 - num_tokens, num_tokens, device=device)
+        by_distance = self.embedding(self.bucket(distances)).transpose(0, 1)  # (H, 2N - 1)
+        tokens = torch.arange(num_tokens, device=device)
+        return by_distance[:, tokens[None, :] - tokens[:, None] + num_tokens - 1][None]  # (1, H, Q, K)
+
+
+class BeatsAttention(nn.Module):
+    """Self attention whose relative position bias is scaled by a gate computed from every query."""
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate_proj = nn.Linear(self.head_dim, 8)
+        self.gate_scale = nn.Parameter(torch.ones(config.num_attention_heads))
+
+    def gate(self, query: torch.Tensor) -> torch.Tensor:
+        """`(B, H, Q, 1)` in [1, 2 + gate_scale] or so, from the unscaled query `(B, H, Q, C)`."""
+        # The original sums the eight outputs in two groups of four; summing the weights first is the same and cheaper.
+        weight = self.gate_proj.weight.view(2, 4, self.head_dim).sum(1)
+        bias = self.gate_proj.bias.view(2, 4).sum(1)
+        reset, update = torch.sigmoid(nn.functional.linear(query, weight, bias)).chunk(2, dim=-1)  # (B, H, Q, 1) each
+        return reset * (update * self.gate_scale[:, None, None] - 1.0) + 2.0
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_bias: torch.Tensor,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, Q, C)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            position_bias=self.gate(query) * position_bias,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(hidden_states.shape)), weights  # (B, N, D)
+
+
+class BeatsMLP(nn.Module):
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # The exact GELU: the tanh form is off by 7e-4 at the output.
+        return self.fc2(self.activation_dropout(nn.functional.gelu(self.fc1(hidden_states))))
+
+
+class BeatsLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer with deep norm: residuals are scaled by alpha = (2 layers)^(1/4)."""
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__()
+        self.residual_scale = (2 * config.num_hidden_layers) ** 0.25
+        self.attention = BeatsAttention(config)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = BeatsMLP(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_bias: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        attended, _ = self.attention(hidden_states, attention_mask, position_bias, **kwargs)
+        hidden_states = self.attention_layer_norm(hidden_states * self.residual_scale + self.dropout(attended))
+        transformed = self.dropout(self.mlp(hidden_states))
+        return self.final_layer_norm(hidden_states * self.residual_scale + transformed)
+
+
+class BeatsPreTrainedModel(PreTrainedModel):
+    config: BeatsConfig
+    config_class = BeatsConfig
+    base_model_prefix = "beats"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BeatsEmbeddings", "BeatsLayer"]
+    _supports_sdpa = True
+    # Flash attention has no additive bias and would drop the relative positions silently.
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": BeatsLayer, "attentions": BeatsAttention}
+    _input_embed_layer = "patch_embedding"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BeatsAttention):
+            init.ones_(module.gate_scale)
+
+
+class BeatsModel(BeatsPreTrainedModel):
+    """The BEATs encoder: fbank in, one token for every 16 x 16 patch out, no norm after the last layer."""
+
+    layer_class = BeatsLayer
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__(config)
+        self.embeddings = BeatsEmbeddings(config)
+        self.relative_position_bias = BeatsRelativePositionBias(config)
+        self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Tokens N of a recording of `num_frames` fbank frames; the frames past the last whole patch are dropped."""
+        return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+
+    def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Arrange tokens `(B, N, D)` as `(B, T', F', D)`: patch rows in time, bands from low to high frequency."""
+        num_bands = self.config.num_mel_bins // self.config.patch_size
+        return last_hidden_state.unflatten(1, (-1, num_bands))  # (B, T', F', D)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Encode recordings.
+
+        Args:
+            input_values: BEATs-normalised fbank `(B, T, M)`, or `(B, 2, T, M)` of which the close channel is used.
+            attention_mask: `(B, T)`, nonzero on the frames of the recording, zero on padding.
+
+        Returns:
+            `last_hidden_state` `(B, N, D)`; with `output_hidden_states=True` also the input of the first layer and the
+            output of every layer; with `output_attentions=True` (eager attention) the attention weights.
+
+        Raises:
+            ValueError: a shape is wrong, or there are fewer frames than one patch.
+        """
+        fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
+        mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
+        hidden_states = self.embeddings(fbank, mask)
+        position_bias = self.relative_position_bias(hidden_states.shape[1])
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, position_bias, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+__all__ = ["BeatsModel", "BeatsPreTrainedModel"]
+
+BeatsModel.register_for_auto_class("AutoModel")

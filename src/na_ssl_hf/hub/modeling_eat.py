@@ -1,0 +1,226 @@
+"""EAT, the single-channel audio encoder (Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
+Transformer", IJCAI 2024).
+
+Letters in shape comments: B recordings, T fbank frames, M mel bins, N patch tokens (time-major: index = row * bands +
+band) that follow one CLS token, D hidden size, H heads, C channels a head, Q queries, K keys.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_eat import EatConfig
+from .eager_attention import eager_attention_forward
+from .two_channel_input import close_channel, token_mask
+
+
+def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> torch.Tensor:
+    """The fixed position table `(1, rows * bands, D)`: the first half of D encodes the band, the second half the row,
+    each as `[sin(p w), cos(p w)]` with `w_i = 10000^(-i / (D / 4))`."""
+    frequencies = 10000 ** (-torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+
+    def encode(num_positions: int) -> torch.Tensor:
+        angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (positions, D / 2)
+
+    bands = encode(num_bands)[None].expand(num_rows, -1, -1)  # (rows, bands, D / 2)
+    rows = encode(num_rows)[:, None].expand(-1, num_bands, -1)  # (rows, bands, D / 2)
+    return torch.cat([bands, rows], dim=-1).flatten(0, 1)[None].float()  # (1, rows * bands, D)
+
+
+class EatEmbeddings(nn.Module):
+    """Patches of the fbank with fixed 2-D positions, a CLS token put first, and a norm over all of them."""
+
+    def __init__(self, config: EatConfig):
+        super().__init__()
+        num_bands = config.num_mel_bins // config.patch_size
+        self.patch_embedding = nn.Conv2d(1, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.register_buffer(
+            "position_embeddings", torch.zeros(1, config.max_time_patches * num_bands, config.hidden_size)
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.config = config
+
+    def forward(self, fbank: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embedding(fbank[:, None].to(self.patch_embedding.weight.dtype))  # (B, D, rows, bands)
+        if patches.shape[2] > self.config.max_time_patches:
+            raise ValueError(
+                f"`input_values` must have at most {self.config.max_time_patches * self.config.patch_size} frames "
+                f"(`max_time_patches` x `patch_size`), got {fbank.shape[1]}."
+            )
+        patches = patches.flatten(2).transpose(1, 2)  # (B, N, D)
+        patches = patches + self.position_embeddings[:, : patches.shape[1]].to(patches.dtype)
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
+        return self.dropout(self.layer_norm(torch.cat([cls_token, patches], dim=1)))  # (B, 1 + N, D)
+
+
+class EatAttention(nn.Module):
+    def __init__(self, config: EatConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, Q, C)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(hidden_states.shape)), weights  # (B, 1 + N, D)
+
+
+class EatMLP(nn.Module):
+    def __init__(self, config: EatConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # The exact GELU: the tanh form is off by 7e-4 at the output.
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+
+
+class EatLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer: `x += attention(x)`, `r = norm(x)`, `norm(r + mlp(r))`."""
+
+    def __init__(self, config: EatConfig):
+        super().__init__()
+        self.attention = EatAttention(config)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EatMLP(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attended))
+        return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
+
+class EatPreTrainedModel(PreTrainedModel):
+    config: EatConfig
+    config_class = EatConfig
+    base_model_prefix = "eat"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EatEmbeddings", "EatLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": EatLayer, "attentions": EatAttention}
+    _input_embed_layer = "patch_embedding"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EatEmbeddings):
+            num_bands = self.config.num_mel_bins // self.config.patch_size
+            init.normal_(module.cls_token, mean=0.0, std=self.config.initializer_range)
+            init.copy_(
+                module.position_embeddings,
+                sine_cosine_positions(self.config.max_time_patches, num_bands, self.config.hidden_size),
+            )
+
+
+class EatModel(EatPreTrainedModel):
+    """The EAT encoder: fbank in, a CLS token and one token for every 16 x 16 patch out, no norm after the last layer."""
+
+    layer_class = EatLayer
+
+    def __init__(self, config: EatConfig):
+        super().__init__(config)
+        self.embeddings = EatEmbeddings(config)
+        self.layers = nn.ModuleList([self.layer_class(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Patch tokens N, CLS not counted, of `num_frames` fbank frames; frames past the last patch are dropped."""
+        return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+
+    def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Arrange tokens `(B, 1 + N, D)`, CLS dropped, as `(B, T', F', D)`: patch rows in time, bands from low to high
+        frequency."""
+        num_bands = self.config.num_mel_bins // self.config.patch_size
+        return last_hidden_state[:, 1:].unflatten(1, (-1, num_bands))  # (B, T', F', D)
+
+    def sequence_mask(self, attention_mask: torch.Tensor | None, num_frames: int) -> torch.Tensor | None:
+        """The mask `(B, 1 + N)` over CLS, always attended to, and patches; `None` where nothing is padded."""
+        mask = token_mask(attention_mask, num_frames, self.num_tokens(num_frames))
+        return None if mask is None else nn.functional.pad(mask, (1, 0), value=True)  # (B, 1 + N)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encode recordings.
+
+        Args:
+            input_values: EAT-normalised fbank `(B, T, M)`, or `(B, 2, T, M)` of which the close channel is used.
+            attention_mask: `(B, T)`, nonzero on the frames of the recording, zero on padding.
+
+        Returns:
+            `last_hidden_state` `(B, 1 + N, D)`, CLS first, and `pooler_output` `(B, D)`, the CLS token; with
+            `output_hidden_states=True` also the input of the first layer and the output of every layer; with
+            `output_attentions=True` (eager attention) the attention weights.
+
+        Raises:
+            ValueError: a shape is wrong, fewer frames than one patch, or more than the position table holds.
+        """
+        fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
+        hidden_states = self.embeddings(fbank)
+        attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=self.sequence_mask(attention_mask, fbank.shape[1]),
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+
+__all__ = ["EatModel", "EatPreTrainedModel"]
+
+EatModel.register_for_auto_class("AutoModel")

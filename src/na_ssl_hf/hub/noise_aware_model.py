@@ -1,0 +1,78 @@
+"""What NA-BEATs and NA-EAT share: a frozen base inside, noise-aware layers that are trained."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+
+def is_noise_aware_parameter(name: str) -> bool:
+    """Whether a parameter name of an NA model belongs to a noise-aware layer, not to the base."""
+    return ".noise_aware." in name
+
+
+class NoiseAwareModelMixin:
+    """Freezing, train mode and construction of a noise-aware model; mixed into a base encoder class.
+
+    The names of the base's parameters are those of the base model, so an NA state dict is the base's plus
+    `layers.i.noise_aware.*`.
+    """
+
+    base_is_frozen = False
+
+    def freeze_base(self, frozen: bool = True) -> None:
+        """Freeze (or unfreeze) every parameter outside the noise-aware layers; a frozen base also stays in eval mode.
+
+        Args:
+            frozen: False to fine-tune the base as well.
+        """
+        self.base_is_frozen = frozen
+        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
+            if not is_noise_aware_parameter(name):
+                parameter.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)  # type: ignore[misc]
+        if self.base_is_frozen:
+            for name, child in self.named_children():  # type: ignore[attr-defined]
+                if name != "layers":
+                    child.eval()
+            for layer in self.layers:  # type: ignore[attr-defined]
+                for name, child in layer.named_children():
+                    if name != "noise_aware":
+                        child.eval()
+        return self
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As [`PreTrainedModel.from_pretrained`]; the base comes back frozen (loading forgets `requires_grad`)."""
+        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_base()
+        return loaded
+
+    @classmethod
+    def from_base(cls, base: PreTrainedModel, **noise_aware_fields: Any) -> Any:
+        """A noise-aware model around a pretrained base: identity layers, so it starts with the base's outputs.
+
+        Args:
+            base: a [`BeatsModel`] for NA-BEATs, an [`EatModel`] for NA-EAT; its weights are copied.
+            **noise_aware_fields: `noise_aware_...` fields of the configuration.
+
+        Returns:
+            the NA model, in eval mode, on the base's device and in its dtype.
+
+        Raises:
+            ValueError: `base` is of another type.
+        """
+        base_type = cls.config_class.model_type.removeprefix("na-")  # type: ignore[attr-defined]
+        if base.config.model_type != base_type:
+            raise ValueError(f"`base` must be a model of type {base_type!r}, got {base.config.model_type!r}.")
+        fields = base.config.to_dict()
+        for field in ("model_type", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"):
+            fields.pop(field, None)
+        config = cls.config_class(**fields, **noise_aware_fields)  # type: ignore[attr-defined]
+        model = cls(config).to(device=base.device, dtype=base.dtype)  # type: ignore[call-arg, attr-defined]
+        missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
+        assert not unexpected and all(is_noise_aware_parameter(name) for name in missing)
+        return model.eval()

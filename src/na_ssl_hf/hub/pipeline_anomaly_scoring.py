@@ -1,0 +1,363 @@
+"""The pipeline of task "anomaly-scoring": recordings of a machine in, anomaly scores out.
+
+Letters in shape comments: B recordings, C channels, T' patch rows in time, F bands, D hidden size.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, Pipeline
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from .memory_bank import MEMORY_BANK_FILE, MemoryBank
+from .pooling import pool_time
+from .recording import Recording, is_single_recording, load_recording
+from .threshold import conformal_p_values, fit_threshold, required_self_scores
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_FALSE_ALARM_RATE = 0.05
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights, the same for one checkpoint in float32 and bfloat16."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
+    return digest.hexdigest()
+
+
+class AnomalyScorer(Pipeline):
+    """Scores recordings by their distance to normal ones, band by band, in a model's representation.
+
+    A higher score is more anomalous. The model's tokens are pooled over time, compared with a memory of normal
+    recordings per frequency band ([`MemoryBank`]), and averaged over bands; the threshold comes from the leave-one-out
+    scores of the normal recordings.
+
+    ```python
+    scorer = pipeline("anomaly-scoring", model="path/or/hub-id")
+    scorer.fit(normal_recordings)
+    scorer(recordings)      # [{"score": ..., "is_anomaly": ..., "threshold": ..., "p_value": ..., "band_scores": [...]}]
+    scorer.save_pretrained("scorer")                          # model, extractor, memory and threshold
+    pipeline("anomaly-scoring", model="scorer")(recordings)   # the same scores
+    ```
+
+    Attributes:
+        memory_bank: the fitted memory, or `None`.
+    """
+
+    _load_feature_extractor = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.memory_bank: MemoryBank | None = None
+        self._verified_bank: MemoryBank | None = None
+        source = getattr(self.model, "name_or_path", None)
+        if source:
+            self.memory_bank = _saved_bank(source, getattr(self.model.config, "_commit_hash", None))
+
+    # Fitting
+
+    def fit(
+        self,
+        recordings: Any,
+        domains: Iterable[str] | None = None,
+        *,
+        pooling: str = "mean",
+        gamma: float = 4.0,
+        p: float = 3.0,
+        r: float = 0.9,
+        memory_bank: MemoryBank | None = None,
+        threshold_method: str = "conformal",
+        false_alarm_rate: float | None = None,
+        batch_size: int | None = None,
+    ) -> "AnomalyScorer":
+        """Remember normal recordings and set the threshold.
+
+        Args:
+            recordings: normal recordings, in any form that calling the scorer accepts.
+            domains: "source" or "target" for each, where known.
+            pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`.
+            memory_bank: an unfitted [`MemoryBank`] with other settings than the default
+                `MemoryBank(rescaling="variance_min")` (Matsumoto et al., 2025).
+            threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
+            batch_size: recordings of equal length that go through the model together.
+
+        Returns:
+            the scorer itself.
+
+        Raises:
+            ValueError: no recordings, too few for the asked false-alarm rate, or one of them is not acceptable.
+        """
+        if is_single_recording(recordings):
+            raise ValueError("`recordings` must be several normal recordings, got a single one.")
+        pooling_settings = {"method": pooling, "gamma": gamma, "p": p, "r": r}
+        batches = list(self._embedded(recordings, batch_size, pooling_settings, progress="fit"))
+        if not batches:
+            raise ValueError("`recordings` must hold at least one normal recording, got none.")
+        bank = MemoryBank(rescaling="variance_min") if memory_bank is None else memory_bank
+        bank.fit(torch.cat([embeddings for _, embeddings in batches]), domains=None if domains is None else list(domains))
+        bank.metadata = {
+            "model": model_fingerprint(self.model),
+            "extractor": self._extractor_settings(),
+            "pooling": pooling_settings,
+            # Kept, because they cost as much as all references against all references.
+            "self_scores": bank.self_scores().tolist(),
+        }
+        previous, self.memory_bank, self._verified_bank = self.memory_bank, bank, bank
+        try:
+            self.calibrate(threshold_method, false_alarm_rate)
+        except ValueError:
+            self.memory_bank = self._verified_bank = previous
+            raise
+        return self
+
+    def calibrate(self, method: str = "conformal", false_alarm_rate: float | None = None) -> float:
+        """Set the threshold from the leave-one-out scores of the fitted recordings.
+
+        Args:
+            method: "conformal", "gamma" or "quantile", see [`fit_threshold`].
+            false_alarm_rate: asked share of normal recordings above the threshold. `None` means 0.05, or the least
+                rate that so few normal recordings allow, with a warning.
+
+        Returns:
+            the threshold; a recording is anomalous when its score is greater.
+
+        Raises:
+            ValueError: not fitted, an unknown method, or too few recordings for the asked rate.
+        """
+        bank = self._fitted_bank()
+        self_scores = self._self_scores()
+        if false_alarm_rate is None:
+            false_alarm_rate = DEFAULT_FALSE_ALARM_RATE
+            needed = required_self_scores(false_alarm_rate)
+            if method == "conformal" and len(self_scores) < needed:
+                false_alarm_rate = 1 / (1 + len(self_scores))
+                logger.warning(
+                    f"{len(self_scores)} normal recordings allow a false-alarm rate of {false_alarm_rate:.3f} at the "
+                    f"least; {needed} are needed for {DEFAULT_FALSE_ALARM_RATE}."
+                )
+        threshold = fit_threshold(self_scores, method=method, false_alarm_rate=false_alarm_rate)
+        bank.metadata |= {
+            "threshold": float(threshold),
+            "threshold_method": method,
+            "false_alarm_rate": false_alarm_rate,
+        }
+        return float(threshold)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which a recording counts as anomalous."""
+        return self._fitted_bank().metadata["threshold"]
+
+    # Scoring
+
+    def __call__(
+        self, recordings: Any, batch_size: int | None = None, progress: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Score recordings.
+
+        Args:
+            recordings: one recording or several. One is a path, the bytes of a sound file, an array `(2, N)` at the
+                extractor's rate (channel 0 close, 1 far), a dict `{"array", "sampling_rate"}` or `{"bytes", "path"}`,
+                a `datasets` row with `audio`. Several are a list, a `datasets` column or data set, an array
+                `(B, 2, N)`, or any iterable; one without a length is scored lazily.
+            batch_size: recordings of equal length that go through the model together.
+            progress: label of a progress bar; `None` for no bar.
+
+        Returns:
+            for each recording a dict with `score` (float; higher is more anomalous), `is_anomaly` (bool),
+            `threshold`, `p_value` (conformal: the chance that a normal recording scores as high) and `band_scores`
+            (F floats, low to high frequency). One dict, a list of them, or an iterator for a lazy input.
+
+        Raises:
+            ValueError: not fitted, fitted with another model, extractor or pooling, or a recording breaks a rule.
+            OSError: a file is missing or cannot be decoded.
+        """
+        if kwargs:
+            raise ValueError(f"Calling the scorer takes `recordings`, `batch_size` and `progress`, got {sorted(kwargs)}.")
+        self._fitted_bank()
+        if is_single_recording(recordings):
+            return next(self._results([recordings], 1, None))
+        results = self._results(recordings, batch_size, progress)
+        return list(results) if hasattr(recordings, "__len__") else results
+
+    def embed(self, recordings: Any, batch_size: int | None = None) -> torch.Tensor:
+        """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares."""
+        single = is_single_recording(recordings)
+        settings = self._pooling_settings()
+        batches = [pooled for _, pooled in self._embedded([recordings] if single else recordings, batch_size, settings)]
+        return torch.cat(batches)  # (B, F, D)
+
+    def anomaly_map(self, recording: Any) -> torch.Tensor:
+        """Where in time and frequency one recording deviates: the band scores of its unpooled tokens.
+
+        Returns:
+            `(T', F)` float32; a row is one patch (0.16 s), a column one band, higher is more anomalous.
+        """
+        bank = self._fitted_bank()
+        grid = self._grid([load_recording(recording, self.feature_extractor.sampling_rate)])[0]  # (T', F, D)
+        return torch.as_tensor(bank.band_scores(grid))
+
+    # Saving
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, extractor, code, and the memory with its threshold; all files are written before any is replaced.
+
+        Args:
+            save_directory: created if missing; files of other names in it are left alone.
+            **kwargs: for the model's `save_pretrained`; `push_to_hub=True` uploads with the memory.
+
+        Raises:
+            OSError: `save_directory` is a file or cannot be written.
+        """
+        destination = Path(save_directory)
+        if destination.is_file():
+            raise FileExistsError(f"`save_directory` must be a directory, got the file {destination}.")
+        push_to_hub = kwargs.pop("push_to_hub", False)
+        hub_kwargs = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token", "revision") if key in kwargs}
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the destination, so that the renames below stay on one file system.
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+        try:
+            super().save_pretrained(staging, **kwargs)
+            if self.memory_bank is not None:
+                self.memory_bank.save_pretrained(staging)
+            destination.mkdir(exist_ok=True)
+            for file in sorted(staging.iterdir()):
+                os.replace(file, destination / file.name)
+            if self.memory_bank is None:
+                (destination / MEMORY_BANK_FILE).unlink(missing_ok=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        if push_to_hub:
+            self.push_to_hub(hub_kwargs.pop("repo_id", destination.name), **hub_kwargs)
+
+    # The steps
+
+    def _results(
+        self, recordings: Iterable[Any], batch_size: int | None, progress: str | None
+    ) -> Iterator[dict[str, Any]]:
+        bank = self._fitted_bank()
+        threshold = self.threshold
+        self_scores = self._self_scores()
+        for _, embeddings in self._embedded(recordings, batch_size, self._pooling_settings(), progress):
+            band_scores = torch.as_tensor(bank.band_scores(embeddings))  # (B, F)
+            scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (B,)
+            p_values = conformal_p_values(self_scores, scores)
+            for score, p_value, bands in zip(scores.tolist(), p_values.tolist(), band_scores.tolist(), strict=True):
+                yield {
+                    "score": score,
+                    "is_anomaly": score > threshold,
+                    "threshold": threshold,
+                    "p_value": p_value,
+                    "band_scores": bands,
+                }
+
+    def _embedded(
+        self,
+        recordings: Iterable[Any],
+        batch_size: int | None,
+        pooling_settings: dict[str, Any],
+        progress: str | None = None,
+    ) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """Names and pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
+        batch_size = batch_size or self._batch_size or 1
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        total = len(recordings) if hasattr(recordings, "__len__") else None
+        stream = iter(recordings)
+        with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
+            while batch := list(islice(stream, batch_size)):
+                loaded = [load_recording(source, self.feature_extractor.sampling_rate) for source in batch]
+                pooled: dict[int, torch.Tensor] = {}
+                for indices in _equal_lengths(loaded):
+                    grid = self._grid([loaded[index] for index in indices])  # (n, T', F, D)
+                    pooled.update(zip(indices, pool_time(grid, **pooling_settings), strict=True))
+                bar.update(len(batch))
+                yield [recording.name for recording in loaded], torch.stack([pooled[i] for i in range(len(batch))])
+
+    def _grid(self, recordings: list[Recording]) -> torch.Tensor:
+        """Tokens `(B, T', F, D)`, float32 on the CPU, of recordings that have one length and rate."""
+        samples = [recording.samples for recording in recordings]
+        return self.forward(self.preprocess(samples, sampling_rate=recordings[0].sampling_rate))["grid"]
+
+    def preprocess(self, samples: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+        features = self.feature_extractor(
+            samples, sampling_rate=sampling_rate, return_tensors="pt", device=str(self.device)
+        )
+        # Equal lengths have no padding, so there is no mask to pass.
+        return {"input_values": features["input_values"]}
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+        outputs = self.model(**model_inputs)
+        return {"grid": self.model.time_frequency_grid(outputs.last_hidden_state).float()}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
+        return model_outputs["grid"]
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        if kwargs:
+            raise ValueError(f"The anomaly-scoring pipeline takes no parameters {sorted(kwargs)}.")
+        return {}, {}, {}
+
+    # What a memory belongs to
+
+    def _fitted_bank(self) -> MemoryBank:
+        bank = self.memory_bank
+        if bank is None:
+            raise ValueError("This scorer is not fitted yet: call `fit` with normal recordings first.")
+        if bank is not self._verified_bank:
+            current = {"model": model_fingerprint(self.model), "extractor": self._extractor_settings()}
+            for part, expected in current.items():
+                if bank.metadata.get(part) != expected:
+                    raise ValueError(
+                        f"The memory bank was fitted with another {part}: it holds {bank.metadata.get(part)!r}, this "
+                        f"pipeline has {expected!r}. Call `fit` again."
+                    )
+            self._verified_bank = bank
+        return bank
+
+    def _extractor_settings(self) -> dict[str, Any]:
+        names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
+        return {name: getattr(self.feature_extractor, name) for name in names}
+
+    def _pooling_settings(self) -> dict[str, Any]:
+        return self._fitted_bank().metadata["pooling"]
+
+    def _self_scores(self) -> torch.Tensor:
+        return torch.tensor(self._fitted_bank().metadata["self_scores"])  # (R,)
+
+
+def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:
+    """The memory that was saved with a checkpoint, or `None` for one that was never fitted."""
+    path = cached_file(source, MEMORY_BANK_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else MemoryBank.from_pretrained(Path(path).parent)
+
+
+def _equal_lengths(recordings: list[Recording]) -> Iterator[list[int]]:
+    """Indices of recordings that can share a batch: padding would change scores, so shapes and rates must agree."""
+    groups: dict[tuple, list[int]] = {}
+    for index, recording in enumerate(recordings):
+        key = (*recording.samples.shape, recording.sampling_rate, str(recording.samples.dtype))
+        groups.setdefault(key, []).append(index)
+    yield from groups.values()
+
+
+# A pipeline that was itself loaded from a checkpoint's code is not registered, yet must save its code again.
+AnomalyScorer._registered_impl = {  # type: ignore[attr-defined]
+    "anomaly-scoring": {"impl": AnomalyScorer, "pt": (AutoModel,), "type": "audio", "default": {}}
+}

@@ -1,0 +1,106 @@
+"""From whatever a user holds to the samples of one recording: path, bytes, array, dict, dataset row or decoder."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    import soundfile
+except ImportError:  # arrays still work
+    soundfile = None
+
+
+@dataclass
+class Recording:
+    """Samples and where they came from.
+
+    Attributes:
+        samples: `(channels, N)`; float in [-1, 1], or integer PCM.
+        sampling_rate: in Hz.
+        name: a path or a description, for error messages.
+    """
+
+    samples: np.ndarray | torch.Tensor
+    sampling_rate: int
+    name: str
+
+
+def is_single_recording(recordings: Any) -> bool:
+    """Whether the argument of a scorer is one recording, not a collection or stream of them.
+
+    Raises:
+        ValueError: a tuple, which is neither.
+    """
+    if isinstance(recordings, tuple):
+        raise ValueError(
+            "`recordings` must not be a tuple, which could be one recording or several: give a list, or a dict "
+            f"{{'array': ..., 'sampling_rate': ...}}; got a tuple of {len(recordings)}."
+        )
+    if isinstance(recordings, (np.ndarray, torch.Tensor)):
+        return recordings.ndim != 3
+    return isinstance(recordings, (str, os.PathLike, bytes, bytearray, dict)) or hasattr(recordings, "get_all_samples")
+
+
+def load_recording(source: Any, sampling_rate: int) -> Recording:
+    """Read one recording; channels are kept as they are, never mixed down.
+
+    Args:
+        source: a path of a sound file (WAV, FLAC, OGG: whatever libsndfile reads); the bytes of one; an array
+            `(channels, N)`; a dict with `array` (or `raw`) and `sampling_rate`, or with `bytes` and/or `path` as
+            `datasets.Audio(decode=False)` gives it; a dataset row with such a value under `audio`; or a torchcodec
+            decoder.
+        sampling_rate: assumed for bare arrays, Hz.
+
+    Raises:
+        OSError: a file is missing or cannot be decoded.
+        ValueError: the source is of another kind, or a dict lacks a key.
+    """
+    if isinstance(source, dict):
+        return _from_dict(source, sampling_rate)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(os.fspath(source), str(source))
+    if isinstance(source, (bytes, bytearray)):
+        return _from_file(io.BytesIO(source), f"{len(source)} bytes")
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return Recording(source, sampling_rate, f"array of shape {tuple(source.shape)}")
+    if hasattr(source, "get_all_samples"):
+        decoded = source.get_all_samples()
+        return Recording(decoded.data, decoded.sample_rate, "decoded audio")
+    raise ValueError(
+        "A recording must be a path, bytes, an array (2, samples), a dict with 'array' and 'sampling_rate', or a "
+        f"dataset row with 'audio'; got {type(source).__name__}."
+    )
+
+
+def _from_dict(source: dict[str, Any], sampling_rate: int) -> Recording:
+    if "audio" in source:
+        return load_recording(source["audio"], sampling_rate)
+    array = source.get("array", source.get("raw"))
+    if array is not None:
+        if source.get("sampling_rate") is None:
+            raise ValueError(f"A recording given as a dict needs 'sampling_rate' in Hz, got keys {sorted(source)}.")
+        array = array if isinstance(array, torch.Tensor) else np.asarray(array)
+        name = source.get("path") or f"array of shape {tuple(array.shape)}"
+        return Recording(array, int(source["sampling_rate"]), str(name))
+    if source.get("bytes") is not None:
+        return _from_file(io.BytesIO(source["bytes"]), str(source.get("path") or f"{len(source['bytes'])} bytes"))
+    if source.get("path") is not None:
+        return load_recording(source["path"], sampling_rate)
+    raise ValueError(f"A recording given as a dict needs 'array', 'bytes', 'path' or 'audio', got keys {sorted(source)}.")
+
+
+def _from_file(file: str | io.BytesIO, name: str) -> Recording:
+    if soundfile is None:
+        raise ValueError(f"Reading {name} needs the soundfile package: pip install soundfile.")
+    if isinstance(file, str) and not Path(file).is_file():
+        raise FileNotFoundError(f"No sound file at {name}.")
+    try:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise OSError(f"{name} cannot be read as a sound file: {error}") from error
+    return Recording(samples.T, rate, name)

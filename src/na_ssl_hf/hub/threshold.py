@@ -1,0 +1,114 @@
+"""From the leave-one-out scores of normal clips to an alarm threshold. Higher score = more anomalous everywhere."""
+
+import math
+
+import numpy as np
+import torch
+
+THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
+GAMMA_QUANTILE = 0.9
+
+
+def fit_threshold(
+    self_scores: torch.Tensor | np.ndarray, method: str = "conformal", false_alarm_rate: float = 0.05
+) -> float:
+    """Threshold of the decision `is_anomaly = score > threshold`.
+
+    - `"conformal"` (Laxhammar and Falkman, 2010; Bates et al., Annals of Statistics 2023): the decision agrees exactly
+      with `conformal_p_values(...) <= false_alarm_rate`, so new normal clips alarm at most at that rate, whatever the
+      distribution. The threshold is one of the self scores (an order statistic).
+    - `"quantile"`: the empirical `1 - false_alarm_rate` quantile, linearly interpolated.
+    - `"gamma"`: the 0.9 quantile of a gamma distribution with free shape, location and scale (maximum likelihood), the
+      habit of the DCASE Task 2 baseline; it ignores `false_alarm_rate`. Negative scores are legal (free location).
+
+    Args:
+        self_scores: `(N,)` scores of normal clips, each with its own entry left out of the memory.
+        method: `"conformal"`, `"gamma"` or `"quantile"`.
+        false_alarm_rate: accepted rate of false alarms, in (0, 1).
+
+    Raises:
+        ValueError: bad arguments, NaN/inf, too few clips for the asked rate (`"conformal"`), scores without any spread
+            or scipy missing (`"gamma"`).
+    """
+    if method not in THRESHOLD_METHODS:
+        raise ValueError(f"method must be one of {THRESHOLD_METHODS}, got {method!r}.")
+    _check_rate(false_alarm_rate)
+    normal = _as_scores("self_scores", self_scores)
+    if method == "gamma":
+        return _gamma_quantile(normal)
+    if method == "quantile":
+        return float(np.quantile(normal, 1.0 - false_alarm_rate))
+    # The same floating-point expression as in conformal_p_values, so that both decisions agree to the last bit.
+    allowed = _p_value(np.arange(len(normal) + 1), len(normal)) <= false_alarm_rate
+    if not allowed[0]:
+        needed = required_self_scores(false_alarm_rate)
+        raise ValueError(
+            f"method='conformal' with false_alarm_rate={false_alarm_rate} needs at least {needed} normal clips, "
+            f"got {len(normal)}. Give more clips, raise false_alarm_rate or use method='quantile'."
+        )
+    return float(np.sort(normal)[len(normal) - int(allowed.sum())])
+
+
+def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """`p = (1 + #{self_scores >= score}) / (1 + N)` for every score: `(N,)`, `(M,)` -> `(M,)` float64.
+
+    Small = anomalous (scores themselves: higher = more anomalous). For a new normal clip `P(p <= a) <= a`.
+
+    Raises:
+        ValueError: empty, not one-dimensional, or NaN/inf.
+    """
+    normal = np.sort(_as_scores("self_scores", self_scores))
+    at_least = len(normal) - np.searchsorted(normal, _as_scores("scores", scores), side="left")
+    return torch.from_numpy(_p_value(at_least, len(normal)))
+
+
+def required_self_scores(false_alarm_rate: float) -> int:
+    """The least number of normal clips with which `"conformal"` can keep to a false-alarm rate."""
+    """Normal clips that `"conformal"` needs for a rate in (0, 1): fewer cannot reach so small a p-value.
+
+    Raises:
+        ValueError: the rate is not in (0, 1).
+    """
+    _check_rate(false_alarm_rate)
+    # ceil(1 / rate) - 1 up to rounding; counting on settles it as the p-values themselves round.
+    needed = max(1, math.ceil(1.0 / false_alarm_rate) - 2)
+    while _p_value(np.zeros(1), needed)[0] > false_alarm_rate:
+        needed += 1
+    return needed
+
+
+def _check_rate(false_alarm_rate: float) -> None:
+    if isinstance(false_alarm_rate, str) or not 0.0 < false_alarm_rate < 1.0:
+        raise ValueError(f"false_alarm_rate must be a number in (0, 1), got {false_alarm_rate!r}.")
+
+
+def _p_value(num_at_least: np.ndarray, num_normal: int) -> np.ndarray:
+    return (1.0 + num_at_least) / (1.0 + num_normal)
+
+
+def _as_scores(name: str, scores: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(scores, torch.Tensor):
+        scores = scores.detach().to("cpu", torch.float64).numpy()
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"{name} must have shape (N,) with N >= 1, got {values.shape}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]} among {len(values)} scores.")
+    return values
+
+
+def _gamma_quantile(normal: np.ndarray) -> float:
+    try:
+        from scipy.stats import gamma
+    except ImportError as error:
+        raise ValueError("method='gamma' needs scipy (pip install scipy), which is not installed.") from error
+    # Below this spread the fit only sees rounding noise.
+    if np.ptp(normal) <= 1e-9 * np.abs(normal).max():
+        raise ValueError(f"method='gamma' needs scores that differ, got {len(normal)} equal scores ({normal[0]}).")
+    try:
+        threshold = float(gamma.ppf(GAMMA_QUANTILE, *gamma.fit(normal)))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"method='gamma': the fit to {len(normal)} scores failed ({error}).") from error
+    if not math.isfinite(threshold):
+        raise ValueError(f"method='gamma': the fit to {len(normal)} scores has no finite 0.9 quantile ({threshold}).")
+    return threshold

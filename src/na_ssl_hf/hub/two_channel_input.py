@@ -1,0 +1,111 @@
+"""The forms in which recordings reach a model: one or two channels of fbank, with or without padding.
+
+Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens.
+"""
+
+import torch
+
+
+def close_channel(input_values: torch.Tensor, num_mel_bins: int, patch_size: int) -> torch.Tensor:
+    """The close channel of `input_values`.
+
+    Args:
+        input_values: normalised fbank, `(B, T, M)`, or `(B, 2, T, M)` of which channel 0 is taken.
+        num_mel_bins: the mel bins M that the model was made for.
+        patch_size: the least number of frames T.
+
+    Returns:
+        `(B, T, M)`.
+
+    Raises:
+        ValueError: wrong rank, channel count or mel bins, or too few frames.
+    """
+    if input_values.ndim == 4:
+        if input_values.shape[1] != 2:
+            raise ValueError(
+                "`input_values` must be (batch, frames, mel bins) or have two channels, (batch, 2, frames, mel bins); "
+                f"got shape {tuple(input_values.shape)}."
+            )
+        input_values = input_values[:, 0]
+    return _checked(input_values, "input_values", num_mel_bins, patch_size)
+
+
+def split_channels(
+    input_values: torch.Tensor, noise_values: torch.Tensor | None, num_mel_bins: int, patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The close and the far channel.
+
+    Args:
+        input_values: `(B, 2, T, M)` close and far together, or `(B, T, M)` close alone.
+        noise_values: `(B, T', M)`, the far channel, when `input_values` holds the close one alone.
+        num_mel_bins: the mel bins M that the model was made for.
+        patch_size: the least number of frames T and T'.
+
+    Returns:
+        close `(B, T, M)` and far `(B, T', M)`.
+
+    Raises:
+        ValueError: the far channel is missing or given twice, batch sizes differ, or a shape is wrong.
+    """
+    if noise_values is None:
+        if input_values.ndim != 4:
+            raise ValueError(
+                "A noise-aware model needs two channels: give `input_values` of shape (batch, 2, frames, mel bins), or "
+                f"`noise_values` beside it; got `input_values` of shape {tuple(input_values.shape)} alone."
+            )
+        return (
+            close_channel(input_values, num_mel_bins, patch_size),
+            _checked(input_values[:, 1], "input_values", num_mel_bins, patch_size),
+        )
+    if input_values.ndim == 4:
+        raise ValueError(
+            "`noise_values` must not be given when `input_values` already holds two channels; "
+            f"got shapes {tuple(noise_values.shape)} and {tuple(input_values.shape)}."
+        )
+    if input_values.shape[0] != noise_values.shape[0]:
+        raise ValueError(
+            "`noise_values` must have the batch size of `input_values`; "
+            f"got shapes {tuple(noise_values.shape)} and {tuple(input_values.shape)}."
+        )
+    return (
+        _checked(input_values, "input_values", num_mel_bins, patch_size),
+        _checked(noise_values, "noise_values", num_mel_bins, patch_size),
+    )
+
+
+def token_mask(attention_mask: torch.Tensor | None, num_frames: int, num_tokens: int) -> torch.Tensor | None:
+    """Reduce a mask over frames to one over tokens the way BEATs does.
+
+    Every token takes `T // N` consecutive mask entries (the last `T % N` are dropped), and is padding when all of
+    them are. Tokens are time-major, so in the boundary patch row only the upper bands are masked.
+
+    Args:
+        attention_mask: `(B, T)`, nonzero where the recording is; `None` where nothing is padded.
+        num_frames: T of the fbank that the mask belongs to.
+        num_tokens: N.
+
+    Returns:
+        bool `(B, N)`, True for tokens to attend to, or `None`.
+
+    Raises:
+        ValueError: the mask does not have the fbank's number of frames.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 2 or attention_mask.shape[1] != num_frames:
+        raise ValueError(
+            f"The attention mask must be (batch, frames) with {num_frames} frames, got {tuple(attention_mask.shape)}."
+        )
+    frames_per_token = num_frames // num_tokens
+    mask = attention_mask[:, : num_tokens * frames_per_token].bool()
+    return mask.view(mask.shape[0], num_tokens, frames_per_token).any(-1)  # (B, N)
+
+
+def _checked(fbank: torch.Tensor, name: str, num_mel_bins: int, patch_size: int) -> torch.Tensor:
+    if fbank.ndim != 3 or fbank.shape[-1] != num_mel_bins:
+        raise ValueError(
+            f"`{name}` must be fbank of shape (batch, frames, {num_mel_bins}), got shape {tuple(fbank.shape)}."
+        )
+    if fbank.shape[1] < patch_size:
+        raise ValueError(f"`{name}` must have at least {patch_size} frames, got {fbank.shape[1]}.")
+    return fbank
