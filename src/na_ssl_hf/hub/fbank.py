@@ -71,7 +71,7 @@ def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor
     else:
         log_mel = _log_mel(waveforms.float(), flavour)
     features = (log_mel - mean) / divisor
-    if num_frames % multiple:
+    if multiple > 1:  # not `num_frames % multiple`, which would tie an exported graph to its example
         features = F.pad(features, (0, 0, 0, -num_frames % multiple), value=-mean / divisor)
     return features
 

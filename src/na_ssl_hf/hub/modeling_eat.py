@@ -8,6 +8,7 @@ band) that follow one CLS token, D hidden size, H heads, C channels a head, Q qu
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,15 +28,18 @@ from .two_channel_input import close_channel, token_mask
 def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> torch.Tensor:
     """The fixed position table `(1, rows * bands, D)`: the first half of D encodes the band, the second half the row,
     each as `[sin(p w), cos(p w)]` with `w_i = 10000^(-i / (D / 4))`."""
-    frequencies = 10000 ** (-torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    # numpy's float32 throughout: the published tables hold its rounding, 4e-5 in the far rows.
+    frequencies = 1.0 / 10000 ** (np.arange(hidden_size // 4, dtype=np.float32) / (hidden_size // 4))
 
-    def encode(num_positions: int) -> torch.Tensor:
-        angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (positions, D / 2)
+    def encode(num_positions: int) -> np.ndarray:
+        angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)  # (positions, D / 2)
 
-    bands = encode(num_bands)[None].expand(num_rows, -1, -1)  # (rows, bands, D / 2)
-    rows = encode(num_rows)[:, None].expand(-1, num_bands, -1)  # (rows, bands, D / 2)
-    return torch.cat([bands, rows], dim=-1).flatten(0, 1)[None].float()  # (1, rows * bands, D)
+    size = (num_rows, num_bands, hidden_size // 2)
+    bands = np.broadcast_to(encode(num_bands)[None], size)
+    rows = np.broadcast_to(encode(num_rows)[:, None], size)
+    table = np.concatenate([bands, rows], axis=-1)  # (rows, bands, D)
+    return torch.from_numpy(table.reshape(1, num_rows * num_bands, hidden_size))
 
 
 class EatEmbeddings(nn.Module):

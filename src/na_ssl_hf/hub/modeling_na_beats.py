@@ -53,6 +53,7 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
     Its base is frozen. An untrained model (identity layers) gives exactly what BEATs gives for the close channel.
     """
 
+    base_class = BeatsModel
     layer_class = NABeatsLayer
     config: NABeatsConfig
     config_class = NABeatsConfig

@@ -51,6 +51,7 @@ class NAEatModel(NoiseAwareModelMixin, EatModel):
     Its base is frozen. An untrained model (identity layers) gives exactly what EAT gives for the close channel.
     """
 
+    base_class = EatModel
     layer_class = NAEatLayer
     config: NAEatConfig
     config_class = NAEatConfig

@@ -17,6 +17,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .eager_attention import eager_attention_forward
 
 
+class ZeroLinear(nn.Linear):
+    """The last projection of a residual branch: zero at initialisation.
+
+    A class of its own because transformers initialises custom code only module by module, and skips those that own no
+    parameters, so the layer around it could not do this.
+    """
+
+
 class NoiseAwareRMSNorm(nn.Module):
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
@@ -41,7 +49,7 @@ class NoiseAwareAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = ZeroLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, query_states: torch.Tensor, key_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
@@ -72,7 +80,7 @@ class NoiseAwareMLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(input_size, intermediate_size)
         self.up_proj = nn.Linear(input_size, intermediate_size)
-        self.down_proj = nn.Linear(intermediate_size, output_size)
+        self.down_proj = ZeroLinear(intermediate_size, output_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
@@ -96,7 +104,7 @@ class NoiseAwareLayer(nn.Module):
         if self.layer_type != "self_attention":
             self.noise_norm = NoiseAwareRMSNorm(size, eps)
         if self.layer_type == "film":
-            self.film = nn.Linear(size, 2 * size)
+            self.film = ZeroLinear(size, 2 * size)
         else:
             self.attention = NoiseAwareAttention(config)
         self.mlp_norm = NoiseAwareRMSNorm(size, eps)
@@ -154,9 +162,6 @@ def init_noise_aware_weights(module: nn.Module) -> None:
 
     To be called from `_init_weights` of the models.
     """
-    if isinstance(module, NoiseAwareLayer):
-        projections = [module.mlp.down_proj]
-        projections.append(module.film if module.layer_type == "film" else module.attention.out_proj)
-        for projection in projections:
-            init.zeros_(projection.weight)
-            init.zeros_(projection.bias)
+    if isinstance(module, ZeroLinear):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)

@@ -1,8 +1,13 @@
 """What NA-BEATs and NA-EAT share: a frozen base inside, noise-aware layers that are trained."""
 
+import dataclasses
 from typing import Any
 
 from transformers import PreTrainedModel
+
+
+# What a configuration says about one checkpoint rather than about the model.
+_IDENTITY_FIELDS = ("model_type", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")
 
 
 def is_noise_aware_parameter(name: str) -> bool:
@@ -69,10 +74,20 @@ class NoiseAwareModelMixin:
         if base.config.model_type != base_type:
             raise ValueError(f"`base` must be a model of type {base_type!r}, got {base.config.model_type!r}.")
         fields = base.config.to_dict()
-        for field in ("model_type", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version"):
+        for field in _IDENTITY_FIELDS:
             fields.pop(field, None)
         config = cls.config_class(**fields, **noise_aware_fields)  # type: ignore[attr-defined]
         model = cls(config).to(device=base.device, dtype=base.dtype)  # type: ignore[call-arg, attr-defined]
         missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
         assert not unexpected and all(is_noise_aware_parameter(name) for name in missing)
         return model.eval()
+
+    def to_base(self) -> PreTrainedModel:
+        """The single-channel base inside this model, as a model of its own (weights copied, in eval mode)."""
+        fields = self.config.to_dict()  # type: ignore[attr-defined]
+        config_class = self.base_class.config_class  # type: ignore[attr-defined]
+        known = {field.name for field in dataclasses.fields(config_class)} - set(_IDENTITY_FIELDS)
+        base = self.base_class(config_class(**{name: fields[name] for name in known if name in fields}))  # type: ignore[attr-defined]
+        state = {name: value for name, value in self.state_dict().items() if not is_noise_aware_parameter(name)}  # type: ignore[attr-defined]
+        base.load_state_dict(state)
+        return base.to(device=self.device, dtype=self.dtype).eval()  # type: ignore[attr-defined]

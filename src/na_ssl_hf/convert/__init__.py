@@ -1,0 +1,40 @@
+"""Public checkpoints of other projects -> directories for `from_pretrained`.
+
+`convert_beats`, `convert_eat`, `convert_na_beats` and `convert_na_eat` read one kind of checkpoint each; `convert`
+picks by name. `load_foreign_checkpoint` is the reader below them, which executes nothing that a file asks for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .beats import convert_beats
+    from .by_kind import convert
+    from .eat import convert_eat
+    from .foreign_pickle import load_foreign_checkpoint
+    from .noise_aware import convert_na_beats, convert_na_eat
+
+# Loaded on first use: the models behind the converters are slow to import.
+_MODULE_OF = {
+    "convert": "by_kind",
+    "convert_beats": "beats",
+    "convert_eat": "eat",
+    "convert_na_beats": "noise_aware",
+    "convert_na_eat": "noise_aware",
+    "load_foreign_checkpoint": "foreign_pickle",
+}
+
+__all__ = [
+    "convert",
+    "convert_beats",
+    "convert_eat",
+    "convert_na_beats",
+    "convert_na_eat",
+    "load_foreign_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,0 +1,321 @@
+"""Reading a checkpoint that somebody else pickled, without executing anything that it asks for.
+
+`torch.load(weights_only=True)` reads most files. It refuses those whose hyperparameters hold objects (omegaconf,
+argparse, fairseq). These are read by an unpickler of our own: it builds tensors and plain containers, turns objects of
+known libraries into inert [`Placeholder`]s without importing the libraries, and refuses every other import. It opens
+the archive with `zipfile` and not through `torch.load(pickle_module=...)`, which would run a TorchScript archive or
+unpack a tar file on the way.
+"""
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+# Objects of these packages may lie in a training checkpoint; they become placeholders. A file that names anything else
+# is no checkpoint of the projects we know and is refused, though a placeholder would be just as inert.
+_INERT_PACKAGES = frozenset(
+    {"EAT", "data2vec", "examples", "fairseq", "nassl"}  # the projects
+    | {"argparse", "hydra", "omegaconf"}  # their settings
+    | {"lightning", "lightning_fabric", "lightning_utilities", "numpy", "pytorch_lightning", "torchmetrics"}
+    | {"collections", "datetime", "enum", "functools", "pathlib", "typing"}
+)
+_INERT_BUILTINS = frozenset(
+    {"bool", "bytes", "dict", "float", "int", "list", "object", "range", "slice", "str", "tuple"}
+)
+_INERT_TORCH_MODULES = ("torch.optim.", "torch.nn.modules.", "torch.nn.functional.")
+
+_STORAGE_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "CharStorage": torch.int8,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "ShortStorage": torch.int16,
+    "UntypedStorage": torch.uint8,
+}
+_LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL_VERSION = 1001
+
+
+class ForbiddenImportError(ValueError):
+    """A pickle asks for a class or function that no checkpoint needs."""
+
+
+class Placeholder:
+    """Stands for an object of a class that is not imported: records what the pickle says about it and does nothing.
+
+    Attributes:
+        qualified_name: module and name of the class it stands for.
+        args: positional arguments that the class or function would have been called with.
+        state: what the object's `__setstate__` would have been given, or `None`.
+        entries: key/value pairs, where the class is a mapping.
+        elements: items, where the class is a sequence or a set.
+    """
+
+    qualified_name = ""
+    args: tuple
+    state: Any
+    entries: dict
+    elements: list
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
+        self = super().__new__(cls)
+        self.args = args
+        self.state = None
+        self.entries = {}
+        self.elements = []
+        return self
+
+    def __repr__(self) -> str:
+        return f"<placeholder of {self.qualified_name}>"
+
+    # What the pickle machine calls on an object: BUILD, SETITEMS, APPENDS and ADDITEMS.
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = value
+
+    def append(self, element: Any) -> None:
+        self.elements.append(element)
+
+    def extend(self, elements: Any) -> None:
+        self.elements.extend(elements)
+
+    def add(self, element: Any) -> None:
+        self.elements.append(element)
+
+
+class _Call:
+    """A function of ours that a pickle may call. A bare function could have its attributes set by the pickle."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise ForbiddenImportError("the pickle tries to change a function")
+
+
+def _rebuild_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+    return storage.as_strided(tuple(size), tuple(stride), offset)  # bounds are checked by torch
+
+
+def _rebuild_tensor_of_dtype(
+    storage: torch.Tensor, offset: int, size: tuple, stride: tuple, _grad: Any, _hooks: Any, dtype: torch.dtype, *_: Any
+) -> torch.Tensor:
+    return storage.view(dtype).as_strided(tuple(size), tuple(stride), offset)
+
+
+def _bytes_of_text(text: str, encoding: str) -> bytes:
+    # How protocol 2 writes bytes. Another encoding would make Python import a codec.
+    if encoding != "latin1":
+        raise ForbiddenImportError(f"the pickle asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+_ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _Call(_bytes_of_text),
+    ("builtins", "bytearray"): bytearray,
+    ("builtins", "complex"): complex,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "set"): set,
+    ("collections", "OrderedDict"): OrderedDict,
+    # The factory of a defaultdict is an import of the file: leave it out.
+    ("collections", "defaultdict"): _Call(lambda *_: {}),
+    ("torch", "Size"): _Call(tuple),
+    ("torch", "device"): _Call(lambda *args: ":".join(map(str, args))),
+    ("torch._utils", "_rebuild_parameter"): _Call(lambda tensor, *_: tensor),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Call(lambda tensor, *_: tensor),
+    ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Call(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Call(_rebuild_tensor_of_dtype),
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that imports nothing.
+
+    Args:
+        file: where the pickle starts.
+        load_storage: `(dtype, key, number of elements) -> 1-D tensor`, or `None` where no tensor may occur.
+    """
+
+    def __init__(self, file: IO[bytes], load_storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
+        super().__init__(file, encoding="latin1")
+        self._load_storage = load_storage
+        self._placeholders: dict[tuple[str, str], type[Placeholder]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # protocol 2 writes the names of Python 2
+        if (module, name) in _ALLOWED_GLOBALS:
+            return _ALLOWED_GLOBALS[module, name]
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        if module == "torch" and isinstance(vars(torch).get(name), torch.dtype):
+            return vars(torch)[name]
+        package = module.partition(".")[0]
+        inert = (
+            package in _INERT_PACKAGES
+            or package.startswith("fairseq_user_dir")
+            or (module + ".").startswith(_INERT_TORCH_MODULES)
+            or (module == "builtins" and name in _INERT_BUILTINS)
+        )
+        if not inert:
+            raise ForbiddenImportError(f"it asks to import {module}.{name}, which no checkpoint needs")
+        if (module, name) not in self._placeholders:
+            self._placeholders[module, name] = type(
+                "Placeholder", (Placeholder,), {"qualified_name": f"{module}.{name}"}
+            )
+        return self._placeholders[module, name]
+
+    def persistent_load(self, saved_id: Any) -> torch.Tensor:
+        if self._load_storage is None or not isinstance(saved_id, tuple) or saved_id[:1] != ("storage",):
+            raise ForbiddenImportError(f"it asks for the outside object {str(saved_id)[:60]}")
+        _, dtype, key, _location, num_elements, *view = saved_id
+        storage = self._load_storage(dtype, key, num_elements)
+        if view and view[0] is not None:
+            _view_key, offset, size = view[0]
+            storage = storage[offset : offset + size]
+        return storage
+
+
+def _read_zip(path: Path) -> Any:
+    """The format of `torch.save` since PyTorch 1.6: a zip archive of one pickle and one file a storage."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"a zip archive with {len(pickles)} files data.pkl instead of one")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}constants.pkl" in names:
+            raise ValueError("a TorchScript archive, which is a program and not a file of weights")
+        order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
+        if order != sys.byteorder:
+            raise ValueError(f"byte order {order!r} on a {sys.byteorder!r} endian machine")
+        storages: dict[tuple[torch.dtype, str], torch.Tensor] = {}
+
+        def load_storage(dtype: torch.dtype, key: str, num_elements: int) -> torch.Tensor:
+            if (dtype, key) not in storages:
+                content = bytearray(archive.read(f"{root}data/{key}"))
+                empty = torch.empty(0, dtype=dtype)
+                storages[dtype, key] = torch.frombuffer(content, dtype=dtype) if content else empty
+            return storages[dtype, key]
+
+        with archive.open(pickles[0]) as file:
+            return _RestrictedUnpickler(file, load_storage).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """The format before PyTorch 1.6: pickles in a row (magic number, version, system, object, storage keys), then the
+    storages, each an int64 count and its elements."""
+    file_size = path.stat().st_size
+    storages: dict[str, torch.Tensor] = {}
+
+    def load_storage(dtype: torch.dtype, key: str, num_elements: int) -> torch.Tensor:
+        if key not in storages:
+            if num_elements * dtype.itemsize > file_size:
+                raise EOFError(f"storage {key} is larger than the file")
+            storages[key] = torch.empty(num_elements, dtype=dtype)  # filled below
+        return storages[key]
+
+    with path.open("rb") as file:
+        if _RestrictedUnpickler(file).load() != _LEGACY_MAGIC_NUMBER:
+            raise ValueError("a pickle that `torch.save` did not write")
+        if _RestrictedUnpickler(file).load() != _LEGACY_PROTOCOL_VERSION:
+            raise ValueError("an unknown version of the format before PyTorch 1.6")
+        _RestrictedUnpickler(file).load()
+        checkpoint = _RestrictedUnpickler(file, load_storage).load()
+        for key in _RestrictedUnpickler(file).load():
+            storage = storages[key]
+            num_elements = int.from_bytes(file.read(8), "little", signed=True)
+            content = bytearray(file.read(storage.nbytes))
+            if num_elements != storage.numel() or len(content) != storage.nbytes:
+                raise EOFError(f"storage {key} ends early")
+            if content:
+                storage.copy_(torch.frombuffer(content, dtype=storage.dtype))
+    return checkpoint
+
+
+def load_foreign_checkpoint(path: str | Path) -> Any:
+    """Read a file written by `torch.save`, on the CPU, without executing anything that it asks for.
+
+    Args:
+        path: a `.pt`, `.ckpt` or `.bin` file, in the zip format or the one before PyTorch 1.6.
+
+    Returns:
+        The saved object. Where PyTorch's own `weights_only` reader refuses the file, objects of known libraries
+        (omegaconf, argparse, fairseq, lightning, ...) are [`Placeholder`]s; see [`to_plain`].
+
+    Raises:
+        OSError: the file is missing, empty, truncated or damaged.
+        ValueError: the file is no PyTorch checkpoint, or asks to import something that no checkpoint needs.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"The checkpoint {path} does not exist.")
+    if not path.is_file():
+        raise IsADirectoryError(f"The checkpoint must be a file, but {path} is a directory.")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head:
+        raise OSError(f"The checkpoint {path} is empty.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # every refusal and every kind of damage is judged again below, with a message of our own
+        pass
+    is_zip = head == b"PK\x03\x04"
+    if not is_zip and head[:1] != b"\x80":
+        raise ValueError(f"{path} is no PyTorch checkpoint: it starts with {head!r}.")
+    try:
+        return _read_zip(path) if is_zip else _read_legacy(path)
+    except ForbiddenImportError as error:
+        raise ForbiddenImportError(f"{path} is refused: {error}.") from None
+    except (EOFError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise OSError(f"The checkpoint {path} is truncated or damaged: {error}.") from None
+    except OSError:
+        raise
+    except Exception as error:  # a crafted pickle can raise anything
+        raise ValueError(f"{path} is no PyTorch checkpoint: {error}.") from None
+
+
+def to_plain(value: Any, max_depth: int = 50) -> Any:
+    """Settings as dicts and lists: unwraps the placeholders of omegaconf containers and nodes and of `Namespace`s.
+
+    A placeholder of any other class is left as it is.
+
+    Raises:
+        ValueError: more than `max_depth` levels, as in a structure that contains itself.
+    """
+    if max_depth == 0:
+        raise ValueError("The settings of a checkpoint are nested too deeply.")
+    if isinstance(value, Placeholder):
+        state = value.state if isinstance(value.state, Mapping) else {}
+        if "_content" in state:  # omegaconf DictConfig and ListConfig
+            return to_plain(state["_content"], max_depth - 1)
+        if "_val" in state:  # omegaconf AnyNode, IntegerNode, ...
+            return to_plain(state["_val"], max_depth - 1)
+        if value.qualified_name == "argparse.Namespace":
+            return to_plain(state, max_depth - 1)
+        return value
+    if isinstance(value, Mapping):
+        return {key: to_plain(item, max_depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item, max_depth - 1) for item in value]
+    return value

@@ -1,0 +1,85 @@
+"""Converted weights -> a complete directory for `from_pretrained`, written beside its destination and renamed."""
+
+import os
+import secrets
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from na_ssl_hf.convert.weights import Weights, require_names
+from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
+
+# kind of checkpoint -> module suffix, prefix of the class names, front end
+_KINDS = {
+    "beats": ("beats", "Beats", "beats"),
+    "eat": ("eat", "Eat", "eat"),
+    "na-beats": ("na_beats", "NABeats", "beats"),
+    "na-eat": ("na_eat", "NAEat", "eat"),
+}
+
+
+def refuse_destination(destination: str | Path) -> None:
+    """A `FileExistsError` where `destination` is a file or a directory that is not empty."""
+    path = Path(destination)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"The destination {path} already exists; choose another or remove it.")
+
+
+def build_model(kind: str, weights: Weights, source: str | Path) -> PreTrainedModel:
+    """One of our models with exactly these weights.
+
+    Raises:
+        ValueError: sizes that the configuration refuses, missing or unexpected names, or a wrong shape.
+    """
+    module, prefix, _ = _KINDS[kind]
+    config_class = getattr(import_module(f"na_ssl_hf.hub.configuration_{module}"), f"{prefix}Config")
+    model_class = getattr(import_module(f"na_ssl_hf.hub.modeling_{module}"), f"{prefix}Model")
+    try:
+        with no_init_weights():  # every tensor is replaced below; drawing random ones takes seconds at real size
+            model = model_class(config_class(**weights.settings))
+    except StrictDataclassError as error:
+        reason = str(error.__cause__ or error)
+        raise ValueError(f"The settings of {source} do not fit the model: {reason}") from None
+    expected = model.state_dict()
+    require_names(weights.state, expected, source)
+    for name, tensor in weights.state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} from {source} must have shape {tuple(expected[name].shape)}, got {tuple(tensor.shape)}."
+            )
+    model.load_state_dict(weights.state)
+    return model.eval()
+
+
+def write_model(kind: str, weights: Weights, destination: str | Path, source: str | Path) -> Path:
+    """Write weights, configurations and code of model and feature extractor.
+
+    Args:
+        kind: "beats", "eat", "na-beats" or "na-eat".
+        weights: settings and tensors of the model.
+        destination: a directory that does not exist yet, or is empty.
+        source: named in errors.
+
+    Raises:
+        OSError: the destination is occupied or cannot be written.
+        ValueError: the weights do not fit the model.
+    """
+    model = build_model(kind, weights, source)
+    path = Path(destination).absolute()
+    refuse_destination(path)  # again: reading took a while
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory, so that the rename is atomic.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        model.save_pretrained(unfinished)
+        TwoChannelFeatureExtractor(frontend=_KINDS[kind][2]).save_pretrained(unfinished)
+        if path.is_dir():
+            path.rmdir()  # empty; not every system renames over it
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Path(destination)

@@ -1,0 +1,195 @@
+"""A synthetic two-channel data set in DCASE layout: machines and backgrounds of this package in simulated rooms.
+
+Channel 0 is the close microphone, channel 1 the far one. For recordings of your own see `simulated_recordings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..simulation import (
+    ImpulseResponses,
+    TwoChannelMixture,
+    draw_room,
+    mix_two_channel,
+    simulate_impulse_responses,
+    spatial_noises,
+)
+from .background_sounds import BACKGROUND_TYPES, synthesize_background
+from .dcase_names import DcaseName, format_dcase_name
+from .machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from .staged_folder import MANIFEST, common_gain, reduce_to_pcm16, staged_folder, write_float_wav, write_manifest
+
+SAMPLING_RATE = 16000
+_SPLITS, _DOMAINS, _LABELS = ("train", "test"), ("source", "target"), ("normal", "anomaly")
+# As in the challenge, some machines come without attributes.
+_MACHINES_WITH_ATTRIBUTES = ("fan", "gearbox", "toycar")
+_MIN_DURATION_S = 0.5
+# Every split hears this many places of each background type; each lasts five clips, from which crops are drawn.
+_PLACES_PER_TYPE, _CLIPS_PER_PLACE = 4, 5
+
+
+def write_two_channel_dataset(
+    root: str | Path,
+    machines: Sequence[str] = MACHINE_TYPES,
+    num_train_source: int = 40,
+    num_train_target: int = 4,
+    num_test: int = 10,
+    duration_s: float = 6.0,
+    snr_db: float | tuple[float, float] = (0.0, 5.0),
+    noise_coherence: float = 0.0,
+    severity: Mapping[str, float] | None = None,
+    num_rooms: int = 8,
+    rooms: Sequence[ImpulseResponses] | None = None,
+    seed: int = 0,
+    clean_root: str | Path | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> Path:
+    """Writes stereo 16-bit WAVs at 16 kHz, named as DCASE 2026 Task 2 names them, and returns the path of manifest.csv.
+
+    Every machine gets normal training clips of both domains and `num_test` test clips for each domain and label.
+    Training and test have different rooms and noises: `num_rooms` rooms each are simulated, or `rooms` (a RoomPool or a
+    sequence of impulse responses) is split in half. A clip does not depend on how many others are written.
+
+    Args:
+        duration_s: length of every clip in s, at least 0.5.
+        snr_db: SNR at the close microphone in dB, one value or the range of a uniform draw.
+        noise_coherence: 0 for independent noises from the four corners, 1 for the same noise from all.
+        severity: machine -> severity of its faults, varied by about 25 % from clip to clip; default DEFAULT_SEVERITY.
+        clean_root: a second folder for the same clips without noise and late reverberation, in both channels.
+
+    The whole set, `clean_root` included, shares one gain (a power of two, in the manifest) so that nothing is clipped
+    and levels stay comparable. Raises ValueError for bad settings and FileExistsError for a folder that is not empty
+    (`overwrite` replaces a data set written by this function).
+    """
+    unknown = sorted(set(machines) - set(MACHINE_TYPES))
+    if unknown or not machines:
+        raise ValueError(f"machines must be among {MACHINE_TYPES}, got {unknown or list(machines)}")
+    for name, value in (("num_train_source", num_train_source), ("num_test", num_test), ("num_rooms", num_rooms)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if num_train_target < 0:
+        raise ValueError(f"num_train_target must not be negative, got {num_train_target}")
+    if not _MIN_DURATION_S <= duration_s < np.inf:
+        raise ValueError(f"duration_s must be at least {_MIN_DURATION_S} s, got {duration_s}")
+    if rooms is not None and len(rooms) < 2:
+        raise ValueError(f"rooms must hold at least 2 rooms, for training and test, got {len(rooms)}")
+    low, high = snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db)
+    severity = {**DEFAULT_SEVERITY, **(severity or {})}
+    root, clean_root = Path(root), Path(clean_root) if clean_root is not None else None
+
+    names = list(_plan(machines, num_train_source, num_train_target, num_test, seed))
+    with ExitStack() as stack:
+        folder = stack.enter_context(staged_folder(root, overwrite))
+        clean_folder = stack.enter_context(staged_folder(clean_root, overwrite)) if clean_root else None
+        split_rooms = _split_rooms(rooms, num_rooms, seed, show_progress)
+        split_places = {split: _places(split, seed, duration_s) for split in _SPLITS}
+        peak, rows = 0.0, []
+        for name in tqdm(names, desc="two-channel clips", unit="clip", disable=not show_progress):
+            clip_seed = _clip_seed(name, seed)
+            rng = np.random.default_rng(clip_seed)
+            fault = 0.0
+            if name.label == "anomaly":
+                fault = severity[name.machine] * float(np.exp(0.25 * rng.standard_normal()))
+            target = synthesize_machine(name.machine, clip_seed, duration_s, str(name.domain), fault, SAMPLING_RATE)
+            room = int(rng.integers(len(split_rooms[name.split])))
+            snr = float(rng.uniform(low, high))
+            noises = _crops(split_places[name.split], len(target), rng)
+            mixture = mix_in_room(target, noises, split_rooms[name.split][room], [snr], noise_coherence)
+            stereo = torch.stack([mixture.close[0], mixture.far[0]]).numpy()  # (2, N)
+            file = format_dcase_name(name)
+            peak = max(peak, write_float_wav(folder / file, stereo, SAMPLING_RATE))
+            if clean_folder:
+                clean = mixture.clean.expand(2, -1).numpy()  # (2, N)
+                peak = max(peak, write_float_wav(clean_folder / file, clean, SAMPLING_RATE))
+            rows.append({"file": file, "room": room, "snr_db": f"{snr:.2f}", "severity": f"{fault:.3f}"})
+        gain = common_gain(peak)
+        for written in (folder, clean_folder):
+            if written:
+                reduce_to_pcm16(written, gain)
+                write_manifest(written, [{**row, "gain": gain} for row in rows])
+    return root / MANIFEST
+
+
+def mix_in_room(
+    target: np.ndarray, noises: np.ndarray, room: ImpulseResponses, snr_db: Sequence[float], noise_coherence: float
+) -> TwoChannelMixture:
+    """A target (N,) and four noises (4, N) in one room at every SNR (dB): close, far, clean of (len(snr_db), N)."""
+    count = len(snr_db)
+    corners = spatial_noises(torch.from_numpy(np.ascontiguousarray(noises))[None], noise_coherence)
+    return mix_two_channel(
+        torch.from_numpy(target).expand(count, -1),
+        corners.expand(count, -1, -1),
+        room.target.expand(count, -1, -1),
+        room.noise.expand(count, -1, -1, -1),
+        torch.tensor(snr_db, dtype=torch.float32),
+        torch.full((count,), int(room.direct_delay)),
+        sampling_rate=SAMPLING_RATE,
+    )
+
+
+def simulate_rooms(num_rooms: int, seed: Sequence[int], show_progress: bool = True) -> list[ImpulseResponses]:
+    """Impulse responses of `num_rooms` rooms of the training distribution; about 0.1 s each."""
+    indices = tqdm(range(num_rooms), desc="rooms", unit="room", disable=not show_progress)
+    return [simulate_impulse_responses(draw_room([*seed, index]), SAMPLING_RATE) for index in indices]
+
+
+def _plan(
+    machines: Sequence[str], num_train_source: int, num_train_target: int, num_test: int, seed: int
+) -> Iterator[DcaseName]:
+    groups = [("source", "train", "normal", num_train_source), ("target", "train", "normal", num_train_target)]
+    groups += [(domain, "test", label, num_test) for domain, label in product(_DOMAINS, _LABELS)]
+    for machine, (domain, split, label, count) in product(machines, groups):
+        for index in range(count):
+            name = DcaseName(machine, domain, split, label, index, None)
+            if machine in _MACHINES_WITH_ATTRIBUTES:
+                setting = operating_point(machine, _clip_seed(name, seed), domain).setting
+                name = name._replace(attributes=f"spd_{setting}")
+            yield name
+
+
+def _clip_seed(name: DcaseName, seed: int) -> list[int]:
+    return [
+        seed,
+        _SPLITS.index(name.split),
+        _DOMAINS.index(str(name.domain)),
+        _LABELS.index(str(name.label)),
+        name.index,
+        MACHINE_TYPES.index(name.machine),
+    ]
+
+
+def _split_rooms(
+    rooms: Sequence[ImpulseResponses] | None, num_rooms: int, seed: int, show_progress: bool
+) -> dict[str, list[ImpulseResponses]]:
+    if rooms is None:
+        rooms = simulate_rooms(2 * num_rooms, [seed, 0], show_progress)
+    half = len(rooms) // 2
+    return {
+        "train": [rooms[index] for index in range(half)],
+        "test": [rooms[index] for index in range(half, len(rooms))],
+    }
+
+
+def _places(split: str, seed: int, duration_s: float) -> list[np.ndarray]:
+    """Several seeds of every background type; training and test share none."""
+    length_s = _CLIPS_PER_PLACE * duration_s
+    return [
+        synthesize_background(kind, [seed, _SPLITS.index(split), index], length_s, SAMPLING_RATE)
+        for kind, index in product(BACKGROUND_TYPES, range(_PLACES_PER_TYPE))
+    ]
+
+
+def _crops(places: list[np.ndarray], num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Random crops (4, N) of four different places."""
+    chosen = rng.choice(len(places), size=4, replace=False)
+    starts = rng.integers(len(places[0]) - num_samples + 1, size=4)
+    return np.stack([places[place][start : start + num_samples] for place, start in zip(chosen, starts, strict=True)])

@@ -1,0 +1,20 @@
+"""Simulated rooms -> impulse responses -> two-channel mixtures.
+
+pyroomacoustics is imported only when impulse responses are simulated, so reading a saved room pool does not need it.
+"""
+
+from .impulse_responses import ImpulseResponses, simulate_impulse_responses
+from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from .room_pool import RoomPool
+from .rooms import Room, draw_room
+
+__all__ = [
+    "ImpulseResponses",
+    "Room",
+    "RoomPool",
+    "TwoChannelMixture",
+    "draw_room",
+    "mix_two_channel",
+    "simulate_impulse_responses",
+    "spatial_noises",
+]

@@ -1,0 +1,198 @@
+"""A pool of simulated rooms: simulated once, saved as one safetensors file, read through memory mapping."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .impulse_responses import ImpulseResponses, simulate_impulse_responses
+from .rooms import Room, draw_room
+
+FILE_FORMAT = "na_ssl_hf.room_pool"
+FILE_VERSION = "1"
+PER_POOL = ("direct_delay", "rt60", "dimensions", "positions")  # tensors with one row per room
+
+
+class RoomPool:
+    """Impulse responses of many rooms; make one with `RoomPool.simulate` or `RoomPool.load`.
+
+    Room i of a pool is `draw_room((seed, i))`, whatever the size of the pool. Responses are kept as float16 (rounding
+    noise 70 dB below each response) and returned as float32, the same before and after saving. `len(pool)`, `pool[i]`
+    and iteration give `ImpulseResponses`. A pool with a file can be sent to data loader workers: only its path travels.
+
+    Attributes:
+        sampling_rate: in Hz.
+        seed: of the whole pool.
+        direct_delay: (num_rooms,) int64, samples before the direct path at the close microphone.
+        rt60: (num_rooms,) float64, asked-for reverberation times in s.
+        path: the file, or None for a pool in memory.
+    """
+
+    def __init__(self, responses: dict[str, Tensor], sampling_rate: int, seed: int, path: Path | None = None) -> None:
+        self._responses = responses
+        self.sampling_rate = sampling_rate
+        self.seed = seed
+        self.path = path
+        self.direct_delay = responses["direct_delay"]
+        self.rt60 = responses["rt60"]
+
+    @classmethod
+    def simulate(
+        cls,
+        num_rooms: int,
+        seed: int,
+        path: str | os.PathLike | None = None,
+        num_workers: int = 1,
+        sampling_rate: int = 16000,
+        show_progress: bool = True,
+    ) -> "RoomPool":
+        """Simulates rooms 0 ... num_rooms - 1 of a seed and saves them if a path is given.
+
+        About 0.1 s of CPU time and 0.15 MB per room; the pool is held in memory until it is saved. The result does not
+        depend on `num_workers`. With several workers a script needs the usual `if __name__ == "__main__":`.
+
+        Raises:
+            ValueError: `num_rooms` or `num_workers` below 1, a negative seed.
+        """
+        for name, value in (("num_rooms", num_rooms), ("num_workers", num_workers)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        simulate_room = partial(_simulate_room, seed, sampling_rate)
+        bar = partial(tqdm, total=num_rooms, desc="simulating rooms", unit="room", disable=not show_progress)
+        if num_workers == 1:
+            simulated = list(bar(map(simulate_room, range(num_rooms))))
+        else:
+            # Spawned, as a fork of a process with running torch threads may hang.
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(num_workers, num_rooms), mp_context=spawn) as workers:
+                chunk = max(1, min(32, num_rooms // (4 * num_workers)))
+                simulated = list(bar(workers.map(simulate_room, range(num_rooms), chunksize=chunk)))
+        responses = {_key(i): torch.from_numpy(response) for i, response in enumerate(simulated)}
+        rooms = [draw_room((seed, i)) for i in range(num_rooms)]
+        responses["direct_delay"] = torch.tensor([room.direct_delay(sampling_rate) for room in rooms])
+        responses["rt60"] = torch.tensor([room.rt60 for room in rooms], dtype=torch.float64)
+        responses["dimensions"] = torch.tensor([room.dimensions for room in rooms], dtype=torch.float64)
+        positions = [(room.target, room.close, room.far, *room.noises) for room in rooms]
+        responses["positions"] = torch.tensor(positions, dtype=torch.float64)  # (num_rooms, 7, 3)
+        pool = cls(responses, sampling_rate, seed)
+        return pool if path is None else pool.save(path)
+
+    def save(self, path: str | os.PathLike) -> "RoomPool":
+        """Writes the pool to one safetensors file, first beside it, then renamed; returns the pool of that file."""
+        path = Path(path)
+        metadata = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "num_rooms": str(len(self)),
+            "seed": str(self.seed),
+            "sampling_rate": str(self.sampling_rate),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(self._responses, partial_file, metadata=metadata)
+            os.replace(partial_file, path)
+        finally:
+            partial_file.unlink(missing_ok=True)
+        return type(self).load(path, sampling_rate=self.sampling_rate)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, sampling_rate: int = 16000) -> "RoomPool":
+        """Opens a saved pool; impulse responses are read from the file when asked for.
+
+        Raises:
+            OSError: the file is missing, truncated or no room pool.
+            ValueError: the pool has another sampling rate (Hz) or a newer version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"path must be a room pool file, nothing found at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FILE_FORMAT:
+                    raise OSError(f"path must be a room pool saved by RoomPool.save, got another kind of file: {path}")
+                # Memory-mapped: no data is read before a tensor is used.
+                responses = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise OSError(f"path must be a complete safetensors file, got {path}: {error}") from error
+        if metadata["version"] != FILE_VERSION:
+            raise ValueError(f"path must be a room pool of version {FILE_VERSION}, got {metadata['version']}: {path}")
+        if int(metadata["sampling_rate"]) != sampling_rate:
+            raise ValueError(
+                f"sampling_rate must be that of the room pool, {metadata['sampling_rate']} Hz, got {sampling_rate} Hz"
+            )
+        expected = {*PER_POOL, *(_key(i) for i in range(int(metadata["num_rooms"])))}
+        if set(responses) != expected:
+            wrong = sorted(expected ^ set(responses))
+            raise OSError(f"path must hold {metadata['num_rooms']} rooms, {len(wrong)} missing or unknown: {wrong[0]}")
+        return cls(responses, sampling_rate, int(metadata["seed"]), path)
+
+    def room(self, index: int) -> Room:
+        """Geometry and reverberation time of one room."""
+        index = self._index(index)
+        target, close, far, *noises = (tuple(position) for position in self._responses["positions"][index].tolist())
+        dimensions = tuple(self._responses["dimensions"][index].tolist())
+        return Room(dimensions, float(self.rt60[index]), target, close, far, tuple(noises), (self.seed, index))
+
+    def batch(self, indices: Sequence[int] | Tensor | np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Rooms as `mix_two_channel` takes them, zero-padded to the longest response R among them.
+
+        Returns:
+            `rir_target` (B, 2, R) float32, `rir_noise` (B, 4, 2, R) float32, `direct_delay` (B,) int64.
+        """
+        positions = [self._index(int(index)) for index in indices]
+        if not positions:
+            raise ValueError("indices must name at least one room, got none")
+        stored = [self._responses[_key(position)] for position in positions]  # (5, 2, R_i) each
+        responses = torch.zeros(len(stored), 5, 2, max(response.shape[-1] for response in stored))
+        for row, response in zip(responses, stored, strict=True):
+            row[..., : response.shape[-1]] = response
+        return responses[:, 0], responses[:, 1:], self.direct_delay[positions]
+
+    def __len__(self) -> int:
+        return len(self.direct_delay)
+
+    def __getitem__(self, index: int) -> ImpulseResponses:
+        index = self._index(index)
+        responses = self._responses[_key(index)].float()
+        return ImpulseResponses(responses[0], responses[1:], int(self.direct_delay[index]))
+
+    def __iter__(self) -> Iterator[ImpulseResponses]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        place = "memory" if self.path is None else json.dumps(str(self.path))
+        return f"RoomPool({len(self)} rooms, seed={self.seed}, sampling_rate={self.sampling_rate} Hz, in {place})"
+
+    def __reduce__(self):
+        if self.path is None:
+            return type(self), (self._responses, self.sampling_rate, self.seed)
+        return type(self).load, (self.path, self.sampling_rate)
+
+    def _index(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must name one of {len(self)} rooms, got {index}")
+        return index % len(self)
+
+
+def _key(index: int) -> str:
+    return f"impulse_responses.{index}"
+
+
+def _simulate_room(seed: int, sampling_rate: int, index: int) -> np.ndarray:
+    """(5, 2, R) float16, target first; NumPy, as tensors would travel between processes by file descriptor."""
+    simulated = simulate_impulse_responses(draw_room((seed, index)), sampling_rate)
+    return torch.cat([simulated.target[None], simulated.noise]).half().numpy()

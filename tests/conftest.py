@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import logging
+
+# A seconds-long bar for every tiny model that a test loads would bury pytest's own output.
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Reference inputs and outputs of the original implementations (generated data; see tests/goldens/README.md)."""
+    return Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def converted(goldens, tmp_path_factory) -> Callable[[str], Path]:
+    """Directories converted from the goldens' original checkpoints, each made once."""
+    from na_ssl_hf.convert import convert
+
+    models = goldens / "models"
+    beats, eat = models / "beats_tiny" / "beats_tiny.pt", models / "eat_tiny" / "hf"
+    sources = {
+        "beats": ("beats", beats, None),
+        "eat": ("eat", eat, None),
+        "na-beats": ("na-beats", models / "nabeats_tiny" / "nabeats_full.ckpt", None),
+        "na-eat": ("na-eat", models / "naeat_tiny" / "naeat_full.ckpt", eat),
+        "film": ("na-beats", models / "film_tiny" / "film_ema.ckpt", beats),
+        "d-beats": ("na-beats", models / "dbeats_tiny" / "dbeats_ema.ckpt", beats),
+    }
+    folder = tmp_path_factory.mktemp("converted")
+
+    def directory(name: str) -> Path:
+        destination = folder / name
+        if not destination.exists():
+            kind, source, base = sources[name]
+            convert(kind, source, destination, base=base)
+        return destination
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def golden_fbank(goldens) -> Callable[[str, str], torch.Tensor]:
+    """Our fbank `(1, T, 128)` of a golden wave, for `flavour` "beats" or "eat"."""
+    from na_ssl_hf.hub.fbank import kaldi_fbank
+
+    waves = np.load(goldens / "models" / "waves.npz")
+    return lambda flavour, wave: kaldi_fbank(torch.from_numpy(waves[wave])[None], flavour)

@@ -1,0 +1,167 @@
+"""What users rely on in every model: saving, modes, captures, masks, dtypes, compilation."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import MODELS, NOISE_AWARE_VARIANTS, tiny_config, tiny_model, two_channel_fbank
+from transformers import AutoConfig, AutoModel
+
+ALL_TYPES = list(MODELS)
+VARIANTS = [("beats", {}), ("eat", {})] + [(m, {"noise_aware_layer_type": t}) for m, t in NOISE_AWARE_VARIANTS]
+variants = pytest.mark.parametrize(("model_type", "fields"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v.values()))
+all_types = pytest.mark.parametrize("model_type", ALL_TYPES)
+
+
+@torch.no_grad()
+def output(model, fbank, **kwargs):
+    return model(fbank, **kwargs).last_hidden_state
+
+
+@variants
+def test_saved_and_loaded_model_gives_equal_outputs(model_type, fields, tmp_path):
+    model, fbank = tiny_model(model_type, **fields), two_channel_fbank()
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(model)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not loaded.training
+    assert torch.equal(output(model, fbank), output(loaded, fbank))
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == loaded.config.to_dict()
+
+
+@variants
+def test_eval_is_deterministic_and_batch_invariant(model_type, fields):
+    model, fbank = tiny_model(model_type, **fields), two_channel_fbank(batch=3)
+    together = output(model, fbank)
+    assert torch.equal(together, output(model, fbank))
+    alone = torch.cat([output(model, fbank[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@all_types
+def test_hidden_states_are_the_first_input_and_every_output(model_type):
+    model, fbank = tiny_model(model_type), two_channel_fbank()
+    captured = model(fbank, output_hidden_states=True)
+    assert len(captured.hidden_states) == model.config.num_hidden_layers + 1
+    assert torch.equal(captured.hidden_states[-1], captured.last_hidden_state)
+    assert not torch.equal(captured.hidden_states[0], captured.hidden_states[1])
+    some = model(fbank, output_hidden_states=[1, -1])
+    assert [state is None for state in some.hidden_states] == [True, False, False]
+
+
+@all_types
+def test_eager_attention_gives_weights_and_the_same_output(model_type):
+    model, fbank = tiny_model(model_type), two_channel_fbank()
+    fused = output(model, fbank)
+    model.set_attn_implementation("eager")
+    eager = model(fbank, output_attentions=True)
+    torch.testing.assert_close(eager.last_hidden_state, fused, atol=1e-5, rtol=0)
+    assert len(eager.attentions) == model.config.num_hidden_layers
+    torch.testing.assert_close(eager.attentions[0].sum(-1), torch.ones_like(eager.attentions[0][..., 0]))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@all_types
+def test_padding_is_ignored(model_type, attention):
+    model, fbank = tiny_model(model_type), two_channel_fbank(frames=128)
+    model.set_attn_implementation(attention)
+    mask = torch.ones(2, 128, dtype=torch.long)
+    mask[1, 64:] = 0
+    changed = fbank.clone()
+    changed[1, :, 64:] = 100.0
+    extra = 1 if "eat" in model_type.split("-") else 0
+    before, after = (output(model, x, attention_mask=mask)[1, : extra + 32] for x in (fbank, changed))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=0)
+    assert not torch.allclose(output(model, fbank)[1], output(model, changed)[1], atol=1e-2)
+    all_ones = output(model, fbank, attention_mask=torch.ones_like(mask))
+    torch.testing.assert_close(all_ones, output(model, fbank), atol=1e-6, rtol=0)
+
+
+@all_types
+def test_grid_is_time_major_and_drops_cls(model_type):
+    model, fbank = tiny_model(model_type), two_channel_fbank(frames=101)
+    tokens = output(model, fbank)
+    assert tokens.shape[1] == model.num_tokens(101) + ("eat" in model_type.split("-"))
+    grid = model.time_frequency_grid(tokens)
+    assert grid.shape == (2, 6, 8, 32)
+    first = 1 if "eat" in model_type.split("-") else 0
+    assert torch.equal(grid[:, 2, 3], tokens[:, first + 2 * 8 + 3, :])
+
+
+@pytest.mark.parametrize("model_type", ["eat", "na-eat"])
+def test_pooler_output_is_cls(model_type):
+    result = tiny_model(model_type)(two_channel_fbank())
+    assert torch.equal(result.pooler_output, result.last_hidden_state[:, 0])
+
+
+@variants
+def test_gradient_checkpointing_changes_no_gradient(model_type, fields):
+    model, fbank = tiny_model(model_type, **fields), two_channel_fbank()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    checkpointed = copy.deepcopy(model)
+    checkpointed.activation_checkpointing_enable()
+    for one in (model, checkpointed):
+        one.train()
+        one(fbank).last_hidden_state.square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients
+    for name, parameter in checkpointed.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+
+
+@all_types
+def test_dtype_argument_and_half_precision_run(model_type, tmp_path):
+    model, fbank = tiny_model(model_type), two_channel_fbank()
+    model.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    got = output(half, fbank)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), output(model, fbank), atol=0.2, rtol=0)
+
+
+@variants
+def test_compiles_as_one_graph(model_type, fields):
+    model, fbank = tiny_model(model_type, **fields), two_channel_fbank()
+    expected = output(model, fbank)
+    # aot_eager traces and functionalises like inductor and needs no C++ compiler.
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(output(compiled, fbank), expected, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
+
+
+@all_types
+def test_config_rejects_bad_sizes(model_type):
+    with pytest.raises(Exception, match="num_attention_heads"):
+        tiny_config(model_type, num_attention_heads=5)
+    with pytest.raises(Exception, match="num_mel_bins"):
+        tiny_config(model_type, num_mel_bins=100)
+
+
+@all_types
+def test_input_embeddings_are_the_patches(model_type):
+    model = tiny_model(model_type)
+    assert model.get_input_embeddings() is model.embeddings.patch_embedding
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 100, 128), "two channels"),
+        ((2, 2, 100, 64), "128"),
+        ((2, 2, 15, 128), "16 frames"),
+        ((100, 128), "shape"),
+    ],
+    ids=["three channels", "64 mel bins", "too short", "no batch"],
+)
+@all_types
+def test_wrong_shapes_are_named(model_type, shape, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(model_type)(torch.zeros(shape))

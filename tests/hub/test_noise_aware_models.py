@@ -1,0 +1,138 @@
+"""What makes a model noise-aware: identity at the start, a frozen base, a far stream that is only listened to."""
+
+import pytest
+import torch
+from tiny_models import NOISE_AWARE_VARIANTS, tiny_config, tiny_model, two_channel_fbank
+
+from na_ssl_hf import NABeatsModel
+
+variants = pytest.mark.parametrize(("model_type", "layer_type"), NOISE_AWARE_VARIANTS)
+with_noise = pytest.mark.parametrize(
+    ("model_type", "layer_type"), [v for v in NOISE_AWARE_VARIANTS if v[1] != "self_attention"]
+)
+
+
+@torch.no_grad()
+@variants
+def test_untrained_layers_are_the_identity_bit_for_bit(model_type, layer_type):
+    model = tiny_model(model_type, identity=True, noise_aware_layer_type=layer_type)
+    fbank = two_channel_fbank()
+    assert torch.equal(model(fbank).last_hidden_state, model.to_base()(fbank).last_hidden_state)
+
+
+@with_noise
+def test_channel_order_matters_and_the_far_channel_is_heard(model_type, layer_type):
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    out = model(fbank).last_hidden_state
+    assert not torch.allclose(out, model(fbank.flip(1)).last_hidden_state, atol=1e-3)
+    louder_far = torch.stack([fbank[:, 0], fbank[:, 1] + 3.0], dim=1)
+    assert not torch.allclose(out, model(louder_far).last_hidden_state, atol=1e-3)
+    apart = model(fbank[:, 0], noise_values=fbank[:, 1]).last_hidden_state
+    assert torch.equal(out, apart)
+
+
+@with_noise
+def test_far_channel_may_have_another_length(model_type, layer_type):
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    for frames in (48, 160):
+        noise = two_channel_fbank(frames=frames, seed=1)[:, 0]
+        out = model(fbank[:, 0], noise_values=noise).last_hidden_state
+        assert out.shape == model(fbank).last_hidden_state.shape
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_aligned_layer_hears_the_far_token_at_its_own_place(model_type):
+    model = tiny_model(model_type, noise_aware_layer_type="aligned", num_hidden_layers=1)
+    layer = model.layers[0].noise_aware
+    for projection in (layer.attention.out_proj.weight, layer.attention.out_proj.bias):
+        torch.nn.init.zeros_(projection)
+    close, far = torch.randn(1, 40, 32), torch.randn(1, 40, 32)
+    changed = far.clone()
+    changed[:, 7] = torch.randn(32)
+    difference = (layer(close, far) - layer(close, changed)).abs().amax(-1)[0]
+    assert difference.nonzero().flatten().tolist() == [7]
+
+
+@variants
+def test_only_noise_aware_layers_learn_and_the_base_stays_in_eval_mode(model_type, layer_type, tmp_path):
+    model = tiny_model(model_type, noise_aware_layer_type=layer_type)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for one in (model, loaded):
+        one.train()
+        assert {n for n, p in one.named_parameters() if p.requires_grad} == {
+            n for n, _ in one.named_parameters() if ".noise_aware." in n
+        }
+        modes = {".noise_aware" in name: module.training for name, module in one.named_modules() if "." in name}
+        base = [m.training for n, m in one.named_modules() if n.count(".") >= 2 and ".noise_aware" not in n]
+        assert not any(base)
+        assert modes[True]
+        one(two_channel_fbank()).last_hidden_state.square().mean().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in one.parameters())
+        one.eval()
+        assert not any(module.training for module in one.modules())
+
+
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_base_dropout_is_silent_in_training(model_type):
+    # With every noise-aware dropout at zero, nothing random is left although the base was made with dropout.
+    model = tiny_model(model_type, noise_aware_attention_dropout=0.0, hidden_dropout=0.5, attention_dropout=0.5).train()
+    fbank = two_channel_fbank()
+    assert torch.equal(model(fbank).last_hidden_state, model(fbank).last_hidden_state)
+
+
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_noise_stream_builds_no_graph(model_type):
+    model = tiny_model(model_type).train()
+    model.freeze_base(False)
+    close, noise = two_channel_fbank().unbind(1)
+    noise.requires_grad_()
+    model(close, noise_values=noise).last_hidden_state.sum().backward()
+    assert noise.grad is None
+    assert model.embeddings.patch_embedding.weight.grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_from_base_keeps_the_base_and_its_outputs(model_type):
+    source = tiny_model(model_type, identity=True)
+    base = source.to_base()
+    model = type(source).from_base(base, noise_aware_layer_type="aligned")
+    assert model.config.noise_aware_layer_type == "aligned"
+    fbank = two_channel_fbank()
+    assert torch.equal(model(fbank).last_hidden_state, base(fbank).last_hidden_state)
+    with pytest.raises(ValueError, match="base"):
+        type(source).from_base(source)
+
+
+@torch.no_grad()
+def test_loading_a_base_checkpoint_starts_as_the_identity(tmp_path):
+    base = tiny_model("beats")
+    base.save_pretrained(tmp_path)
+    model = NABeatsModel.from_pretrained(tmp_path, config=tiny_config("na-beats"))
+    fbank = two_channel_fbank()
+    assert torch.equal(model(fbank).last_hidden_state, base(fbank).last_hidden_state)
+
+
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_far_channel_errors_are_named(model_type):
+    model, fbank = tiny_model(model_type), two_channel_fbank()
+    with pytest.raises(ValueError, match="two channels"):
+        model(fbank[:, 0])
+    with pytest.raises(ValueError, match="noise_values"):
+        model(fbank, noise_values=fbank[:, 1])
+    with pytest.raises(ValueError, match="batch size"):
+        model(fbank[:, 0], noise_values=fbank[:1, 1])
+    with pytest.raises(Exception, match="noise_aware_layer_type"):
+        tiny_config(model_type, noise_aware_layer_type="gating")
+    with pytest.raises(Exception, match="noise_aware_num_heads"):
+        tiny_config(model_type, noise_aware_num_heads=7)
+
+
+def test_film_refuses_a_padding_mask():
+    model = tiny_model("na-beats", noise_aware_layer_type="film")
+    mask = torch.ones(2, 100, dtype=torch.long)
+    mask[1, 50:] = 0
+    with pytest.raises(ValueError, match="film"):
+        model(two_channel_fbank(), attention_mask=mask)

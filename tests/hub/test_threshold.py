@@ -1,0 +1,78 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from na_ssl_hf.hub.threshold import conformal_p_values, fit_threshold, required_self_scores
+
+
+@pytest.mark.parametrize("false_alarm_rate", [0.05, 0.07, 0.1, 1 / 3, 1 / 49, 0.5, 0.9])
+@pytest.mark.parametrize("distinct", [3, 20, 10**6], ids=["many ties", "some ties", "no ties"])
+def test_conformal_decision_agrees_with_the_p_values(false_alarm_rate, distinct):
+    random = np.random.default_rng(distinct)
+    for num_normal in (60, 99, 100, 333):
+        normal = random.integers(-distinct, distinct, num_normal) / 7.0
+        # Drawn from the same values, so that test scores tie with the threshold too.
+        scores = np.concatenate([random.integers(-distinct, distinct, 200) / 7.0, normal])
+        threshold = fit_threshold(normal, "conformal", false_alarm_rate)
+        p_values = conformal_p_values(normal, scores)
+        assert np.array_equal(scores > threshold, p_values.numpy() <= false_alarm_rate)
+
+
+def test_p_values_count_the_normal_scores_at_least_as_high():
+    p_values = conformal_p_values(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 3.0, 4.0]))
+    assert p_values.tolist() == [1.0, 4 / 5, 2 / 5, 1 / 5]
+
+
+def test_conformal_false_alarm_rate_holds_on_average():
+    random = np.random.default_rng(0)
+    rates = [
+        (random.gamma(2.0, size=50) > fit_threshold(random.gamma(2.0, size=99), false_alarm_rate=0.1)).mean()
+        for _ in range(400)
+    ]
+    assert 0.085 < np.mean(rates) < 0.115
+
+
+@pytest.mark.parametrize(("false_alarm_rate", "needed"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.07, 14), (1 / 49, 48)])
+def test_conformal_says_how_many_clips_it_needs(false_alarm_rate, needed):
+    assert required_self_scores(false_alarm_rate) == needed
+    assert fit_threshold(np.arange(float(needed)), false_alarm_rate=false_alarm_rate) == needed - 1
+    with pytest.raises(ValueError, match=rf"at least {needed} normal clips, got {needed - 1}"):
+        fit_threshold(np.arange(needed - 1.0), false_alarm_rate=false_alarm_rate)
+
+
+def test_quantile_is_the_empirical_one():
+    assert fit_threshold(np.arange(101.0), "quantile", 0.1) == pytest.approx(90.0)
+
+
+def test_gamma_recovers_the_quantile_and_shifts_with_negative_scores():
+    scores = np.random.default_rng(0).gamma(4.0, 0.1, 2000)
+    threshold = fit_threshold(scores, "gamma")
+    assert threshold == pytest.approx(np.quantile(scores, 0.9), rel=0.03)
+    assert fit_threshold(scores - 5.0, "gamma") == pytest.approx(threshold - 5.0, abs=0.01)
+    assert fit_threshold(scores, "gamma", false_alarm_rate=0.3) == threshold
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "sigma"}, "method must be one of"),
+        ({"false_alarm_rate": 0.0}, r"false_alarm_rate must be a number in \(0, 1\), got 0.0"),
+        ({"false_alarm_rate": 5}, "got 5"),
+        ({"self_scores": np.zeros((3, 2))}, r"shape \(N,\)"),
+        ({"self_scores": np.zeros(0)}, "N >= 1"),
+        ({"self_scores": np.array([0.0, np.nan])}, "finite"),
+        ({"self_scores": np.full(30, 0.1), "method": "gamma"}, "30 equal scores"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit_threshold(**{"self_scores": np.arange(30.0), **arguments})
+
+
+def test_gamma_without_scipy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(ValueError, match=re.escape("needs scipy")):
+        fit_threshold(np.arange(30.0), "gamma")

@@ -1,0 +1,49 @@
+"""Small random models of every type, noise-aware layers included, for tests of behaviour rather than of numbers."""
+
+import torch
+
+from na_ssl_hf import (
+    BeatsConfig,
+    BeatsModel,
+    EatConfig,
+    EatModel,
+    NABeatsConfig,
+    NABeatsModel,
+    NAEatConfig,
+    NAEatModel,
+)
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+BEATS_SIZES = SIZES | {"patch_embedding_size": 24, "position_convolution_kernel": 16}
+EAT_SIZES = SIZES | {"max_time_patches": 32}
+MODELS = {
+    "beats": (BeatsConfig, BeatsModel, BEATS_SIZES),
+    "eat": (EatConfig, EatModel, EAT_SIZES),
+    "na-beats": (NABeatsConfig, NABeatsModel, BEATS_SIZES),
+    "na-eat": (NAEatConfig, NAEatModel, EAT_SIZES),
+}
+NOISE_AWARE_VARIANTS = [
+    (model_type, layer_type)
+    for model_type in ("na-beats", "na-eat")
+    for layer_type in ("cross_attention", "aligned", "film", "self_attention")
+]
+
+
+def tiny_config(model_type: str, **fields):
+    config_class, _, sizes = MODELS[model_type]
+    return config_class(**(sizes | fields))
+
+
+def tiny_model(model_type: str, seed: int = 0, identity: bool = False, **fields):
+    """A model in eval mode whose noise-aware layers, unless `identity`, do something."""
+    torch.manual_seed(seed)
+    model = MODELS[model_type][1](tiny_config(model_type, **fields)).eval()
+    if not identity:
+        for name, parameter in model.named_parameters():
+            if ".noise_aware." in name and "norm" not in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def two_channel_fbank(batch: int = 2, frames: int = 100, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 2, frames, 128, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,132 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from na_ssl_hf.simulation import RoomPool, draw_room, mix_two_channel, simulate_impulse_responses
+
+NUM_ROOMS = 5
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return RoomPool.simulate(NUM_ROOMS, seed=7, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def pool_file(pool, tmp_path_factory):
+    return pool.save(tmp_path_factory.mktemp("pool") / "new_folder" / "rooms.safetensors").path
+
+
+def assert_equal_pools(a, b):
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left.target, right.target)
+        assert torch.equal(left.noise, right.noise)
+        assert left.direct_delay == right.direct_delay
+
+
+def test_rooms_are_those_of_the_seed(pool):
+    exact = simulate_impulse_responses(draw_room((7, 2)))
+    stored = pool[2]
+    assert stored.target.dtype == torch.float32
+    torch.testing.assert_close(stored.target, exact.target, atol=1e-7, rtol=1e-3)
+    torch.testing.assert_close(stored.noise, exact.noise, atol=1e-7, rtol=1e-3)
+    assert [pool.room(i) for i in range(NUM_ROOMS)] == [draw_room((7, i)) for i in range(NUM_ROOMS)]
+
+
+def test_any_number_of_workers_gives_the_same_pool(pool):
+    assert_equal_pools(RoomPool.simulate(3, seed=7, num_workers=2, show_progress=False), list(pool)[:3])
+
+
+def test_saved_pool_equals_the_simulated_one(pool, pool_file):
+    loaded = RoomPool.load(pool_file)
+    assert_equal_pools(loaded, pool)
+    assert (loaded.seed, loaded.sampling_rate, loaded.room(3)) == (7, 16000, pool.room(3))
+    assert torch.equal(loaded.rt60, pool.rt60)
+    assert [file.name for file in pool_file.parent.iterdir()] == [pool_file.name]
+
+
+def test_batch_is_padded_and_ready_for_mixing(pool_file):
+    pool = RoomPool.load(pool_file)
+    rir_target, rir_noise, direct_delay = pool.batch([4, 0, -1])
+    longest = max(pool[4].noise.shape[-1], pool[0].noise.shape[-1])
+    assert rir_target.shape == (3, 2, longest)
+    assert rir_noise.shape == (3, 4, 2, longest)
+    for row, index in enumerate([4, 0, 4]):
+        target, noise, delay = pool[index]
+        assert torch.equal(rir_target[row, :, : target.shape[-1]], target)
+        assert torch.equal(rir_noise[row, ..., : noise.shape[-1]], noise)
+        assert not rir_noise[row, ..., noise.shape[-1] :].any()
+        assert direct_delay[row] == delay
+    mixture = mix_two_channel(
+        torch.randn(3, 500), torch.randn(3, 4, 500), rir_target, rir_noise, torch.zeros(3), direct_delay
+    )
+    assert mixture.far.shape == (3, 500)
+
+
+def test_pool_with_a_file_travels_to_workers_as_its_path(pool, pool_file):
+    message = pickle.dumps(RoomPool.load(pool_file))
+    assert len(message) < 1000
+    assert_equal_pools(pickle.loads(message), pool)
+    assert_equal_pools(pickle.loads(pickle.dumps(pool)), pool)
+
+
+def test_reading_a_pool_does_not_import_pyroomacoustics(pool_file):
+    code = (
+        "import sys; from na_ssl_hf.simulation import RoomPool; "
+        f"RoomPool.load({str(pool_file)!r}).batch([0]); sys.exit('pyroomacoustics' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_index_out_of_range(pool):
+    for bad in (NUM_ROOMS, -NUM_ROOMS - 1):
+        with pytest.raises(IndexError, match="index"):
+            pool[bad]
+        with pytest.raises(IndexError, match="index"):
+            pool.batch([0, bad])
+    with pytest.raises(ValueError, match="indices"):
+        pool.batch([])
+
+
+@pytest.mark.parametrize("change", [{"num_rooms": 0}, {"num_workers": 0}, {"seed": -1}], ids=str)
+def test_bad_settings(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        RoomPool.simulate(**{"num_rooms": 1, "seed": 0} | change)
+
+
+def test_other_sampling_rate_is_refused(pool_file):
+    with pytest.raises(ValueError, match="sampling_rate must be that of the room pool, 16000 Hz, got 8000 Hz"):
+        RoomPool.load(pool_file, sampling_rate=8000)
+
+
+def test_missing_truncated_and_foreign_files(pool_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing found"):
+        RoomPool.load(tmp_path / "nothing.safetensors")
+    data = pool_file.read_bytes()
+    for name, content in {"half": data[: len(data) // 2], "empty": b"", "text": b"not a pool at all" * 9}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=name):
+            RoomPool.load(tmp_path / name)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match=r"another kind of file: .*model\.safetensors"):
+        RoomPool.load(tmp_path / "model.safetensors")
+
+
+def test_failed_save_leaves_the_old_file(pool, tmp_path, monkeypatch):
+    path = tmp_path / "rooms.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("na_ssl_hf.simulation.room_pool.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        pool.save(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
