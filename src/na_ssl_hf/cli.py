@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,6 +152,8 @@ def _demo(options: argparse.Namespace) -> None:
 def _fit(options: argparse.Namespace) -> None:
     from .hub.memory_bank import MemoryBank
 
+    if options.out.is_file():
+        raise FileExistsError(f"--out must be a directory, got the file {options.out}")
     files = _sound_files(options.recordings)
     scorer = _load_scorer(options.model or str(default_checkpoint()), options)
     if options.far_cancellation:
@@ -174,20 +175,28 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    if options.csv is not None and options.csv.is_dir():
+        raise IsADirectoryError(f"--csv must be a file, got the directory {options.csv}")
     files = _sound_files(options.recordings)
     scorer = _load_scorer(options.scorer, options)
     results = scorer(files, batch_size=options.batch_size, progress="score")
-    rows = [[str(file), *(result[key] for key in ("score", "is_anomaly", "threshold", "p_value"))]
-            for file, result in zip(files, results, strict=True)]
+    rows = [
+        [str(file), *(result[key] for key in ("score", "is_anomaly", "threshold", "p_value"))]
+        for file, result in zip(files, results, strict=True)
+    ]
     header = ["file", "score", "is_anomaly", "threshold", "p_value"]
     if options.csv is None:
         csv.writer(sys.stdout).writerows([header, *rows])
         return
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target and renamed: a kill leaves the old file.
-    with tempfile.NamedTemporaryFile("w", newline="", dir=options.csv.parent, delete=False) as file:
-        csv.writer(file).writerows([header, *rows])
-    os.replace(file.name, options.csv)
+    unfinished = options.csv.with_name(f".{options.csv.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+        os.replace(unfinished, options.csv)
+    finally:
+        unfinished.unlink(missing_ok=True)
     anomalies = sum(result["is_anomaly"] for result in results)
     print(f"{len(files)} recordings, {anomalies} anomalous, scores in {options.csv}")
 
@@ -239,19 +248,42 @@ def default_checkpoint() -> Path:
 
 
 def _load_scorer(model: str, options: argparse.Namespace):
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import pipeline
     from transformers.utils import logging
 
     from . import AnomalyScorer
 
+    path = Path(model)
+    if not path.is_dir() and (path.exists() or path.is_absolute() or model.startswith(".") or model.count("/") > 1):
+        raise FileNotFoundError(f"no checkpoint directory {model}")
+    if options.device is not None:
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {options.device} cannot be used: {_first_line(error)}") from error
     # Loading takes a moment; its bars would bury the one that counts recordings.
+    with_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    scorer = pipeline("anomaly-scoring", model=model, device=options.device)
-    logging.enable_progress_bar()
+    try:
+        scorer = pipeline("anomaly-scoring", model=model, device=options.device)
+    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
+        raise OSError(f"{model} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        if with_bars:
+            logging.enable_progress_bar()
     assert isinstance(scorer, AnomalyScorer)
     if options.resample:
         scorer.feature_extractor.resample = True
     return scorer
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message, or the first two where the first only announces the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def _sound_files(paths: Sequence[Path]) -> list[Path]:

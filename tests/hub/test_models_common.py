@@ -9,7 +9,9 @@ from transformers import AutoConfig, AutoModel
 
 ALL_TYPES = list(MODELS)
 VARIANTS = [("beats", {}), ("eat", {})] + [(m, {"noise_aware_layer_type": t}) for m, t in NOISE_AWARE_VARIANTS]
-variants = pytest.mark.parametrize(("model_type", "fields"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v.values()))
+variants = pytest.mark.parametrize(
+    ("model_type", "fields"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v.values())
+)
 all_types = pytest.mark.parametrize("model_type", ALL_TYPES)
 
 

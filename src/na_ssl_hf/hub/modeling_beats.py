@@ -252,9 +252,7 @@ class BeatsModel(BeatsPreTrainedModel):
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
         position_bias = self.relative_position_bias(hidden_states.shape[1])
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-        )
+        attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, position_bias, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)

@@ -129,9 +129,7 @@ class EatLayer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
         hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attended))
         return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))

@@ -109,9 +109,7 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
         position_bias = self.relative_position_bias(hidden_states.shape[1])
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-        )
+        attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         noise_states = noise_position_bias = noise_mask = None
         cross_attention_mask = attention_mask
         if uses_noise:

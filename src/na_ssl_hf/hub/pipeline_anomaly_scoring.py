@@ -5,9 +5,11 @@ Letters in shape comments: B recordings, C channels, T' patch rows in time, F ba
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from .threshold import conformal_p_values, fit_threshold, required_self_scores
 logger = logging.get_logger(__name__)
 
 DEFAULT_FALSE_ALARM_RATE = 0.05
+
+# How transformers names weights, in one file or in shards.
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
@@ -46,13 +51,16 @@ class AnomalyScorer(Pipeline):
     ```python
     scorer = pipeline("anomaly-scoring", model="path/or/hub-id")
     scorer.fit(normal_recordings)
-    scorer(recordings)      # [{"score": ..., "is_anomaly": ..., "threshold": ..., "p_value": ..., "band_scores": [...]}]
+    scorer(recordings)      # [{"score": ..., "is_anomaly": ..., "threshold": ..., "p_value": ..., "band_scores": ...}]
     scorer.save_pretrained("scorer")                          # model, extractor, memory and threshold
     pipeline("anomaly-scoring", model="scorer")(recordings)   # the same scores
     ```
 
     Attributes:
         memory_bank: the fitted memory, or `None`.
+
+    Raises:
+        ValueError: the model is not an encoder of this package, or the feature extractor is missing.
     """
 
     _load_feature_extractor = True
@@ -63,8 +71,15 @@ class AnomalyScorer(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if not hasattr(self.model, "time_frequency_grid"):
+            raise ValueError(
+                f"`model` must be a BEATs, EAT, NA-BEATs or NA-EAT model, got {type(self.model).__name__}."
+            )
+        if self.feature_extractor is None:
+            raise ValueError("`feature_extractor` must be a TwoChannelFeatureExtractor, got None.")
         self.memory_bank: MemoryBank | None = None
-        self._verified_bank: MemoryBank | None = None
+        # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
+        self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
         source = getattr(self.model, "name_or_path", None)
         if source:
             self.memory_bank = _saved_bank(source, getattr(self.model.config, "_commit_hash", None))
@@ -91,8 +106,8 @@ class AnomalyScorer(Pipeline):
             recordings: normal recordings, in any form that calling the scorer accepts.
             domains: "source" or "target" for each, where known.
             pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`.
-            memory_bank: an unfitted [`MemoryBank`] with other settings than the default
-                `MemoryBank(rescaling="variance_min")` (Matsumoto et al., 2025).
+            memory_bank: a [`MemoryBank`] whose settings replace the default `MemoryBank(rescaling="variance_min")`
+                (Matsumoto et al., 2025); it is not changed itself.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             batch_size: recordings of equal length that go through the model together.
 
@@ -105,11 +120,12 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         pooling_settings = {"method": pooling, "gamma": gamma, "p": p, "r": r}
-        batches = list(self._embedded(recordings, batch_size, pooling_settings, progress="fit"))
+        batches = list(self._embedded(recordings, self._checked(batch_size), pooling_settings, progress="fit"))
         if not batches:
             raise ValueError("`recordings` must hold at least one normal recording, got none.")
-        bank = MemoryBank(rescaling="variance_min") if memory_bank is None else memory_bank
-        bank.fit(torch.cat([embeddings for _, embeddings in batches]), domains=None if domains is None else list(domains))
+        # A copy, so that a refit that fails leaves the bank that is in use alone.
+        bank = MemoryBank(rescaling="variance_min") if memory_bank is None else replace(memory_bank)
+        bank.fit(torch.cat(batches), domains=None if domains is None else list(domains))
         bank.metadata = {
             "model": model_fingerprint(self.model),
             "extractor": self._extractor_settings(),
@@ -117,11 +133,12 @@ class AnomalyScorer(Pipeline):
             # Kept, because they cost as much as all references against all references.
             "self_scores": bank.self_scores().tolist(),
         }
-        previous, self.memory_bank, self._verified_bank = self.memory_bank, bank, bank
+        previous = self.memory_bank, self._verified
+        self.memory_bank, self._verified = bank, (bank, self.model)
         try:
             self.calibrate(threshold_method, false_alarm_rate)
         except ValueError:
-            self.memory_bank = self._verified_bank = previous
+            self.memory_bank, self._verified = previous
             raise
         return self
 
@@ -188,18 +205,28 @@ class AnomalyScorer(Pipeline):
             OSError: a file is missing or cannot be decoded.
         """
         if kwargs:
-            raise ValueError(f"Calling the scorer takes `recordings`, `batch_size` and `progress`, got {sorted(kwargs)}.")
+            raise ValueError(
+                f"Calling the scorer takes `recordings`, `batch_size` and `progress`, got {sorted(kwargs)}."
+            )
         self._fitted_bank()
+        batch_size = self._checked(batch_size)
         if is_single_recording(recordings):
             return next(self._results([recordings], 1, None))
         results = self._results(recordings, batch_size, progress)
         return list(results) if hasattr(recordings, "__len__") else results
 
     def embed(self, recordings: Any, batch_size: int | None = None) -> torch.Tensor:
-        """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares."""
+        """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares.
+
+        Raises:
+            ValueError: as for scoring, or there are no recordings.
+            OSError: a file is missing or cannot be decoded.
+        """
         single = is_single_recording(recordings)
         settings = self._pooling_settings()
-        batches = [pooled for _, pooled in self._embedded([recordings] if single else recordings, batch_size, settings)]
+        batches = list(self._embedded([recordings] if single else recordings, self._checked(batch_size), settings))
+        if not batches:
+            raise ValueError("`recordings` must hold at least one recording, got none.")
         return torch.cat(batches)  # (B, F, D)
 
     def anomaly_map(self, recording: Any) -> torch.Tensor:
@@ -207,6 +234,10 @@ class AnomalyScorer(Pipeline):
 
         Returns:
             `(T', F)` float32; a row is one patch (0.16 s), a column one band, higher is more anomalous.
+
+        Raises:
+            ValueError: as for scoring, or not a single recording.
+            OSError: a file is missing or cannot be decoded.
         """
         bank = self._fitted_bank()
         grid = self._grid([load_recording(recording, self.feature_extractor.sampling_rate)])[0]  # (T', F, D)
@@ -228,19 +259,24 @@ class AnomalyScorer(Pipeline):
         if destination.is_file():
             raise FileExistsError(f"`save_directory` must be a directory, got the file {destination}.")
         push_to_hub = kwargs.pop("push_to_hub", False)
-        hub_kwargs = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "token", "revision") if key in kwargs}
+        hub_names = ("repo_id", "commit_message", "private", "token", "revision")
+        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the destination, so that the renames below stay on one file system.
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+        # The renames below must stay on one file system, and a destination that exists may be a mount point or a link.
+        beside = destination if destination.is_dir() else destination.parent
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=beside))
         try:
             super().save_pretrained(staging, **kwargs)
             if self.memory_bank is not None:
                 self.memory_bank.save_pretrained(staging)
             destination.mkdir(exist_ok=True)
-            for file in sorted(staging.iterdir()):
-                os.replace(file, destination / file.name)
-            if self.memory_bank is None:
-                (destination / MEMORY_BANK_FILE).unlink(missing_ok=True)
+            written = sorted(file.name for file in staging.iterdir())
+            for name in written:
+                os.replace(staging / name, destination / name)
+            # Weights or a memory of an earlier save would be loaded in place of, or along with, the new ones.
+            for file in list(destination.iterdir()):
+                if file.name not in written and (file.name == MEMORY_BANK_FILE or _WEIGHTS.fullmatch(file.name)):
+                    file.unlink()
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
@@ -248,13 +284,11 @@ class AnomalyScorer(Pipeline):
 
     # The steps
 
-    def _results(
-        self, recordings: Iterable[Any], batch_size: int | None, progress: str | None
-    ) -> Iterator[dict[str, Any]]:
+    def _results(self, recordings: Iterable[Any], batch_size: int, progress: str | None) -> Iterator[dict[str, Any]]:
         bank = self._fitted_bank()
         threshold = self.threshold
         self_scores = self._self_scores()
-        for _, embeddings in self._embedded(recordings, batch_size, self._pooling_settings(), progress):
+        for embeddings in self._embedded(recordings, batch_size, self._pooling_settings(), progress):
             band_scores = torch.as_tensor(bank.band_scores(embeddings))  # (B, F)
             scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (B,)
             p_values = conformal_p_values(self_scores, scores)
@@ -270,14 +304,11 @@ class AnomalyScorer(Pipeline):
     def _embedded(
         self,
         recordings: Iterable[Any],
-        batch_size: int | None,
+        batch_size: int,
         pooling_settings: dict[str, Any],
         progress: str | None = None,
-    ) -> Iterator[tuple[list[str], torch.Tensor]]:
-        """Names and pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
-        batch_size = batch_size or self._batch_size or 1
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    ) -> Iterator[torch.Tensor]:
+        """Pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
         total = len(recordings) if hasattr(recordings, "__len__") else None
         stream = iter(recordings)
         with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
@@ -288,12 +319,26 @@ class AnomalyScorer(Pipeline):
                     grid = self._grid([loaded[index] for index in indices])  # (n, T', F, D)
                     pooled.update(zip(indices, pool_time(grid, **pooling_settings), strict=True))
                 bar.update(len(batch))
-                yield [recording.name for recording in loaded], torch.stack([pooled[i] for i in range(len(batch))])
+                yield torch.stack([pooled[i] for i in range(len(batch))])  # (n, F, D)
 
     def _grid(self, recordings: list[Recording]) -> torch.Tensor:
         """Tokens `(B, T', F, D)`, float32 on the CPU, of recordings that have one length and rate."""
+        try:
+            features = self._features(recordings)
+        except ValueError:
+            # Only the extractor knows the rules, and only a recording's name tells a user which file breaks one.
+            for recording in recordings:
+                try:
+                    self._features([recording])
+                except ValueError as error:
+                    message = str(error).replace("Recording 0 has", "It has")
+                    raise ValueError(f"{recording.name}: {message}") from error
+            raise
+        return self.forward(features)["grid"]
+
+    def _features(self, recordings: list[Recording]) -> dict[str, torch.Tensor]:
         samples = [recording.samples for recording in recordings]
-        return self.forward(self.preprocess(samples, sampling_rate=recordings[0].sampling_rate))["grid"]
+        return self.preprocess(samples, sampling_rate=recordings[0].sampling_rate)
 
     def preprocess(self, samples: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
         features = self.feature_extractor(
@@ -314,21 +359,29 @@ class AnomalyScorer(Pipeline):
             raise ValueError(f"The anomaly-scoring pipeline takes no parameters {sorted(kwargs)}.")
         return {}, {}, {}
 
+    def _checked(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            batch_size = 1 if self._batch_size is None else self._batch_size
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+        return batch_size
+
     # What a memory belongs to
 
     def _fitted_bank(self) -> MemoryBank:
         bank = self.memory_bank
         if bank is None:
             raise ValueError("This scorer is not fitted yet: call `fit` with normal recordings first.")
-        if bank is not self._verified_bank:
-            current = {"model": model_fingerprint(self.model), "extractor": self._extractor_settings()}
-            for part, expected in current.items():
-                if bank.metadata.get(part) != expected:
-                    raise ValueError(
-                        f"The memory bank was fitted with another {part}: it holds {bank.metadata.get(part)!r}, this "
-                        f"pipeline has {expected!r}. Call `fit` again."
-                    )
-            self._verified_bank = bank
+        current: dict[str, Any] = {"extractor": self._extractor_settings()}
+        if bank is not self._verified[0] or self.model is not self._verified[1]:
+            current["model"] = model_fingerprint(self.model)
+        for part, expected in current.items():
+            if bank.metadata.get(part) != expected:
+                raise ValueError(
+                    f"The memory bank was fitted with another {part}: it holds {bank.metadata.get(part)!r}, this "
+                    f"pipeline has {expected!r}. Call `fit` again."
+                )
+        self._verified = (bank, self.model)
         return bank
 
     def _extractor_settings(self) -> dict[str, Any]:
@@ -344,7 +397,12 @@ class AnomalyScorer(Pipeline):
 
 def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:
     """The memory that was saved with a checkpoint, or `None` for one that was never fitted."""
-    path = cached_file(source, MEMORY_BANK_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    try:
+        path = cached_file(source, MEMORY_BANK_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        # The model is loaded; that its source is gone or out of reach by now must not keep it from being fitted.
+        logger.warning(f"No memory of normal recordings could be looked up at {source}: {error}")
+        return None
     return None if path is None else MemoryBank.from_pretrained(Path(path).parent)
 
 

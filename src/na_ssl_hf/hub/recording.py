@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def is_single_recording(recordings: Any) -> bool:
     """Whether the argument of a scorer is one recording, not a collection or stream of them.
 
     Raises:
-        ValueError: a tuple, which is neither.
+        ValueError: a tuple, which could be both, or something that is neither.
     """
     if isinstance(recordings, tuple):
         raise ValueError(
@@ -43,7 +45,11 @@ def is_single_recording(recordings: Any) -> bool:
         )
     if isinstance(recordings, (np.ndarray, torch.Tensor)):
         return recordings.ndim != 3
-    return isinstance(recordings, (str, os.PathLike, bytes, bytearray, dict)) or hasattr(recordings, "get_all_samples")
+    if isinstance(recordings, (str, os.PathLike, bytes, bytearray, dict)) or hasattr(recordings, "get_all_samples"):
+        return True
+    if not hasattr(recordings, "__iter__") and not hasattr(recordings, "__getitem__"):
+        raise ValueError(f"`recordings` must be one recording or several, got {type(recordings).__name__}.")
+    return False
 
 
 def load_recording(source: Any, sampling_rate: int) -> Recording:
@@ -82,16 +88,21 @@ def _from_dict(source: dict[str, Any], sampling_rate: int) -> Recording:
         return load_recording(source["audio"], sampling_rate)
     array = source.get("array", source.get("raw"))
     if array is not None:
-        if source.get("sampling_rate") is None:
+        rate = source.get("sampling_rate")
+        if rate is None:
             raise ValueError(f"A recording given as a dict needs 'sampling_rate' in Hz, got keys {sorted(source)}.")
+        if isinstance(rate, str) or int(rate) != rate:
+            raise ValueError(f"'sampling_rate' of a recording must be a whole number of Hz, got {rate!r}.")
         array = array if isinstance(array, torch.Tensor) else np.asarray(array)
         name = source.get("path") or f"array of shape {tuple(array.shape)}"
-        return Recording(array, int(source["sampling_rate"]), str(name))
+        return Recording(array, int(rate), str(name))
     if source.get("bytes") is not None:
         return _from_file(io.BytesIO(source["bytes"]), str(source.get("path") or f"{len(source['bytes'])} bytes"))
     if source.get("path") is not None:
         return load_recording(source["path"], sampling_rate)
-    raise ValueError(f"A recording given as a dict needs 'array', 'bytes', 'path' or 'audio', got keys {sorted(source)}.")
+    raise ValueError(
+        f"A recording given as a dict needs 'array', 'bytes', 'path' or 'audio', got keys {sorted(source)}."
+    )
 
 
 def _from_file(file: str | io.BytesIO, name: str) -> Recording:
@@ -103,4 +114,25 @@ def _from_file(file: str | io.BytesIO, name: str) -> Recording:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise OSError(f"{name} cannot be read as a sound file: {error}") from error
+    if missing := _missing_wav_bytes(file):
+        raise OSError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
     return Recording(samples.T, rate, name)
+
+
+def _missing_wav_bytes(file: str | io.BytesIO) -> int:
+    """Bytes of samples that a WAV header promises behind the end of the file; libsndfile passes over them silently."""
+    with open(file, "rb") if isinstance(file, str) else nullcontext(file) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        header = stream.read(12)
+        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+            return 0
+        position = len(header)
+        while position + 8 <= size:
+            stream.seek(position)
+            chunk, length = struct.unpack("<4sI", stream.read(8))
+            if chunk == b"data":
+                # Programs that write to a pipe put a number near 2 or 4 GiB where they cannot know the length.
+                return 0 if length >= 0x7FFF0000 else max(0, position + 8 + length - size)
+            position += 8 + length + length % 2  # chunks begin at even positions
+    return 0
