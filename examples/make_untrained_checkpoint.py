@@ -17,6 +17,7 @@ from na_ssl_hf import NABeatsConfig, NABeatsModel, TwoChannelFeatureExtractor
 
 SEED = 0
 NOTE = f"untrained: random base (seed {SEED}), identity noise-aware layers"
+CARD = Path(__file__).parent.parent / "model_cards" / "na-beats-tiny.md"
 CONFIGS = ("config.json", "preprocessor_config.json")
 
 
@@ -45,6 +46,7 @@ def main() -> None:
             content.pop("auto_map")
             (destination / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         shutil.copyfile(Path(folder) / "model.safetensors", destination / "model.safetensors")
+    shutil.copyfile(CARD, destination / "README.md")
     size = (destination / "model.safetensors").stat().st_size / 1e6
     print(f"{destination}: {size:.1f} MB, {NOTE}")
 

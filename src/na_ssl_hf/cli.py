@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from .checkpoints import default_checkpoint
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -242,12 +245,7 @@ def _evaluate_submission(options: argparse.Namespace) -> None:
         print(f"  {machine}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 
-def default_checkpoint() -> Path:
-    """The checkpoint that ships with the package."""
-    return Path(__file__).parent / "checkpoints" / "na-beats-tiny"
-
-
-def _load_scorer(model: str, options: argparse.Namespace):
+def _load_scorer(model: str, options: argparse.Namespace) -> Any:
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -268,7 +266,7 @@ def _load_scorer(model: str, options: argparse.Namespace):
     with_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        scorer = pipeline("anomaly-scoring", model=model, device=options.device)
+        scorer: Any = pipeline("anomaly-scoring", model=model, device=options.device)  # type: ignore[call-overload]
     except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
         raise OSError(f"{model} cannot be loaded: {_first_line(error)}") from error
     finally:

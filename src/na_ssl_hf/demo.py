@@ -1,28 +1,27 @@
-"""The offline demo: simulated machines in simulated rooms, scored four ways, with a table and a picture."""
+"""The offline demo: simulated machines in simulated rooms, scored by several systems, with a table and a picture."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoFeatureExtractor, AutoModel
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
 from .checkpoints import default_checkpoint
 from .data.dcase_names import DcaseName, parse_dcase_name
-from .data.two_channel_recordings import write_two_channel_dataset
+from .data.two_channel_recordings import SAMPLING_RATE, write_two_channel_dataset
+from .evaluation.log_mel_baseline import log_mel_embeddings
 from .evaluation.metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
+from .hub.memory_bank import MemoryBank
+from .hub.noise_cancellation import cancel_far_microphone
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
 
-CLOSE_ONLY, LEAST_SQUARES, SUBTRACTION, NOISE_AWARE = (
-    "close microphone only",
-    "far cancellation, least squares",
-    "far cancellation, spectral subtraction",
-    "NA model",
-)
+NOISE_AWARE = "NA model"
 BATCH_SIZE = 8
 
 
@@ -44,33 +43,43 @@ class Clip:
 
 @dataclass
 class MachineResult:
-    """One system on one machine: the fitted scorer and its results for the test clips, in their order."""
+    """One system on one machine.
 
-    scorer: AnomalyScorer
+    Attributes:
+        clips: the test clips.
+        scores: `(N,)`, one for each clip; higher is more anomalous.
+        scorer: the fitted scorer, where the system is one.
+    """
+
     clips: list[Clip]
-    results: list[dict[str, Any]]
+    scores: np.ndarray
+    scorer: AnomalyScorer | None = None
 
     @property
     def labelled_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores (higher is more anomalous), anomaly labels and target-domain labels, `(N,)` each."""
-        return (
-            np.array([result["score"] for result in self.results]),
-            np.array([clip.is_anomaly for clip in self.clips]),
-            np.array([clip.is_target for clip in self.clips]),
-        )
+        """Scores, anomaly labels and target-domain labels, `(N,)` each."""
+        is_anomaly = np.array([clip.is_anomaly for clip in self.clips])
+        return self.scores, is_anomaly, np.array([clip.is_target for clip in self.clips])
 
     @property
     def metrics(self) -> MachineMetrics:
         return machine_metrics(*self.labelled_scores)
 
 
-def run_demo(out: str | Path, model: str | None = None, seed: int = 0) -> dict[str, dict[str, MachineResult]]:
+System = Callable[[list[Clip], list[Clip]], MachineResult]
+
+
+def run_demo(
+    out: str | Path, model: str | None = None, seed: int = 0, **dataset: Any
+) -> dict[str, dict[str, MachineResult]]:
     """Make a data set, fit and score it with every system, print the table, save the picture.
 
     Args:
-        out: directory; `data/` and `demo.png` are written into it, a data set of an earlier demo is replaced.
+        out: directory; `data/`, `clean/` (the same clips without noise) and `demo.png` are written into it, those of
+            an earlier demo are replaced.
         model: checkpoint of an NA model; default the tiny one of the package.
         seed: of sounds, rooms and bootstrap draws.
+        **dataset: other sizes of the data set, see [`write_two_channel_dataset`].
 
     Returns:
         system -> machine -> result.
@@ -82,10 +91,10 @@ def run_demo(out: str | Path, model: str | None = None, seed: int = 0) -> dict[s
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = model or str(default_checkpoint())
-    systems = _systems(checkpoint)
-    data = out / "data"
-    write_two_channel_dataset(data, seed=seed, overwrite=data.exists())
+    data, clean = out / "data", out / "clean"
+    write_two_channel_dataset(data, seed=seed, clean_root=clean, overwrite=True, **dataset)
     clips = [Clip(file, parse_dcase_name(file)) for file in sorted(data.rglob("*.wav"))]
+    systems = _systems(checkpoint, data, clean)
     machines = sorted({clip.name.machine for clip in clips})
 
     results: dict[str, dict[str, MachineResult]] = {system: {} for system in systems}
@@ -93,51 +102,68 @@ def run_demo(out: str | Path, model: str | None = None, seed: int = 0) -> dict[s
         for machine in machines:
             train = [clip for clip in clips if clip.name.machine == machine and clip.name.split == "train"]
             test = [clip for clip in clips if clip.name.machine == machine and clip.name.split == "test"]
-            for system, scorer in systems.items():
-                results[system][machine] = _fit_and_score(scorer, train, test)
+            for system, run in systems.items():
+                results[system][machine] = run(train, test)
                 bar.update(len(train) + len(test))
 
     print(_table(results, seed))
-    note = getattr(next(iter(results[NOISE_AWARE].values())).scorer.model.config, "checkpoint_note", None)
+    note = getattr(AutoConfig.from_pretrained(checkpoint), "checkpoint_note", None)
     if note:
-        print(f"\nThe NA model {checkpoint_name(checkpoint)} is {note}:")
-        print("its row shows that the chain works, not what noise-aware training gives.")
+        print(f"\nThe NA model {Path(checkpoint).name} is {note}:")
+        print("the rows of its network show that the chain works, not what training gives.")
     picture = out / "demo.png"
-    save_picture(results[NOISE_AWARE], picture)
+    title = f"{NOISE_AWARE} {Path(checkpoint).name}" + (f" ({note.split(':')[0]})" if note else "")
+    save_picture(results[NOISE_AWARE], picture, title)
     print(f"\nrecordings: {data}\npicture:    {picture}")
     return results
 
 
-def checkpoint_name(checkpoint: str) -> str:
-    return Path(checkpoint).name
-
-
-def _systems(checkpoint: str) -> dict[str, AnomalyScorer]:
+def _systems(checkpoint: str, data: Path, clean: Path) -> dict[str, System]:
     logging.disable_progress_bar()
     noise_aware = AutoModel.from_pretrained(checkpoint)
     logging.enable_progress_bar()
     if not hasattr(noise_aware, "to_base"):
-        raise ValueError(f"`model` must be an NA-BEATs or NA-EAT checkpoint, got type {noise_aware.config.model_type!r}.")
+        model_type = noise_aware.config.model_type
+        raise ValueError(f"`model` must be an NA-BEATs or NA-EAT checkpoint, got type {model_type!r}.")
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
     base = noise_aware.to_base()
-
-    def scorer(model: Any, far_cancellation: str | None) -> AnomalyScorer:
-        own = copy.deepcopy(extractor)
-        own.far_cancellation = far_cancellation
-        return AnomalyScorer(model=model, feature_extractor=own)
-
     return {
-        CLOSE_ONLY: scorer(base, None),
-        LEAST_SQUARES: scorer(base, "least_squares"),
-        SUBTRACTION: scorer(base, "spectral_subtraction"),
-        NOISE_AWARE: scorer(noise_aware, None),
+        "close microphone only": _network(base, extractor, None),
+        "far cancellation, least squares": _network(base, extractor, "least_squares"),
+        "far cancellation, spectral subtraction": _network(base, extractor, "spectral_subtraction"),
+        NOISE_AWARE: _network(noise_aware, extractor, None),
+        "no network: log-mel": _log_mel(None),
+        "no network: log-mel, least squares": _log_mel("least_squares"),
+        "no network: log-mel, spectral subtraction": _log_mel("spectral_subtraction"),
+        "no network: log-mel of the clean target": _log_mel(None, lambda file: clean / file.relative_to(data)),
     }
 
 
-def _fit_and_score(scorer: AnomalyScorer, train: Sequence[Clip], test: list[Clip]) -> MachineResult:
-    own = copy.copy(scorer)  # the model is shared, the memory is the machine's own
-    own.fit([clip.file for clip in train], domains=[str(clip.name.domain) for clip in train], batch_size=BATCH_SIZE)
-    return MachineResult(own, test, own([clip.file for clip in test], batch_size=BATCH_SIZE))
+def _network(model: Any, extractor: Any, far_cancellation: str | None) -> System:
+    extractor = copy.deepcopy(extractor)
+    extractor.far_cancellation = far_cancellation
+
+    def run(train: list[Clip], test: list[Clip]) -> MachineResult:
+        scorer = AnomalyScorer(model=model, feature_extractor=extractor)
+        domains = [str(clip.name.domain) for clip in train]
+        scorer.fit([clip.file for clip in train], domains=domains, batch_size=BATCH_SIZE, progress=None)
+        results = scorer([clip.file for clip in test], batch_size=BATCH_SIZE)
+        return MachineResult(test, np.array([result["score"] for result in results]), scorer)
+
+    return run
+
+
+def _log_mel(far_cancellation: str | None, locate: Callable[[Path], Path] = lambda file: file) -> System:
+    def embed(clips: Sequence[Clip]) -> torch.Tensor:
+        recordings = [load_recording(locate(clip.file), SAMPLING_RATE).samples for clip in clips]
+        close, far = torch.as_tensor(np.stack(recordings)).unbind(1)  # (B, N) each
+        return log_mel_embeddings(cancel_far_microphone(close, far, far_cancellation) if far_cancellation else close)
+
+    def run(train: list[Clip], test: list[Clip]) -> MachineResult:
+        bank = MemoryBank(distance="euclidean", normalize=False, rescaling="variance_min").fit(embed(train))
+        return MachineResult(test, bank.score(embed(test)).numpy())
+
+    return run
 
 
 def _table(results: dict[str, dict[str, MachineResult]], seed: int) -> str:
@@ -163,59 +189,56 @@ def _percent(interval: BootstrapInterval) -> str:
     return f"{100 * interval.estimate:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def save_picture(machines: dict[str, MachineResult], file: str | Path) -> None:
-    """Score histograms with the threshold, and the anomaly map of the most anomalous clip, as a PNG.
+def save_picture(machines: dict[str, MachineResult], file: str | Path, title: str) -> None:
+    """Score histograms with the threshold, and the anomaly map of one anomalous clip, as a PNG.
 
     Args:
-        machines: machine -> result of one system.
+        machines: machine -> result of a system that has a scorer.
         file: path of the PNG.
+        title: of the whole picture.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(3.0 * len(machines), 8.5), layout="constrained")
+    figure = plt.figure(figsize=(3.0 * len(machines), 9), layout="constrained")
+    figure.suptitle(title)
     rows = figure.add_gridspec(3, len(machines), height_ratios=(1.3, 1, 1))
+    shown: tuple[float, AnomalyScorer, Clip] | None = None
     for column, (machine, result) in enumerate(machines.items()):
-        axis = figure.add_subplot(rows[0, column])
+        scorer = result.scorer
+        assert scorer is not None
         scores, is_anomaly, _ = result.labelled_scores
-        bins = np.linspace(min(scores.min(), result.scorer.threshold), max(scores.max(), result.scorer.threshold), 21)
+        low, high = min(scores.min(), scorer.threshold), max(scores.max(), scorer.threshold)
+        bins = np.linspace(low, high, 21).tolist()
+        axis = figure.add_subplot(rows[0, column])
         axis.hist(scores[~is_anomaly], bins, alpha=0.7, label="normal", color="tab:blue")
         axis.hist(scores[is_anomaly], bins, alpha=0.7, label="anomaly", color="tab:orange")
-        axis.axvline(result.scorer.threshold, color="black", linestyle="--", label="threshold")
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-        axis.set(title=machine, xlabel="score (higher = more anomalous)", ylabel="test clips" if column == 0 else "")
-    axis.legend()
+        axis.axvline(scorer.threshold, color="black", linestyle="--", label="threshold")
+        axis.locator_params(axis="x", nbins=4)
+        axis.set(title=machine, xlabel="score", ylabel="test clips" if column == 0 else "")
+        if column == 0:
+            axis.legend()
+        # Scores of two machines differ in size: the excess over the threshold in units of the spread compares them.
+        excess = np.where(is_anomaly, (scores - scorer.threshold) / scores.std(), -np.inf)
+        best = int(excess.argmax())
+        if shown is None or excess[best] > shown[0]:
+            shown = (float(excess[best]), scorer, result.clips[best])
 
-    def most_anomalous(result: MachineResult) -> tuple[float, Clip]:
-        scored = zip(result.results, result.clips, strict=True)
-        # Machines have scores of different size; the excess over the threshold in its own spread compares them.
-        spread = np.std([one["score"] for one in result.results])
-        return max(
-            (((one["score"] - result.scorer.threshold) / spread, clip) for one, clip in scored if clip.is_anomaly),
-            key=lambda pair: pair[0],
-        )
-
-    result = max(machines.values(), key=lambda one: most_anomalous(one)[0])
-    clip = most_anomalous(result)[1]
-    recording = load_recording(clip.file, result.scorer.feature_extractor.sampling_rate)
+    assert shown is not None
+    _, scorer, clip = shown
+    close = np.asarray(load_recording(clip.file, SAMPLING_RATE).samples[0])
+    seconds = len(close) / SAMPLING_RATE
     axis = figure.add_subplot(rows[1, :])
-    close = np.asarray(recording.samples[0])
-    axis.specgram(close + 1e-7, NFFT=512, noverlap=256, Fs=recording.sampling_rate, cmap="magma")
+    axis.specgram(close + 1e-7, NFFT=512, noverlap=256, Fs=SAMPLING_RATE, cmap="magma")
     axis.set(title=f"close microphone of {clip.name.machine}/{clip.file.name}", ylabel="frequency (Hz)")
-    seconds = len(close) / recording.sampling_rate
     axis.set_xlim(0, seconds)
 
     axis = figure.add_subplot(rows[2, :], sharex=axis)
-    anomaly_map = result.scorer.anomaly_map(clip.file).numpy()  # (T', F)
-    image = axis.imshow(
-        anomaly_map.T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, -0.5, anomaly_map.shape[1] - 0.5),
-        interpolation="nearest",
-    )
+    anomaly_map = scorer.anomaly_map(clip.file).numpy()  # (T', F)
+    extent = (0.0, seconds, -0.5, anomaly_map.shape[1] - 0.5)
+    image = axis.imshow(anomaly_map.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     axis.set(title="anomaly map: distance to normal recordings", xlabel="time (s)", ylabel="mel band")
     figure.colorbar(image, ax=axis, label="band score")
     figure.savefig(file, dpi=110)

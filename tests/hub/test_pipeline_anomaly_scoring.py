@@ -10,18 +10,19 @@ import pytest
 import soundfile
 import torch
 from tiny_models import tiny_config, tiny_model
-from transformers import AutoFeatureExtractor, AutoModel, pipeline
+from transformers import AutoFeatureExtractor, AutoModel, BertConfig, BertModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, BeatsModel, MemoryBank, NABeatsModel, TwoChannelFeatureExtractor
-from na_ssl_hf.cli import default_checkpoint
+from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.hub import pipeline_anomaly_scoring
 from na_ssl_hf.hub.pipeline_anomaly_scoring import model_fingerprint
 
 RATE = 16000
-NUM_NORMAL = 24
+LENGTH = 8000  # half a second keeps the many passes through the model short
+NUM_NORMAL = 20
 
 
-def make_clip(seed: int, num_samples: int = RATE, anomalous: bool = False) -> np.ndarray:
+def make_clip(seed: int, num_samples: int = LENGTH, anomalous: bool = False) -> np.ndarray:
     """A hum with its own noise at the close microphone and a room at the far one, `(2, N)` float32."""
     rng = np.random.default_rng(seed)
     time = np.arange(num_samples) / RATE
@@ -29,12 +30,21 @@ def make_clip(seed: int, num_samples: int = RATE, anomalous: bool = False) -> np
     noise = rng.standard_normal((2, num_samples)) * np.array([[0.01], [0.03]])
     clip = noise + np.array([[1.0], [0.2]]) * hum
     if anomalous:
-        clip[0] += 0.2 * np.sin(2 * np.pi * 3000 * time) * (time % 0.1 < 0.05)
+        clip[0] += 0.3 * rng.standard_normal(num_samples)
     return clip.astype(np.float32)
 
 
 def scores_of(results) -> list[float]:
     return [result["score"] for result in results]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than they give to models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +181,7 @@ def test_pcm_arrays_give_the_score_of_their_fractions(fitted, clips):
     assert fitted({"array": pcm, "sampling_rate": RATE})["score"] == fitted(fractions)["score"]
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 2, 4, 100])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_lists_generators_and_batches_score_like_one_by_one(fitted, clips, files, expected, batch_size):
     as_array = np.stack(clips)  # (B, 2, N)
     for several in (clips, files, iter(files), (clip for clip in clips), as_array, torch.from_numpy(as_array)):
@@ -179,7 +189,7 @@ def test_lists_generators_and_batches_score_like_one_by_one(fitted, clips, files
 
 
 def test_mixed_lengths_in_one_batch_score_like_one_by_one_in_order(fitted):
-    lengths = [RATE, 24000, RATE, 8000, 24000, 2800]
+    lengths = [8000, 12000, 8000, 4000, 12000, 2800]
     mixed = [make_clip(i, length, anomalous=i % 2 == 0) for i, length in enumerate(lengths)]
     alone = [fitted(clip) for clip in mixed]
     together = fitted(mixed, batch_size=6)
@@ -217,7 +227,7 @@ def test_fit_accepts_files_datasets_and_streams(fitted, refittable, normal, tmp_
     for path, clip in zip(paths, normal, strict=True):
         soundfile.write(path, clip.T, RATE, subtype="FLOAT")
     for several in (paths, iter(paths), np.stack(normal)):
-        refittable.fit(several, batch_size=12)
+        refittable.fit(several, batch_size=10)
         assert refittable.threshold == pytest.approx(fitted.threshold, abs=1e-5)
 
 
@@ -238,7 +248,7 @@ def test_resampling_extractor_accepts_other_rates_in_one_batch(refittable, clips
 BAD_SAMPLES = {
     "mono": (np.zeros((1, RATE), np.float32), "mono"),
     "three channels": (np.zeros((3, RATE), np.float32), "3 channels"),
-    "not a number": (np.full((2, RATE), np.nan, np.float32), "finite.* It has 32000 NaN"),
+    "not a number": (np.full((2, LENGTH), np.nan, np.float32), "finite.* has 16000 NaN"),
     "too short": (np.zeros((2, 2799), np.float32), "at least 2800 samples"),
     "empty": (np.zeros((2, 0), np.float32), "empty"),
 }
@@ -341,11 +351,9 @@ def test_fit_refuses_nothing_and_a_single_recording(refittable, normal, files):
 
 
 def test_model_and_extractor_are_checked(fitted):
-    with pytest.raises(ValueError, match="`model` must be .* got Linear"):
-        linear = torch.nn.Linear(2, 2)
-        linear.config = linear.device = None
-        linear.can_generate = lambda: False
-        AnomalyScorer(model=linear, feature_extractor=fitted.feature_extractor, device="cpu")
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8))
+    with pytest.raises(ValueError, match=r"`model` must be .* got BertModel"):
+        AnomalyScorer(model=bert, feature_extractor=fitted.feature_extractor)
     with pytest.raises(ValueError, match="`feature_extractor`"):
         AnomalyScorer(model=fitted.model)
 
@@ -355,14 +363,14 @@ def test_model_and_extractor_are_checked(fitted):
 
 def test_too_few_recordings_for_an_asked_rate_leave_the_scorer_as_it_was(refittable, normal, clips, expected):
     bank, threshold = refittable.memory_bank, refittable.threshold
-    with pytest.raises(ValueError, match=r"at least 99 .*got 24"):
-        refittable.fit(normal, false_alarm_rate=0.01, batch_size=12)
+    with pytest.raises(ValueError, match=r"at least 99 .*got 20"):
+        refittable.fit(normal, false_alarm_rate=0.01, batch_size=10)
     with pytest.raises(ValueError, match="at least 99"):
         refittable.calibrate(false_alarm_rate=0.01)
     with pytest.raises(ValueError, match="at least 99"):
-        refittable.fit(normal[:20], false_alarm_rate=0.01, memory_bank=bank, batch_size=10)
-    with pytest.raises(ValueError, match="threshold_method|method"):
-        refittable.fit(normal, threshold_method="median", batch_size=12)
+        refittable.fit(normal[:19], false_alarm_rate=0.01, memory_bank=bank, batch_size=10)
+    with pytest.raises(ValueError, match="median"):
+        refittable.fit(normal[:5], threshold_method="median", batch_size=5)
     assert refittable.memory_bank is bank
     assert refittable.threshold == threshold
     np.testing.assert_allclose(scores_of(refittable(clips)), expected, atol=1e-5)
@@ -404,7 +412,7 @@ def test_memory_of_another_model_is_refused_until_refitted(fitted, normal, clips
     for call in (scorer, scorer.embed, scorer.anomaly_map):
         with pytest.raises(ValueError, match=r"another model.*Call `fit` again"):
             call(clips[0])
-    scorer.fit(normal, batch_size=12)
+    scorer.fit(normal[:10], batch_size=10)
     assert scorer(clips[0])["band_scores"]
     scorer.model = fitted.model
     with pytest.raises(ValueError, match="another model"):
@@ -417,7 +425,7 @@ def test_memory_of_another_extractor_setting_is_refused_until_refitted(refittabl
     setattr(refittable.feature_extractor, setting, value)
     with pytest.raises(ValueError, match=rf"another extractor: .*{value}.*Call `fit` again"):
         refittable(clips[0])
-    refittable.fit(normal, batch_size=12)
+    refittable.fit(normal[:10], batch_size=10)
     refittable(clips[0])
 
 
@@ -451,7 +459,7 @@ def test_fingerprint_sees_every_weight(model):
 @pytest.mark.parametrize("settings", [{"pooling": "rdp", "gamma": 8.0}, {"pooling": "gem", "p": 2.0}])
 def test_pooling_and_bank_settings_survive_saving(refittable, normal, clips, tmp_path, settings):
     bank = MemoryBank(num_neighbors=2, rescaling="ratio", band_aggregation="max")
-    refittable.fit(normal, memory_bank=bank, threshold_method="quantile", batch_size=12, **settings)
+    refittable.fit(normal, memory_bank=bank, threshold_method="quantile", batch_size=10, **settings)
     assert not hasattr(bank, "memory_")
     assert refittable.memory_bank.num_neighbors == 2
     scores = refittable(clips)
@@ -463,29 +471,43 @@ def test_pooling_and_bank_settings_survive_saving(refittable, normal, clips, tmp
 
 
 def test_domains_reach_the_bank(refittable, normal):
-    domains = (["source"] * 18 + ["target"] * 6).__iter__()
-    refittable.fit(normal, domains=domains, memory_bank=MemoryBank(smote_ratio=0.5), batch_size=12)
-    assert refittable.memory_bank.is_target_.sum() == 9
+    domains = ["source"] * 14 + ["target"] * 6
+    refittable.fit(normal, domains=iter(domains), memory_bank=MemoryBank(smote_ratio=0.5), batch_size=10)
+    assert refittable.memory_bank.is_target_.sum() == 7
     with pytest.raises(ValueError, match="domains"):
-        refittable.fit(normal[:20], domains=["source"] * 3, memory_bank=MemoryBank(smote_ratio=0.5), batch_size=10)
+        refittable.fit(normal[:4], domains=["source"] * 3, memory_bank=MemoryBank(smote_ratio=0.5), batch_size=4)
 
 
 @pytest.mark.parametrize(("model_type", "frontend"), [("na-eat", "eat"), ("beats", "beats"), ("eat", "eat")])
 def test_every_model_type_fits_scores_and_reloads(normal, clips, tmp_path, model_type, frontend):
-    scorer = AnomalyScorer(
-        model=tiny_model(model_type), feature_extractor=TwoChannelFeatureExtractor(frontend=frontend)
-    )
-    scorer.fit(normal, batch_size=12)
+    extractor = TwoChannelFeatureExtractor(frontend=frontend)
+    scorer = AnomalyScorer(model=tiny_model(model_type), feature_extractor=extractor)
+    scorer.fit(normal, batch_size=10)
     scores = scores_of(scorer(clips, batch_size=6))
     np.testing.assert_allclose(scores_of(scorer(iter(clips))), scores, atol=1e-5, rtol=0)
     scorer.save_pretrained(tmp_path)
     assert scores_of(pipeline("anomaly-scoring", model=str(tmp_path))(clips, batch_size=6)) == scores
 
 
+def test_model_and_extractor_objects_make_a_pipeline(fitted, normal, clips):
+    scorer = pipeline("anomaly-scoring", model=fitted.model, feature_extractor=fitted.feature_extractor)
+    assert type(scorer) is AnomalyScorer
+    assert scorer.fit(normal, batch_size=10) is scorer
+    assert scores_of(scorer(clips, batch_size=6)) == scores_of(fitted(clips, batch_size=6))
+
+
+def test_scores_are_the_same_for_a_model_in_train_mode(normal, clips):
+    scorer = AnomalyScorer(model=tiny_model("beats"), feature_extractor=TwoChannelFeatureExtractor())
+    scorer.fit(normal[:5], batch_size=5)
+    expected = scorer(clips[0])
+    scorer.model.train()
+    assert scorer(clips[0]) == expected
+
+
 def test_model_from_a_configuration_needs_no_source(normal):
     model = NABeatsModel(tiny_config("na-beats")).eval()
     assert not model.name_or_path
-    AnomalyScorer(model=model, feature_extractor=TwoChannelFeatureExtractor()).fit(normal, batch_size=12)
+    AnomalyScorer(model=model, feature_extractor=TwoChannelFeatureExtractor()).fit(normal[:5], batch_size=5)
 
 
 def test_model_whose_directory_is_gone_can_still_be_fitted(normal, tmp_path):
@@ -494,7 +516,7 @@ def test_model_whose_directory_is_gone_can_still_be_fitted(normal, tmp_path):
     shutil.rmtree(tmp_path / "gone")
     scorer = AnomalyScorer(model=model, feature_extractor=TwoChannelFeatureExtractor())
     assert scorer.memory_bank is None
-    scorer.fit(normal, batch_size=12)
+    scorer.fit(normal[:5], batch_size=5)
 
 
 # Vectors and maps
@@ -512,7 +534,7 @@ def test_embed_gives_the_vectors_that_the_memory_compares(fitted, clips, expecte
 
 
 def test_anomaly_map_has_a_row_per_patch_and_a_column_per_band(fitted, clips):
-    assert fitted.anomaly_map(clips[0]).shape == (6, 8)
+    assert fitted.anomaly_map(clips[0]).shape == (3, 8)
     assert fitted.anomaly_map(make_clip(0, 48000)).shape == (18, 8)
     with pytest.raises(ValueError, match="list"):
         fitted.anomaly_map(clips)
@@ -575,7 +597,7 @@ def test_saved_directory_holds_only_data_and_code(saved):
 def test_saving_twice_into_one_directory_replaces_and_keeps_foreign_files(refittable, normal, clips, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     refittable.save_pretrained(tmp_path)
-    refittable.fit(normal[:20], pooling="rdp", batch_size=10)
+    refittable.fit(normal[:10], pooling="rdp", batch_size=10)
     refittable.save_pretrained(tmp_path)
     assert scores_of(pipeline("anomaly-scoring", model=str(tmp_path))(clips)) == scores_of(refittable(clips))
     assert (tmp_path / "README.md").read_text() == "mine"

@@ -10,7 +10,7 @@ from .configuration_noise_aware import resolve_noise_aware_intermediate_size, va
 
 @strict
 class NABeatsConfig(BeatsConfig):
-    """Configuration of [`NABeatsModel`] (Fujimura et al., IWAENC 2026 and DCASE 2026): the fields of [`BeatsConfig`] and
+    """Configuration of [`NABeatsModel`] (Fujimura et al., IWAENC and DCASE 2026): the fields of [`BeatsConfig`] and
     those of [`NoiseAwareFields`].
 
     Raises:

@@ -55,7 +55,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         ValueError: a parameter outside of these choices.
     """
 
-    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012 (declared so by the base class)
+    model_input_names = ["input_values", "attention_mask"]
 
     def __init__(
         self,

@@ -164,7 +164,7 @@ class EatPreTrainedModel(PreTrainedModel):
 
 
 class EatModel(EatPreTrainedModel):
-    """The EAT encoder: fbank in, a CLS token and one token for every 16 x 16 patch out, no norm after the last layer."""
+    """The EAT encoder: fbank in, a CLS token and one token a 16 x 16 patch out, no norm after the last layer."""
 
     layer_class = EatLayer
 

@@ -14,7 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_na_beats import NABeatsConfig
-from .modeling_beats import BeatsLayer, BeatsModel
+from .modeling_beats import BeatsLayer, BeatsModel, gated_bias_buffer
 from .noise_aware_layer import NoiseAwareAttention, NoiseAwareLayer, init_noise_aware_weights
 from .noise_aware_model import NoiseAwareModelMixin
 from .two_channel_input import close_channel, split_channels, token_mask
@@ -36,13 +36,17 @@ class NABeatsLayer(BeatsLayer):
         cross_attention_mask: torch.Tensor | None,
         position_bias: torch.Tensor,
         noise_position_bias: torch.Tensor | None,
+        bias_buffer: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = super().forward(hidden_states, attention_mask, position_bias, **kwargs)
+        hidden_states = super().forward(hidden_states, attention_mask, position_bias, bias_buffer, **kwargs)
         if noise_states is not None:
             # The far stream is a fixed reference: it is never changed, so nothing flows back through it.
             with torch.no_grad():
-                noise_states = super().forward(noise_states, noise_attention_mask, noise_position_bias, **kwargs)
+                bias_buffer = bias_buffer if noise_states.shape == hidden_states.shape else None
+                noise_states = super().forward(
+                    noise_states, noise_attention_mask, noise_position_bias, bias_buffer, **kwargs
+                )
         hidden_states = self.noise_aware(hidden_states, noise_states, cross_attention_mask, **kwargs)
         return hidden_states, noise_states
 
@@ -109,6 +113,7 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
         position_bias = self.relative_position_bias(hidden_states.shape[1])
+        bias_buffer = None if torch.is_grad_enabled() else gated_bias_buffer(position_bias, len(hidden_states))
         attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         noise_states = noise_position_bias = noise_mask = None
         cross_attention_mask = attention_mask
@@ -140,6 +145,7 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
                 cross_attention_mask,
                 position_bias,
                 noise_position_bias,
+                bias_buffer,
                 **kwargs,
             )
         return BaseModelOutput(last_hidden_state=hidden_states)

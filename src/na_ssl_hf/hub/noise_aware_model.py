@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-
 # What a configuration says about one checkpoint rather than about the model.
 _IDENTITY_FIELDS = ("model_type", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")
 
@@ -34,7 +33,7 @@ class NoiseAwareModelMixin:
         for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
             if not is_noise_aware_parameter(name):
                 parameter.requires_grad_(not frozen)
-        self.train(self.training)
+        self.train(self.training)  # type: ignore[attr-defined]
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)  # type: ignore[misc]
@@ -79,7 +78,8 @@ class NoiseAwareModelMixin:
         config = cls.config_class(**fields, **noise_aware_fields)  # type: ignore[attr-defined]
         model = cls(config).to(device=base.device, dtype=base.dtype)  # type: ignore[call-arg, attr-defined]
         missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
-        assert not unexpected and all(is_noise_aware_parameter(name) for name in missing)
+        assert not unexpected
+        assert all(is_noise_aware_parameter(name) for name in missing)
         return model.eval()
 
     def to_base(self) -> PreTrainedModel:

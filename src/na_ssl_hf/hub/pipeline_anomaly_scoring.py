@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -63,11 +63,13 @@ class AnomalyScorer(Pipeline):
         ValueError: the model is not an encoder of this package, or the feature extractor is missing.
     """
 
-    _load_feature_extractor = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_tokenizer = False
+    _load_feature_extractor: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_tokenizer: Any = False
+    model: Any
+    feature_extractor: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -99,6 +101,7 @@ class AnomalyScorer(Pipeline):
         threshold_method: str = "conformal",
         false_alarm_rate: float | None = None,
         batch_size: int | None = None,
+        progress: str | None = "fit",
     ) -> "AnomalyScorer":
         """Remember normal recordings and set the threshold.
 
@@ -110,6 +113,7 @@ class AnomalyScorer(Pipeline):
                 (Matsumoto et al., 2025); it is not changed itself.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             batch_size: recordings of equal length that go through the model together.
+            progress: label of the progress bar; `None` for no bar.
 
         Returns:
             the scorer itself.
@@ -120,7 +124,7 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         pooling_settings = {"method": pooling, "gamma": gamma, "p": p, "r": r}
-        batches = list(self._embedded(recordings, self._checked(batch_size), pooling_settings, progress="fit"))
+        batches = list(self._embedded(recordings, self._checked(batch_size), pooling_settings, progress))
         if not batches:
             raise ValueError("`recordings` must hold at least one normal recording, got none.")
         # A copy, so that a refit that fails leaves the bank that is in use alone.
@@ -182,7 +186,7 @@ class AnomalyScorer(Pipeline):
 
     # Scoring
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, recordings: Any, batch_size: int | None = None, progress: str | None = None, **kwargs: Any
     ) -> Any:
         """Score recordings.
@@ -213,7 +217,7 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             return next(self._results([recordings], 1, None))
         results = self._results(recordings, batch_size, progress)
-        return list(results) if hasattr(recordings, "__len__") else results
+        return list(results) if isinstance(recordings, Sized) else results
 
     def embed(self, recordings: Any, batch_size: int | None = None) -> torch.Tensor:
         """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares.
@@ -309,7 +313,7 @@ class AnomalyScorer(Pipeline):
         progress: str | None = None,
     ) -> Iterator[torch.Tensor]:
         """Pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
-        total = len(recordings) if hasattr(recordings, "__len__") else None
+        total = len(recordings) if isinstance(recordings, Sized) else None
         stream = iter(recordings)
         with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
             while batch := list(islice(stream, batch_size)):
@@ -336,19 +340,24 @@ class AnomalyScorer(Pipeline):
             raise
         return self.forward(features)["grid"]
 
-    def _features(self, recordings: list[Recording]) -> dict[str, torch.Tensor]:
+    def _features(self, recordings: list[Recording]) -> dict[str, Any]:
         samples = [recording.samples for recording in recordings]
         return self.preprocess(samples, sampling_rate=recordings[0].sampling_rate)
 
-    def preprocess(self, samples: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(  # type: ignore[override]
+        self, samples: Any, sampling_rate: int | None = None
+    ) -> dict[str, Any]:
         features = self.feature_extractor(
             samples, sampling_rate=sampling_rate, return_tensors="pt", device=str(self.device)
         )
         # Equal lengths have no padding, so there is no mask to pass.
         return {"input_values": features["input_values"]}
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
-        outputs = self.model(**model_inputs)
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+        # In a training loop the model may be in train mode, where dropout makes scores random.
+        if self.model.training:
+            self.model.eval()
+        outputs = self.model(**input_tensors)
         return {"grid": self.model.time_frequency_grid(outputs.last_hidden_state).float()}
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:

@@ -91,13 +91,22 @@ def _from_dict(source: dict[str, Any], sampling_rate: int) -> Recording:
         rate = source.get("sampling_rate")
         if rate is None:
             raise ValueError(f"A recording given as a dict needs 'sampling_rate' in Hz, got keys {sorted(source)}.")
-        if isinstance(rate, str) or int(rate) != rate:
+        try:
+            is_whole = float(rate).is_integer()
+        except (TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
             raise ValueError(f"'sampling_rate' of a recording must be a whole number of Hz, got {rate!r}.")
         array = array if isinstance(array, torch.Tensor) else np.asarray(array)
         name = source.get("path") or f"array of shape {tuple(array.shape)}"
         return Recording(array, int(rate), str(name))
-    if source.get("bytes") is not None:
-        return _from_file(io.BytesIO(source["bytes"]), str(source.get("path") or f"{len(source['bytes'])} bytes"))
+    content = source.get("bytes")
+    if content is not None:
+        if not isinstance(content, (bytes, bytearray)):
+            raise ValueError(
+                f"'bytes' of a recording must be the content of a sound file, got {type(content).__name__}."
+            )
+        return _from_file(io.BytesIO(content), str(source.get("path") or f"{len(content)} bytes"))
     if source.get("path") is not None:
         return load_recording(source["path"], sampling_rate)
     raise ValueError(

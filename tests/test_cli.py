@@ -1,0 +1,312 @@
+"""`na-ssl` as a user types it: real files, exit statuses, errors of one line."""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.cli import _parser, main
+
+RATE = 16000
+COMMANDS = ["demo", "fit", "score", "simulate", "convert", "evaluate-submission"]
+
+
+def write_clips(folder: Path, count: int, seed: int = 0, gain: float = 0.05, rate: int = RATE) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = [folder / f"clip_{index:02}.wav" for index in range(count)]
+    for path in paths:
+        soundfile.write(path, gain * rng.standard_normal((rate // 2, 2)), rate)
+    return paths
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than they give to models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`normal/` with 20 recordings in two sub-folders, `today/` with WAV, FLAC and OGG."""
+    folder = tmp_path_factory.mktemp("recordings")
+    write_clips(folder / "normal" / "monday", 10, seed=1)
+    write_clips(folder / "normal" / "tuesday", 10, seed=2)
+    _, flac, ogg = write_clips(folder / "today", 3, seed=3, gain=0.2)
+    for path, suffix in ((flac, ".flac"), (ogg, ".ogg")):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path.with_suffix(suffix), samples, rate)
+        path.unlink()
+    (folder / "today" / "notes.txt").write_text("not a recording")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    assert main(["fit", str(folder / "normal"), "--out", str(folder / "scorer"), "--device", "cpu"]) == 0
+    return folder / "scorer"
+
+
+def one_line_error(capsys, *arguments, status=1) -> str:
+    """The single line on stderr of a command that must fail."""
+    assert main([str(argument) for argument in arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith(f"na-ssl {arguments[0]}: error: ")
+    assert len(lines[0]) < 600
+    return lines[0]
+
+
+# The command line itself
+
+
+def test_installed_command_fits_and_scores(folder, tmp_path):
+    command = Path(sys.executable).with_name("na-ssl")
+    fit = [command, "fit", folder / "normal", "--model", default_checkpoint(), "--out", tmp_path / "scorer"]
+    done = subprocess.run(fit, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "20 normal recordings, threshold" in done.stdout
+    done = subprocess.run([command, "score", tmp_path / "scorer", folder / "none"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"na-ssl score: error: no file or folder {folder / 'none'}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main([command, "--help"])
+    assert exit_status.value.code == 0
+    examples = capsys.readouterr().out.split("example:\n")[1].strip().splitlines()
+    assert examples
+    for example in examples:
+        words = example.split()
+        assert words[:2] == ["na-ssl", command]
+        _parser().parse_args(words[1:])
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--help"])
+    assert exit_status.value.code == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n    {command}" in listed for command in COMMANDS)
+    actions = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert sorted(actions.choices) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["fit"], ["fit", "x"], ["score", "x"], ["convert", "hubert", "a", "b"], ["fit", "x", "--nope"]],
+    ids=" ".join,
+)
+def test_wrong_command_lines_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        main(arguments)
+    assert exit_status.value.code == 2
+    assert "usage: na-ssl" in capsys.readouterr().err
+
+
+# fit and score
+
+
+def test_score_writes_a_row_per_recording(folder, scorer, tmp_path, capsys):
+    out = tmp_path / "new" / "scores.csv"
+    assert main(["score", str(scorer), str(folder / "today"), "--csv", str(out)]) == 0
+    assert "3 recordings, 3 anomalous" in capsys.readouterr().out
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == ["clip_00.wav", "clip_01.flac", "clip_02.ogg"]
+    assert list(rows[0]) == ["file", "score", "is_anomaly", "threshold", "p_value"]
+    for row in rows:
+        assert float(row["score"]) > float(row["threshold"])
+        assert row["is_anomaly"] == "True"
+        assert float(row["p_value"]) == pytest.approx(1 / 21)
+    assert [path.name for path in out.parent.iterdir()] == ["scores.csv"]
+    assert out.stat().st_mode & 0o777 == (folder / "today" / "notes.txt").stat().st_mode & 0o777
+
+
+def test_score_prints_the_table_without_csv_and_keeps_the_order_of_files(folder, scorer, capsys):
+    files = sorted((folder / "normal" / "monday").iterdir(), reverse=True)[:3]
+    assert main(["score", str(scorer), *map(str, files), "--batch-size", "2"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+
+
+def test_existing_csv_survives_a_failed_run(folder, scorer, tmp_path, capsys):
+    out = tmp_path / "scores.csv"
+    out.write_text("old")
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    assert "bad.wav" in one_line_error(capsys, "score", scorer, tmp_path / "bad.wav", "--csv", out)
+    assert out.read_text() == "old"
+
+
+def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
+    options = "--pooling rdp --gamma 8 --rescaling none --far-cancellation least_squares --threshold-method quantile"
+    arguments = ["fit", str(folder / "normal" / "monday"), str(folder / "normal" / "tuesday" / "clip_00.wav")]
+    assert main([*arguments, *options.split(), "--false-alarm-rate", "0.2", "--out", str(tmp_path / "s")]) == 0
+    assert "11 normal recordings" in capsys.readouterr().out
+    from transformers import pipeline
+
+    scorer = pipeline("anomaly-scoring", model=str(tmp_path / "s"))
+    metadata = scorer.memory_bank.metadata
+    assert scorer.memory_bank.rescaling is None
+    assert metadata["pooling"] == {"method": "rdp", "gamma": 8.0, "p": 3.0, "r": 0.9}
+    assert metadata["extractor"]["far_cancellation"] == "least_squares"
+    assert (metadata["threshold_method"], metadata["false_alarm_rate"]) == ("quantile", 0.2)
+
+
+def test_resample_accepts_another_rate(folder, scorer, tmp_path, capsys):
+    write_clips(tmp_path, 2, rate=22050)
+    assert "sampling_rate" in one_line_error(capsys, "score", scorer, tmp_path)
+    assert main(["score", str(scorer), str(tmp_path), "--resample"]) == 0
+
+
+def bad_scorers(folder: Path, scorer: Path, kind: str) -> Path:
+    copy = folder / kind.replace(" ", "_")
+    shutil.copytree(scorer, copy)
+    for name, change in {
+        "broken config": ("config.json", lambda old: b"{"),
+        "wrong config": (
+            "config.json",
+            lambda old: old.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 5'),
+        ),
+        "truncated weights": ("model.safetensors", lambda old: old[:1000]),
+        "truncated memory": ("memory_bank.safetensors", lambda old: old[:1000]),
+        "other weights": ("model.safetensors", lambda old: old[:-4] + b"\x00\x00\x80\x3f"),
+    }.items():
+        if name == kind:
+            (copy / change[0]).write_bytes(change[1]((copy / change[0]).read_bytes()))
+    if kind == "no extractor":
+        (copy / "preprocessor_config.json").unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("broken config", "config.json"),
+        ("wrong config", "`num_attention_heads` must divide"),
+        ("truncated weights", "cannot be loaded"),
+        ("truncated memory", "memory_bank.safetensors"),
+        ("other weights", "another model"),
+        ("no extractor", "preprocessor_config.json"),
+    ],
+)
+def test_damaged_scorers_are_errors_of_one_line(folder, scorer, tmp_path, capsys, kind, message):
+    damaged = bad_scorers(tmp_path, scorer, kind)
+    assert message in one_line_error(capsys, "score", damaged, folder / "today")
+
+
+def test_wrong_input_is_an_error_of_one_line(folder, scorer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    soundfile.write(tmp_path / "mono.wav", np.zeros(RATE), RATE)
+    (tmp_path / "text.wav").write_bytes(b"no sound")
+    normal, today = folder / "normal", folder / "today"
+    new = tmp_path / "new"
+    cases = [
+        (("score", scorer, tmp_path / "empty"), "no .wav, .flac, .ogg files below"),
+        (("score", scorer, tmp_path / "mono.wav"), "mono.wav"),
+        (("score", scorer, tmp_path / "text.wav"), "text.wav"),
+        (("score", scorer, today / "notes.txt"), "notes.txt"),
+        (("score", scorer, today, "--batch-size", "0"), "`batch_size`"),
+        (("score", scorer, today, "--csv", tmp_path), "--csv must be a file"),
+        (("score", default_checkpoint(), today), "not fitted"),
+        (("score", tmp_path / "no_scorer", today), "no_scorer"),
+        (("score", scorer / "config.json", today), "no checkpoint directory"),
+        (("score", "nobody/no-such-model", today), "nobody/no-such-model cannot be loaded"),
+        (("score", scorer, today, "--device", "cuda:99"), "--device cuda:99"),
+        (("score", scorer, today, "--device", "abacus"), "--device abacus"),
+        (("fit", normal, "--out", new, "--model", tmp_path / "no_model"), "no_model"),
+        (("fit", tmp_path / "empty", "--out", new), "no .wav"),
+        (("fit", normal / "monday", "--out", new, "--false-alarm-rate", "0.01"), "at least 99"),
+        (("fit", normal / "monday", "--out", new, "--rescaling", "magic"), "magic"),
+        (("fit", normal / "monday", "--out", new, "--pooling", "magic"), "magic"),
+        (("fit", normal / "monday", "--out", tmp_path / "mono.wav"), "--out must be a directory"),
+    ]
+    for arguments, message in cases:
+        assert message in one_line_error(capsys, *arguments), arguments
+    assert not new.exists()
+
+
+def test_interrupt_is_told_in_one_line(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("na_ssl_hf.cli._fit", interrupted)
+    assert main(["fit", "x", "--out", "y"]) == 130
+    assert capsys.readouterr().err == "na-ssl fit: interrupted\n"
+
+
+# The other commands
+
+
+@pytest.mark.parametrize("case", ["tiny", "ties"])
+def test_evaluate_submission_prints_the_golden_score(goldens, case, capsys):
+    root = goldens / "backends" / "4_metrics"
+    expected = json.loads((root / "summary.json").read_text())[case]
+    arguments = ["evaluate-submission", str(root / case / "teams" / "team" / case), str(root / case)]
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["official_score"] == pytest.approx(expected, abs=1e-9)
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert f"official score {100 * expected:.2f} %" in table
+    assert all(machine in table for machine in result["machines"])
+
+
+def test_evaluate_submission_names_what_is_missing(tmp_path, capsys):
+    assert "nowhere" in one_line_error(capsys, "evaluate-submission", tmp_path / "nowhere", tmp_path)
+
+
+def test_convert_writes_a_directory_that_fit_takes(goldens, folder, tmp_path, capsys):
+    source = goldens / "models" / "beats_tiny" / "beats_tiny.pt"
+    assert main(["convert", "beats", str(source), str(tmp_path / "beats")]) == 0
+    assert str(tmp_path / "beats") in capsys.readouterr().out
+    arguments = ["fit", str(folder / "normal" / "monday"), "--model", str(tmp_path / "beats")]
+    assert main([*arguments, "--out", str(tmp_path / "scorer")]) == 0
+
+
+def test_convert_errors_are_of_one_line_and_write_nothing(goldens, tmp_path, capsys):
+    source = goldens / "models" / "beats_tiny" / "beats_tiny.pt"
+    (tmp_path / "half.pt").write_bytes(source.read_bytes()[:5000])
+    for bad in (tmp_path / "missing.pt", tmp_path / "half.pt"):
+        assert bad.name in one_line_error(capsys, "convert", "beats", bad, tmp_path / "out")
+    assert "base" in one_line_error(capsys, "convert", "beats", source, tmp_path / "out", "--base", source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_simulate_puts_sounds_into_rooms_that_score_reads(scorer, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, count, seconds in (("targets/fan", 1, 1), ("noises", 4, 2)):
+        (tmp_path / name).mkdir(parents=True)
+        for index in range(count):
+            soundfile.write(tmp_path / name / f"{index}.wav", 0.1 * rng.standard_normal(seconds * RATE), RATE)
+    arguments = ["simulate", "--targets", str(tmp_path / "targets"), "--noises", str(tmp_path / "noises")]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--rooms", "1", "--snr", "-5", "5"]) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.wav"))
+    assert written == ["-5dB/fan/0.wav", "5dB/fan/0.wav", "clean/fan/0.wav"]
+    assert main(["score", str(scorer), str(tmp_path / "out")]) == 0
+
+
+def test_simulate_wants_targets_and_noises_together(tmp_path, capsys):
+    arguments = ["simulate", "--out", tmp_path / "out"]
+    for given in ("--targets", "--noises"):
+        assert f"got {given} alone" in one_line_error(capsys, *arguments, given, tmp_path)
+    folders = ["--targets", tmp_path / "nowhere", "--noises", tmp_path / "nowhere either"]
+    assert "nowhere" in one_line_error(capsys, *arguments, *folders)
