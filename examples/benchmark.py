@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -80,7 +79,11 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", default=[""], help=f"measure items whose name begins so: {', '.join(items)}"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=[""],
+        help=f"measure items whose name begins so: {', '.join(items)}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args()
@@ -185,7 +188,11 @@ def base_layer_products(config: BeatsConfig, count: int, backward: bool = False)
 def noise_aware_products(config: NABeatsConfig, backward: bool = False) -> Products:
     """All noise-aware layers: their norms learn too, so every linear needs both gradients."""
     tokens, size, count = NUM_CLIPS * num_tokens(), config.hidden_size, config.num_hidden_layers
-    inner, heads, passes = config.noise_aware_intermediate_size, config.noise_aware_num_heads, "fiw" if backward else "f"
+    inner, heads, passes = (
+        config.noise_aware_intermediate_size,
+        config.noise_aware_num_heads,
+        "fiw" if backward else "f",
+    )
     return [
         *linear(tokens, size, size, 4 * count, passes),
         *linear(tokens, size, inner, 2 * count, passes),
@@ -204,19 +211,17 @@ def bare_matmuls(products: Products) -> Callable[[], float]:
     for count, product in products:
         counts[product] = counts.get(product, 0) + count
 
-    def run() -> float:
-        total = 0.0
-        for product, count in counts.items():
-            leading = () if product.batch == 1 else (product.batch,)
-            left = torch.randn(*leading, product.m, product.k)
-            right = torch.randn(*leading, product.n, product.k).mT  # as a weight lies in memory
-            out = torch.empty(*leading, product.m, product.n)
-            multiply = torch.mm if product.batch == 1 else torch.bmm
-            multiply(left, right, out=out)
-            total += count * statistics.median(cpu_seconds(lambda: multiply(left, right, out=out)) for _ in range(3))
-        return total
+    return lambda: sum(count * matmul_seconds(product) for product, count in counts.items())
 
-    return run
+
+def matmul_seconds(product: Product) -> float:
+    leading = () if product.batch == 1 else (product.batch,)
+    left = torch.randn(*leading, product.m, product.k)
+    right = torch.randn(*leading, product.n, product.k).mT  # as a weight lies in memory
+    out = torch.empty(*leading, product.m, product.n)
+    multiply = torch.mm if product.batch == 1 else torch.bmm
+    multiply(left, right, out=out)
+    return statistics.median(cpu_seconds(lambda: multiply(left, right, out=out)) for _ in range(3))
 
 
 def against_matmuls(what: str, run: Callable[[], object], products: Products, target: float) -> list[Row]:
@@ -360,7 +365,14 @@ def pipeline_overhead() -> list[Row]:
         ours, model = alternate(7, lambda: scorer(path), bare)
     overhead = ours / model - 1
     return [
-        Row("NA-BEATs base, a 10 s WAV scored", ours, model, f"{overhead:+.1%} over the bare model", "< 10%", overhead < 0.1)
+        Row(
+            "NA-BEATs base, a 10 s WAV scored",
+            ours,
+            model,
+            f"{overhead:+.1%} over the bare model",
+            "< 10%",
+            overhead < 0.1,
+        )
     ]
 
 
@@ -430,7 +442,15 @@ def fbank_on_gpu() -> list[Row]:
     note = f"ours: wall seconds on {torch.cuda.get_device_name()}"
     return [
         *rows,
-        Row(f"{FBANK}, GPU", ours, kaldi, f"{kaldi / ours:.0f} x faster", ">= 20 x faster", kaldi >= 20 * ours, note=note),
+        Row(
+            f"{FBANK}, GPU",
+            ours,
+            kaldi,
+            f"{kaldi / ours:.0f} x faster",
+            ">= 20 x faster",
+            kaldi >= 20 * ours,
+            note=note,
+        ),
     ]
 
 
@@ -461,7 +481,12 @@ def bank_fit_and_scoring() -> list[Row]:
     score, score_bare = alternate(5, lambda: bank.score(queries), lambda: matmuls(queries))
     return [
         Row(
-            "VarMin fit, 10,000 x 8 x 768", fit, fit_bare, f"{fit / fit_bare:.2f} x the matmuls", "<= 1.5 x", fit <= 1.5 * fit_bare
+            "VarMin fit, 10,000 x 8 x 768",
+            fit,
+            fit_bare,
+            f"{fit / fit_bare:.2f} x the matmuls",
+            "<= 1.5 x",
+            fit <= 1.5 * fit_bare,
         ),
         Row("its scores of 200 clips", score, score_bare, f"{score / score_bare:.2f} x the matmuls", "-", None),
     ]
@@ -470,6 +495,7 @@ def bank_fit_and_scoring() -> list[Row]:
 def fit_and_report_memory(connection) -> None:
     """Runs in a process of its own, because a process only knows the greatest memory it ever held."""
     torch.set_num_threads(NUM_THREADS)
+    logging.disable_progress_bar()
     embeddings = bank_embeddings()
     warm_up = MemoryBank(rescaling="variance_min").fit(embeddings[:64])
     before = peak_megabytes()
@@ -479,11 +505,15 @@ def fit_and_report_memory(connection) -> None:
 
 
 def peak_megabytes() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    """The greatest resident memory of this process. Not `ru_maxrss`, which a process inherits from its parent."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
 
 
 def bank_memory() -> list[Row]:
+    what = "VarMin fit, 10,000 x 8 x 768, peak memory beside the embeddings"
+    if not Path("/proc/self/status").exists():
+        return [Row(what, None, None, "-", "< 300 MB", None, note="not measured: needs Linux")]
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=fit_and_report_memory, args=(sender,))
@@ -491,7 +521,6 @@ def bank_memory() -> list[Row]:
     sender.close()
     extra, kept = receiver.recv()
     process.join()
-    what = "VarMin fit, 10,000 x 8 x 768, peak memory beside the embeddings"
     note = "MB; the bank that stays in memory is the straightforward minimum"
     return [Row(what, extra, kept, f"{extra / kept:.2f} x the bank", "< 300 MB", extra < 300, unit="MB", note=note)]
 
@@ -524,7 +553,14 @@ def print_table(rows: list[Row]) -> None:
     header = ("what", "ours", "straightforward", "ratio", "target", "met")
     met = {True: "yes", False: "NO", None: "-"}
     lines = [
-        (row.what, number(row.ours, row.unit), number(row.straightforward, row.unit), row.ratio, row.target, met[row.met])
+        (
+            row.what,
+            number(row.ours, row.unit),
+            number(row.straightforward, row.unit),
+            row.ratio,
+            row.target,
+            met[row.met],
+        )
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]

@@ -9,6 +9,9 @@ from transformers.utils import logging
 # A seconds-long bar for every tiny model that a test loads would bury pytest's own output.
 logging.disable_progress_bar()
 
+# Tiny models gain nothing from threads, which on a shared machine only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:

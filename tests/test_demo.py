@@ -35,7 +35,8 @@ def test_demo_scores_every_system_and_says_that_its_model_is_untrained(tmp_path,
 
 def test_demo_refuses_a_model_without_noise_aware_layers(tmp_path):
     model = tmp_path / "beats"
-    BeatsModel(BeatsConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)).save_pretrained(model)
+    config = BeatsConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+    BeatsModel(config).save_pretrained(model)
     TwoChannelFeatureExtractor().save_pretrained(model)
     with pytest.raises(ValueError, match="NA-BEATs or NA-EAT"):
         run_demo(tmp_path / "out", model=str(model), **SMALL, show_progress=False)

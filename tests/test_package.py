@@ -130,8 +130,7 @@ def house_imports(folder: str):
 def house_folders():
     for name in HOUSE:
         if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").is_file():
-            marks = [pytest.mark.xfail(strict=True, reason="simulated recordings lie below simulation")]
-            yield pytest.param(name, marks=marks if name == "data" else [])
+            yield name
 
 
 @pytest.mark.parametrize("folder", list(house_folders()))

@@ -205,8 +205,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from .data.simulated_recordings import simulate_recordings
-    from .data.two_channel_recordings import write_two_channel_dataset
+    from .simulation import simulate_recordings, write_two_channel_dataset
 
     if (options.targets is None) != (options.noises is None):
         given = "--targets" if options.noises is None else "--noises"

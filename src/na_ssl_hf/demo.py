@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from .checkpoints import default_checkpoint
 from .data.dcase_names import DcaseName, parse_dcase_name
-from .data.two_channel_recordings import SAMPLING_RATE, write_two_channel_dataset
 from .evaluation.log_mel_baseline import log_mel_embeddings
 from .evaluation.metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
 from .hub.memory_bank import MemoryBank
 from .hub.noise_cancellation import cancel_far_microphone
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
+from .simulation.synthetic_dataset import SAMPLING_RATE, write_two_channel_dataset
 
 NOISE_AWARE = "NA model"
 BATCH_SIZE = 8

@@ -63,9 +63,9 @@ class BeatsEmbeddings(nn.Module):
         """The position convolution of tokens `(B, N, D)`, of the same shape."""
         convolution, num_tokens = self.position_convolution, hidden_states.shape[1]
         kernel = convolution.kernel_size[0]
-        # CPUs are slow at kernels this long. Cut into taps of 16, the kernel is the rows of a short 2-D one over as many
-        # shifted copies of the tokens.
-        taps = math.gcd(kernel, 16)
+        # CPUs are slow at kernels this long. Cut into rows of 16 taps it is a short 2-D kernel, over shifted copies of
+        # the tokens.
+        taps = 16 if kernel % 16 == 0 else kernel
         padded = nn.functional.pad(hidden_states.transpose(1, 2), (kernel // 2, (kernel - 1) // 2))
         shifted = [padded[..., start : start + num_tokens + taps - 1] for start in range(0, kernel, taps)]
         positions = nn.functional.conv2d(

@@ -37,16 +37,18 @@ class NABeatsLayer(BeatsLayer):
         position_bias: torch.Tensor,
         noise_position_bias: torch.Tensor | None,
         bias_buffer: torch.Tensor | None,
+        together: bool,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = super().forward(hidden_states, attention_mask, position_bias, bias_buffer, **kwargs)
-        if noise_states is not None:
-            # The far stream is a fixed reference: it is never changed, so nothing flows back through it.
-            with torch.no_grad():
-                bias_buffer = bias_buffer if noise_states.shape == hidden_states.shape else None
-                noise_states = super().forward(
-                    noise_states, noise_attention_mask, noise_position_bias, bias_buffer, **kwargs
-                )
+        if together and noise_states is not None:
+            both = torch.cat([hidden_states, noise_states])  # (2B, N, D)
+            hidden_states, noise_states = super().forward(both, None, position_bias, bias_buffer, **kwargs).chunk(2)
+        else:
+            hidden_states = super().forward(hidden_states, attention_mask, position_bias, bias_buffer, **kwargs)
+            if noise_states is not None:
+                # The far stream is a fixed reference: it is never changed, so nothing flows back through it.
+                with torch.no_grad():
+                    noise_states = super().forward(noise_states, noise_attention_mask, noise_position_bias, **kwargs)
         hidden_states = self.noise_aware(hidden_states, noise_states, cross_attention_mask, **kwargs)
         return hidden_states, noise_states
 
@@ -113,7 +115,6 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
         position_bias = self.relative_position_bias(hidden_states.shape[1])
-        bias_buffer = None if torch.is_grad_enabled() else gated_bias_buffer(position_bias, len(hidden_states))
         attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         noise_states = noise_position_bias = noise_mask = None
         cross_attention_mask = attention_mask
@@ -136,6 +137,17 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
                 encoder_hidden_states=noise_states,
                 attention_mask=noise_token_mask,
             )
+        # Without a graph or padding, the frozen layers take both streams as one batch: fewer and larger operations.
+        together = (
+            uses_noise
+            and not torch.is_grad_enabled()
+            and attention_mask is None
+            and noise_mask is None
+            and noise_states.shape == hidden_states.shape
+        )
+        bias_buffer = None
+        if not torch.is_grad_enabled():
+            bias_buffer = gated_bias_buffer(position_bias, len(hidden_states) * (2 if together else 1))
         for layer in self.layers:
             hidden_states, noise_states = layer(
                 hidden_states,
@@ -146,6 +158,7 @@ class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
                 position_bias,
                 noise_position_bias,
                 bias_buffer,
+                together,
                 **kwargs,
             )
         return BaseModelOutput(last_hidden_state=hidden_states)

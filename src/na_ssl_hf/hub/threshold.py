@@ -63,7 +63,6 @@ def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Ten
 
 
 def required_self_scores(false_alarm_rate: float) -> int:
-    """The least number of normal clips with which `"conformal"` can keep to a false-alarm rate."""
     """Normal clips that `"conformal"` needs for a rate in (0, 1): fewer cannot reach so small a p-value.
 
     Raises:

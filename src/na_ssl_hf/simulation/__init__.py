@@ -1,4 +1,4 @@
-"""Simulated rooms -> impulse responses -> two-channel mixtures.
+"""Simulated rooms -> impulse responses -> two-channel mixtures -> recordings on disk.
 
 pyroomacoustics is imported only when impulse responses are simulated, so reading a saved room pool does not need it.
 """
@@ -7,6 +7,8 @@ from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .room_pool import RoomPool
 from .rooms import Room, draw_room
+from .simulated_recordings import simulate_recordings
+from .synthetic_dataset import write_two_channel_dataset
 
 __all__ = [
     "ImpulseResponses",
@@ -16,5 +18,7 @@ __all__ = [
     "draw_room",
     "mix_two_channel",
     "simulate_impulse_responses",
+    "simulate_recordings",
     "spatial_noises",
+    "write_two_channel_dataset",
 ]

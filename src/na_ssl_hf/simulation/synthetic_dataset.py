@@ -14,17 +14,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..simulation import (
-    ImpulseResponses,
-    TwoChannelMixture,
-    draw_room,
-    mix_two_channel,
-    simulate_impulse_responses,
-    spatial_noises,
-)
-from .background_sounds import BACKGROUND_TYPES, synthesize_background
-from .dcase_names import DcaseName, format_dcase_name
-from .machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from ..data.background_sounds import BACKGROUND_TYPES, synthesize_background
+from ..data.dcase_names import DcaseName, format_dcase_name
+from ..data.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from .impulse_responses import ImpulseResponses, simulate_impulse_responses
+from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from .rooms import draw_room
 from .staged_folder import MANIFEST, common_gain, reduce_to_pcm16, staged_folder, write_float_wav, write_manifest
 
 SAMPLING_RATE = 16000

@@ -13,9 +13,10 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from ..simulation import ImpulseResponses, draw_room, simulate_impulse_responses
+from .impulse_responses import ImpulseResponses, simulate_impulse_responses
+from .rooms import draw_room
 from .staged_folder import MANIFEST, common_gain, reduce_to_pcm16, staged_folder, write_float_wav, write_manifest
-from .two_channel_recordings import SAMPLING_RATE, mix_in_room
+from .synthetic_dataset import SAMPLING_RATE, mix_in_room
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 LEVEL_MATCH_RMS = 0.05

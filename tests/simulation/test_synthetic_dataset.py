@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from na_ssl_hf.data.dcase_names import DcaseName, format_dcase_name, parse_dcase_name
-from na_ssl_hf.data.two_channel_recordings import write_two_channel_dataset
+from na_ssl_hf.simulation import write_two_channel_dataset
 
 SETTINGS = {
     "machines": ("fan", "valve"),
