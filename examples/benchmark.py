@@ -4,11 +4,12 @@
     python examples/benchmark.py --only na-beats bank       # items whose name begins so
     python examples/benchmark.py --json > benchmark.json
 
-Times are CPU seconds of this process, all threads together; the two ways alternate, and medians are shown. The ratios are
-what counts: other programs on the machine stretch both sides.
+Times are CPU seconds of this process, all threads together; the two ways alternate, and medians are shown. The ratios
+are what counts: other programs on the machine stretch both sides.
 
 The models are compared with bare matmuls: every linear layer, convolution and attention product of the model as one
-`torch.mm` or `torch.bmm` of its shape into a buffer that exists already, and nothing else. Both sides then do the same
+`torch.mm` or `torch.bmm` of its shape into a buffer that exists already, and nothing else (each distinct shape is timed
+five times and scaled by how often it occurs). Both sides then do the same
 floating point operations, so the ratio of the times is the share of the matmuls' FLOP rate that the model reaches.
 """
 
@@ -188,11 +189,8 @@ def base_layer_products(config: BeatsConfig, count: int, backward: bool = False)
 def noise_aware_products(config: NABeatsConfig, backward: bool = False) -> Products:
     """All noise-aware layers: their norms learn too, so every linear needs both gradients."""
     tokens, size, count = NUM_CLIPS * num_tokens(), config.hidden_size, config.num_hidden_layers
-    inner, heads, passes = (
-        config.noise_aware_intermediate_size,
-        config.noise_aware_num_heads,
-        "fiw" if backward else "f",
-    )
+    inner, heads = config.noise_aware_intermediate_size, config.noise_aware_num_heads
+    passes = "fiw" if backward else "f"
     return [
         *linear(tokens, size, size, 4 * count, passes),
         *linear(tokens, size, inner, 2 * count, passes),
@@ -206,7 +204,7 @@ def num_tokens() -> int:
 
 
 def bare_matmuls(products: Products) -> Callable[[], float]:
-    """A function that gives the CPU seconds of `products` as bare matmuls; a shape is run three times, then scaled."""
+    """A function that gives the CPU seconds of `products` as bare matmuls."""
     counts: dict[Product, int] = {}
     for count, product in products:
         counts[product] = counts.get(product, 0) + count
@@ -221,7 +219,7 @@ def matmul_seconds(product: Product) -> float:
     out = torch.empty(*leading, product.m, product.n)
     multiply = torch.mm if product.batch == 1 else torch.bmm
     multiply(left, right, out=out)
-    return statistics.median(cpu_seconds(lambda: multiply(left, right, out=out)) for _ in range(3))
+    return statistics.median(cpu_seconds(lambda: multiply(left, right, out=out)) for _ in range(5))
 
 
 def against_matmuls(what: str, run: Callable[[], object], products: Products, target: float) -> list[Row]:
@@ -521,7 +519,7 @@ def bank_memory() -> list[Row]:
     sender.close()
     extra, kept = receiver.recv()
     process.join()
-    note = "MB; the bank that stays in memory is the straightforward minimum"
+    note = "straightforward: the bank itself, which stays in memory"
     return [Row(what, extra, kept, f"{extra / kept:.2f} x the bank", "< 300 MB", extra < 300, unit="MB", note=note)]
 
 
