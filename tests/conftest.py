@@ -1,3 +1,4 @@
+import logging as std_logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,18 @@ logging.disable_progress_bar()
 
 # Tiny models gain nothing from threads, which on a shared machine only wait for each other.
 torch.set_num_threads(1)
+
+
+class _DeprecationsAreErrors(std_logging.Handler):
+    """transformers announces most of its deprecations through its logger, where pytest's warning filters do not see."""
+
+    def emit(self, record: std_logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.name.startswith("transformers") and "deprecat" in message.lower():
+            raise FutureWarning(message)
+
+
+std_logging.getLogger("transformers").addHandler(_DeprecationsAreErrors(std_logging.WARNING))
 
 
 @pytest.fixture(scope="session")

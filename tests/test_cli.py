@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def bad_scorers(folder: Path, scorer: Path, kind: str) -> Path:
         "broken config": ("config.json", lambda old: b"{"),
         "wrong config": (
             "config.json",
-            lambda old: old.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 5'),
+            lambda old: re.sub(rb'"num_attention_heads": \d+', b'"num_attention_heads": 5', old),
         ),
         "truncated weights": ("model.safetensors", lambda old: old[:1000]),
         "truncated memory": ("memory_bank.safetensors", lambda old: old[:1000]),

@@ -130,9 +130,9 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         input_values = kaldi_fbank(waves, self.frontend)  # (B, 2, T, M)
         mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
         if self.frontend == "eat":
-            silent_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
+            zero_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
             for values, length in zip(input_values, lengths, strict=True):
-                values[:, num_fbank_frames(length) :] = silent_log_mel
+                values[:, num_fbank_frames(length) :] = zero_log_mel
 
         features: dict[str, Any] = {"input_values": input_values.cpu()}
         if self.return_attention_mask:
