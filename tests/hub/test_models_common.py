@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MODELS, NOISE_AWARE_VARIANTS, tiny_config, tiny_model, two_channel_fbank
 from transformers import AutoConfig, AutoModel
 
@@ -167,3 +168,15 @@ def test_input_embeddings_are_the_patches(model_type):
 def test_wrong_shapes_are_named(model_type, shape, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(model_type)(torch.zeros(shape))
+
+
+def test_a_checkpoint_without_its_position_table_gets_the_published_one(tmp_path):
+    # Loading builds on the meta device: what no file holds must be filled in by the initialisation.
+    model, fbank = tiny_model("eat"), two_channel_fbank()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["embeddings.position_embeddings"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"embeddings.position_embeddings"}
+    assert torch.equal(output(loaded, fbank), output(model, fbank))
