@@ -106,7 +106,7 @@ def test_help_lists_every_command(capsys):
     listed = capsys.readouterr().out
     assert all(f"\n    {command}" in listed for command in COMMANDS)
     actions = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert sorted(actions.choices) == sorted(COMMANDS)
+    assert sorted(actions.choices) == sorted([*COMMANDS, "dcase"])
 
 
 @pytest.mark.parametrize(
@@ -311,3 +311,26 @@ def test_simulate_wants_targets_and_noises_together(tmp_path, capsys):
         assert f"got {given} alone" in one_line_error(capsys, *arguments, given, tmp_path)
     folders = ["--targets", tmp_path / "nowhere", "--noises", tmp_path / "nowhere either"]
     assert "nowhere" in one_line_error(capsys, *arguments, *folders)
+
+
+def test_dcase_check_prints_counts_and_fails_on_damage(tmp_path, capsys):
+    for split, label in (("train", "normal"), ("test", "anomaly")):
+        for index in range(2):
+            file = tmp_path / "fan" / split / f"section_00_source_{split}_{label}_{index:04d}_spd_1.wav"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(file, np.random.default_rng(index).normal(0, 0.1, (16000, 2)), 16000)
+    assert main(["dcase", "check", str(tmp_path)]) == 0
+    assert "fan" in capsys.readouterr().out
+    assert main(["dcase", "check", str(tmp_path), "--strict"]) == 1
+    file.write_bytes(file.read_bytes()[:100])
+    capsys.readouterr()
+    assert main(["dcase", "check", str(tmp_path), "--json"]) == 1
+    assert file.name in json.dumps(json.loads(capsys.readouterr().out)["damage"])
+
+
+def test_dcase_commands_show_an_example(capsys):
+    for name in ("check", "download"):
+        with pytest.raises(SystemExit) as stop:
+            main(["dcase", name, "--help"])
+        assert stop.value.code == 0
+        assert f"na-ssl dcase {name}" in capsys.readouterr().out

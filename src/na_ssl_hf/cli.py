@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `na-ssl`; returns the exit status: 0, 1 for an error told in one line, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"na-ssl {options.command}: error: {message}", file=sys.stderr)
@@ -26,7 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"na-ssl {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, summary: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(name: str, run, summary: str, example: str, group=commands) -> argparse.ArgumentParser:
+        sub = group.add_parser(
             name,
             help=summary,
             description=summary,
@@ -138,6 +137,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("submission", type=Path, metavar="SUBMISSION_DIR", help="folder of anomaly_score_*.csv files")
     sub.add_argument("ground_truth", type=Path, metavar="GROUND_TRUTH_DIR", help="folder of ground_truth_* folders")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    dcase = commands.add_parser("dcase", help="the data of DCASE 2026 Task 2").add_subparsers(
+        dest="dcase_command", required=True, metavar="COMMAND"
+    )
+    sub = command(
+        "download",
+        _dcase_download,
+        "fetch DCASE 2026 Task 2 from Zenodo (checksums; run again to resume) and unpack it",
+        "  na-ssl dcase download --out dcase2026 --sets development --machines fan ToyCar",
+        dcase,
+    )
+    sub.add_argument("--out", type=Path, required=True, help="gets archives/, development/ and evaluation/")
+    sub.add_argument("--sets", nargs="+", help="development, evaluation-train, evaluation-test (default: all)")
+    sub.add_argument("--machines", nargs="+", help="machine types, such as fan (default: all)")
+    sub.add_argument("--no-extract", action="store_true", help="leave the archives packed")
+    sub.add_argument("--base-url", default="https://zenodo.org", help="a server with Zenodo's records API")
+
+    sub = command(
+        "check",
+        _dcase_check,
+        "count clips beside the published numbers and read every file; exit status 1 when something is damaged",
+        "  na-ssl dcase check dcase2026/development",
+        dcase,
+    )
+    sub.add_argument("root", type=Path, metavar="ROOT", help="folder of <machine>/train and <machine>/test")
+    sub.add_argument("--strict", action="store_true", help="exit status 1 also when counts are not the published ones")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of lines")
     return parser
 
 
@@ -242,6 +268,27 @@ def _evaluate_submission(options: argparse.Namespace) -> None:
     print(f"official score {100 * result['official_score']:.2f} %")
     for machine, values in result["machines"].items():
         print(f"  {machine}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+def _dcase_download(options: argparse.Namespace) -> None:
+    from .data.dcase_download import RECORDS, download_dcase2026
+
+    archives = download_dcase2026(
+        options.out,
+        sets=options.sets or tuple(RECORDS),
+        machines=options.machines,
+        extract=not options.no_extract,
+        base_url=options.base_url,
+    )
+    print(f"{len(archives)} archives with the right checksums in {options.out}")
+
+
+def _dcase_check(options: argparse.Namespace) -> int:
+    from .data.dcase_check import check_dcase
+
+    report = check_dcase(options.root)
+    print(json.dumps(report.to_dict()) if options.json else "\n".join(report.lines()))
+    return 0 if report.is_sound and (report.is_complete or not options.strict) else 1
 
 
 def _load_scorer(model: str, options: argparse.Namespace) -> Any:

@@ -6,10 +6,17 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+NO_ATTRIBUTE = "noAttribute"
+
+# 2021 kept the domains of its test clips apart.
+SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "target_test": "test"}
+
+# Evaluation test clips say less, in every year something else: section_00_0000, section_03_source_test_0000.
 _NAME = re.compile(
-    r"section_00(?:_(?P<domain>source|target)_(?P<split>train|test)_(?P<label>normal|anomaly))?"
-    r"_(?P<index>\d{4})(?:_(?P<attributes>.+))?"
+    r"section_(?P<section>\d{2})(?:_(?P<domain>source|target))?(?:_(?P<split>train|test))?"
+    r"(?:_(?P<label>normal|anomaly))?_(?P<index>\d{4})(?:_(?P<attributes>.+))?"
 )
+_NAME_2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2})_(?P<index>\d{8})")
 
 
 class DcaseName(NamedTuple):
@@ -21,32 +28,46 @@ class DcaseName(NamedTuple):
     label: str | None
     index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
     attributes: str | None
+    section: int = 0
 
 
 def parse_dcase_name(path: str | Path) -> DcaseName:
     """The parts of a path `.../<machine>/<split>/<name>.wav`; the machine is the folder above the split folder.
 
-    Raises ValueError, naming the path, when the name or its folder does not follow the rule.
+    Names of the challenges since 2020 are understood (2020: no domains, and the machine's id is the section). Raises
+    ValueError, naming the path, when the name or its folder does not follow the rule.
     """
     path = Path(path)
-    match = _NAME.fullmatch(path.stem)
+    match = _NAME.fullmatch(path.stem) or _NAME_2020.fullmatch(path.stem)
     if not match:
         raise ValueError(f"path must be named section_00_<domain>_<split>_<label>_<nnnn>_<attributes>.wav, got {path}")
-    split = match["split"] or "test"
-    if path.parent.name != split or not path.parent.parent.name:
+    parts = {"domain": None, "split": None, "attributes": None, **match.groupdict()}
+    split = parts["split"] or ("train" if path.parent.name == "train" else "test")
+    if SPLIT_FOLDERS.get(path.parent.name) != split or not path.parent.parent.name:
         raise ValueError(f"path must lie in a folder <machine>/{split}/, got {path}")
+    labelled = parts["label"] and (parts["domain"] or match.re is _NAME_2020)
+    if split == "train" and not labelled:
+        raise ValueError(f"path must name domain and label of a training clip, got {path}")
     return DcaseName(
         machine=path.parent.parent.name,
-        domain=match["domain"],
+        domain=parts["domain"],
         split=split,
-        label=match["label"],
+        label=parts["label"],
         index=int(match["index"]),
-        attributes=match["attributes"],
+        attributes=parts["attributes"],
+        section=int(match["section"]),
     )
 
 
 def format_dcase_name(name: DcaseName) -> str:
     """Relative path `<machine>/<split>/<file>.wav` of a labelled clip; the inverse of `parse_dcase_name`."""
-    attributes = name.attributes or "noAttribute"
-    file = f"section_00_{name.domain}_{name.split}_{name.label}_{name.index:04d}_{attributes}.wav"
+    attributes = name.attributes or NO_ATTRIBUTE
+    file = f"section_{name.section:02d}_{name.domain}_{name.split}_{name.label}_{name.index:04d}_{attributes}.wav"
     return f"{name.machine}/{name.split}/{file}"
+
+
+def dcase_stem(name: str) -> str:
+    """What to compare file names by: published tables mix folders, a leading slash and names without `.wav`."""
+    base = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    # Not Path.stem: a value like `flow_1.5` has a dot of its own.
+    return base[:-4] if base.lower().endswith(".wav") else base

@@ -1,0 +1,108 @@
+"""ZIP archives of others unpacked so that nothing is written outside the folder that was asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+_ENCRYPTED = 0x1
+_COPY_BYTES = 1 << 20
+
+
+def extract_zip(archive: str | Path, folder: str | Path, show_progress: bool = True) -> list[Path]:
+    """Unpacks all files of `archive` below `folder` and returns their paths.
+
+    Every member is looked at before the first is written. Files appear whole or not at all, and one that is there with
+    the archive's content is left alone, so that a killed run goes on where it stopped. Folders `__MACOSX` are left out.
+
+    Raises:
+        ValueError: a member is absolute, leads outside (`..`, a drive, a link on disk), is a link or another special
+            file, is encrypted or named twice.
+        OSError: not a ZIP archive, a checksum of a member is wrong, or the disk has no room for it.
+    """
+    archive, folder = Path(archive), Path(folder)
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = [member for member in source.infolist() if not member.filename.startswith("__MACOSX/")]
+            targets = _targets(archive, folder, members)
+            _check_room(archive, folder, targets)
+            bar = tqdm(targets.items(), f"unpack {archive.name}", unit="file", disable=not show_progress)
+            for target, member in bar:
+                if not _is_there(target, member):
+                    _write(source, member, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise OSError(f"{archive} cannot be unpacked: {error}") from error
+    return list(targets)
+
+
+def _targets(archive: Path, folder: Path, members: list[zipfile.ZipInfo]) -> dict[Path, zipfile.ZipInfo]:
+    """Where each file goes; raises ValueError for the first member that must not be written."""
+    root = folder.resolve()
+    targets: dict[Path, zipfile.ZipInfo] = {}
+    for member in members:
+        # zipfile cuts names at a NUL and mends some separators; what the archive says is what counts.
+        if reason := _refusal(member.orig_filename) or _special(member):
+            raise ValueError(f"{archive} must hold plain files only, got {member.orig_filename!r}: {reason}")
+        target = root / member.filename
+        if not target.resolve().is_relative_to(root):
+            raise ValueError(f"{archive} must stay below {root}, got {member.filename!r}: a link leads elsewhere")
+        if member.is_dir():
+            continue
+        if target in targets:
+            raise ValueError(f"{archive} must name every file once, got {member.filename!r} twice")
+        targets[target] = member
+    return targets
+
+
+def _refusal(name: str) -> str | None:
+    parts = re.split(r"[/\\]", name)
+    if not name or "\0" in name:
+        return "no valid name"
+    if parts[0] == "" or re.match(r"[A-Za-z]:", name):
+        return "an absolute path"
+    if ".." in parts:
+        return "a path that leads upwards"
+    return None
+
+
+def _special(member: zipfile.ZipInfo) -> str | None:
+    mode = member.external_attr >> 16
+    # Archives written elsewhere than on Unix carry no mode at all.
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a link" if stat.S_ISLNK(mode) else "a special file"
+    return "encrypted" if member.flag_bits & _ENCRYPTED else None
+
+
+def _check_room(archive: Path, folder: Path, targets: dict[Path, zipfile.ZipInfo]) -> None:
+    needed = sum(member.file_size for target, member in targets.items() if not target.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise OSError(f"{archive} unpacks to {needed / 1e9:.1f} GB, but {folder} has room for {free / 1e9:.1f} GB")
+
+
+def _is_there(target: Path, member: zipfile.ZipInfo) -> bool:
+    if not target.is_file() or target.stat().st_size != member.file_size:
+        return False
+    checksum = 0  # revisions of an archive hold other sounds of the same length
+    with target.open("rb") as file:
+        while chunk := file.read(_COPY_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum == member.CRC
+
+
+def _write(source: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        with source.open(member) as content, partial.open("wb") as file:
+            shutil.copyfileobj(content, file, _COPY_BYTES)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

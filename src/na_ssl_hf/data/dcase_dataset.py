@@ -1,0 +1,102 @@
+"""DCASE Task 2 folders as `datasets.Dataset`s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import soundfile
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .dcase_clips import SPLITS, DcaseClip, find_split_folders, list_dcase_clips
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.get_logger(__name__)
+
+
+def load_dcase2026(
+    root: str | Path, split: str | None = None, machines: Sequence[str] | None = None
+) -> Dataset | DatasetDict:
+    """The clips of DCASE 2026 Task 2 below `root`, development and evaluation layout alike; folders of 2020-2025 too.
+
+    ```python
+    train = load_dcase2026("dcase2026/development", "train", machines=["fan"])
+    scorer.fit(train, domains=train["domain"])
+    scorer(load_dcase2026("dcase2026/development", "test", machines=["fan"]))
+    ```
+
+    Args:
+        root: holds `<machine>/train`, `<machine>/test` and `<machine>/attributes_00.csv`, directly or up to two
+            folders deeper (`dev_data/raw/<machine>`). Supplemental folders are not read.
+        split: "train" or "test"; `None` gives a `DatasetDict` of the splits that are there.
+        machines: which ones; default all.
+
+    Returns:
+        rows sorted by machine and file name, with columns
+        `audio`: `{"path", "bytes": None}`, an undecoded `datasets.Audio`, which the anomaly scorer reads;
+        `path`: absolute; `machine`; `section` and `index`: integers; `split`;
+        `domain` ("source", "target"), `label` ("normal", "anomaly"), `attributes` ("spd_1_pow_2", "noAttribute"):
+        `None` where an anonymous evaluation clip does not say; `num_channels`: as the file's header says.
+
+    Raises:
+        ImportError: the `datasets` package is missing.
+        FileNotFoundError: `root` or folders of the split are missing, all of them named, or empty.
+        OSError: a file has no readable header.
+        ValueError: an unknown split, a name that is not DCASE's, or more than two channels.
+
+    Files of one channel (the challenges 2020-2025) load with one warning.
+    """
+    try:
+        from datasets import Audio, Dataset, DatasetDict, Features, Value
+    except ImportError as error:
+        raise ImportError(
+            "load_dcase2026 needs the `datasets` package, which is not installed: pip install 'na-ssl-hf[train]'"
+        ) from error
+    if split is None:
+        present = {
+            folder.split for folder in find_split_folders(root) if machines is None or folder.machine in machines
+        }
+        # Where none is there, asking for training clips names what is missing.
+        splits = [name for name in SPLITS if name in present] or ["train"]
+        return DatasetDict({name: load_dcase2026(root, name, machines) for name in splits})
+    rows = [_row(clip) for clip in tqdm(list_dcase_clips(root, split, machines), "headers", unit="clip", delay=5)]
+    _warn_of_one_channel(rows)
+    kinds = {"section": "int32", "index": "int32", "num_channels": "int32"}
+    features = Features({name: Value(kinds.get(name, "string")) for name in rows[0]})
+    dataset = Dataset.from_list(rows, features=features)
+    # A cast of paths: encoding rows as Audio would ask for torchcodec.
+    return dataset.cast_column("audio", Audio(decode=False))
+
+
+def _row(clip: DcaseClip) -> dict[str, Any]:
+    try:
+        num_channels = soundfile.info(clip.path).channels
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{clip.path} cannot be read as a sound file: {error}") from error
+    if num_channels > 2:
+        raise ValueError(f"{clip.path} must have two channels, close and far, got {num_channels}")
+    return {
+        "audio": str(clip.path),
+        "path": str(clip.path),
+        "machine": clip.name.machine,
+        "section": clip.name.section,
+        "split": clip.name.split,
+        "domain": clip.name.domain,
+        "label": clip.name.label,
+        "attributes": clip.attributes,
+        "index": clip.name.index,
+        "num_channels": num_channels,
+    }
+
+
+def _warn_of_one_channel(rows: list[dict[str, Any]]) -> None:
+    mono = [row["path"] for row in rows if row["num_channels"] == 1]
+    if mono:
+        logger.warning_once(
+            f"{len(mono)} of {len(rows)} recordings have one channel, first {mono[0]} (DCASE 2020 to 2025 have one): "
+            "noise-aware models and far-microphone cancellation need two, close and far."
+        )
