@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .hub.configuration_autoencoder import AutoencoderConfig
 from .hub.configuration_beats import BeatsConfig
 from .hub.configuration_eat import EatConfig
 from .hub.configuration_na_beats import NABeatsConfig
 from .hub.configuration_na_eat import NAEatConfig
 from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from .hub.memory_bank import MemoryBank
+from .hub.modeling_autoencoder import AutoencoderModel
 from .hub.modeling_beats import BeatsModel
 from .hub.modeling_eat import EatModel
 from .hub.modeling_na_beats import NABeatsModel
@@ -39,6 +41,10 @@ for _config, _model in (
     AutoModel.register(_config, _model, exist_ok=True)
     AutoFeatureExtractor.register(_config, TwoChannelFeatureExtractor, exist_ok=True)
 
+# The challenge's baseline takes vectors of log-mel frames, which it makes itself: it has no feature extractor.
+AutoConfig.register(AutoencoderConfig.model_type, AutoencoderConfig, exist_ok=True)
+AutoModel.register(AutoencoderConfig, AutoencoderModel, exist_ok=True)
+
 if "anomaly-scoring" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("anomaly-scoring", AnomalyScorer, pt_model=AutoModel, type="audio")
 
@@ -47,6 +53,8 @@ _LAZY_SUBPACKAGES = ("convert", "data", "evaluation", "simulation")
 
 __all__ = [
     "AnomalyScorer",
+    "AutoencoderConfig",
+    "AutoencoderModel",
     "BeatsConfig",
     "BeatsModel",
     "EatConfig",

@@ -1,0 +1,47 @@
+"""Configuration of the DCASE Task 2 autoencoder baseline."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AutoencoderConfig(PreTrainedConfig):
+    """Configuration of [`AutoencoderModel`] (Harada et al., "First-shot anomaly sound detection for machine condition
+    monitoring: a domain generalization baseline", EUSIPCO 2023). The defaults are the published ones; keyword-only.
+
+    Args:
+        num_mel_bins, num_frames: one input vector holds `num_frames` log-mel frames of `num_mel_bins` each.
+        hidden_size, num_hidden_layers: of the encoder, and again of the decoder.
+        bottleneck_size: width between the two.
+        batch_norm_eps: epsilon of the batch norm behind every layer but the last.
+        two_channel: trained on the close channel of two-channel recordings, not on mono ones.
+        mse_threshold, mahalanobis_threshold: alarm is `score > threshold`; `None` before training, and for
+            Mahalanobis where the covariance of a domain could not be estimated.
+
+    Raises:
+        ValueError: a size is below 1, or `batch_norm_eps` is not positive.
+    """
+
+    model_type = "dcase-autoencoder"
+
+    num_mel_bins: int = 128
+    num_frames: int = 5
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    bottleneck_size: int = 8
+    batch_norm_eps: float | int = 1e-3
+    two_channel: bool = True
+    mse_threshold: float | int | None = None
+    mahalanobis_threshold: float | int | None = None
+
+    def validate_autoencoder_sizes(self) -> None:
+        for name in ("num_mel_bins", "num_frames", "hidden_size", "num_hidden_layers", "bottleneck_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.batch_norm_eps > 0:
+            raise ValueError(f"`batch_norm_eps` must be positive, got {self.batch_norm_eps}.")
+
+
+__all__ = ["AutoencoderConfig"]
+
+AutoencoderConfig.register_for_auto_class("AutoConfig")
