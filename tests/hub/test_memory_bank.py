@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.neighbors import LocalOutlierFactor
 
-from na_ssl_hf.hub import memory_bank
+from na_ssl_hf.hub import memory_bank, nearest_neighbors
 from na_ssl_hf.hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
 
 RESCALINGS = [None, "variance_min", "ratio", "difference", "lof"]
@@ -198,7 +198,7 @@ def test_one_by_one_equals_a_batch(rescaling):
 @pytest.mark.parametrize("rescaling", RESCALINGS)
 def test_chunking_changes_nothing(monkeypatch, rescaling):
     whole = MemoryBank(rescaling=rescaling).fit(random_embeddings(50))
-    monkeypatch.setattr(memory_bank, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(nearest_neighbors, "CHUNK_ROWS", 7)
     pieces = MemoryBank(rescaling=rescaling).fit(random_embeddings(50))
     torch.testing.assert_close(pieces.self_scores(), whole.self_scores())
     torch.testing.assert_close(pieces.score(random_embeddings(9, seed=1)), whole.score(random_embeddings(9, seed=1)))

@@ -659,3 +659,23 @@ def test_damaged_memory_is_an_os_error_that_names_it(saved, tmp_path):
     memory.write_bytes(memory.read_bytes()[:500])
     with pytest.raises(OSError, match=r"memory_bank\.safetensors"):
         pipeline("anomaly-scoring", model=str(tmp_path / "copy"))
+
+
+def test_threshold_follows_a_bank_that_lives(refittable, normal, clips):
+    before = refittable.threshold
+    refittable.memory_bank.partial_fit(refittable.embed(clips[3:]))
+    everything = AnomalyScorer(model=refittable.model, feature_extractor=refittable.feature_extractor)
+    everything.fit(normal + clips[3:], progress=None)
+    assert refittable.threshold == pytest.approx(everything.threshold, abs=1e-6)
+    assert refittable.threshold != pytest.approx(before, abs=1e-4)
+    assert refittable(clips[0])["p_value"] == everything(clips[0])["p_value"]
+    refittable.memory_bank.rollback(0)
+    assert refittable.threshold == before
+
+
+def test_a_rate_that_cannot_be_had_keeps_the_threshold(refittable):
+    before = refittable.threshold
+    with pytest.raises(ValueError, match="99"):
+        refittable.calibrate(false_alarm_rate=0.01)
+    assert refittable.threshold == before
+    assert refittable.calibrate("quantile", 0.5) < before

@@ -1,3 +1,4 @@
+import json
 import re
 import sys
 
@@ -5,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.hub.threshold import conformal_p_values, fit_threshold, required_self_scores
+from na_ssl_hf.hub.threshold import (
+    conformal_p_values,
+    fit_domain_thresholds,
+    fit_threshold,
+    required_self_scores,
+)
 
 
 @pytest.mark.parametrize("false_alarm_rate", [0.05, 0.07, 0.1, 1 / 3, 1 / 49, 0.5, 0.9])
@@ -76,3 +82,49 @@ def test_gamma_without_scipy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ValueError, match=re.escape("needs scipy")):
         fit_threshold(np.arange(30.0), "gamma")
+
+
+def test_gamma_equals_the_official_baseline(goldens):
+    cases = json.loads((goldens / "backends/5_baseline_ae/gamma_threshold.json").read_text())
+    compared = 0
+    for case in cases.values():
+        if "threshold_q0.9" not in case:
+            continue
+        # Another version of the optimiser may stop elsewhere on a flat likelihood.
+        threshold = fit_threshold(np.array(case["y_pred"]), "gamma")
+        assert threshold == pytest.approx(case["threshold_q0.9"], rel=1e-4)
+        far = np.abs(np.array(case["probe_scores"]) - threshold) > 1e-3
+        assert np.array_equal((np.array(case["probe_scores"]) > threshold)[far], np.array(case["probe_decisions"])[far])
+        assert fit_threshold(np.array(case["y_pred"]), "quantile", 0.1) == pytest.approx(case["empirical_q0.9_linear"])
+        compared += 1
+    assert compared >= 3
+
+
+def test_every_domain_keeps_its_own_false_alarm_rate():
+    random = np.random.default_rng(0)
+    scores = np.concatenate([random.gamma(2.0, size=200), 3.0 + random.gamma(2.0, size=50)])
+    domains = ["source"] * 200 + ["target"] * 50
+    thresholds = fit_domain_thresholds(scores, domains, false_alarm_rate=0.1)
+    assert thresholds.by_domain["source"] == fit_threshold(scores[:200], false_alarm_rate=0.1)
+    assert thresholds.by_domain["target"] == fit_threshold(scores[200:], false_alarm_rate=0.1)
+    assert thresholds.pooled == fit_threshold(scores, false_alarm_rate=0.1)
+    alarms = scores > thresholds.of(domains)
+    assert alarms[:200].mean() <= 0.1
+    assert alarms[200:].mean() <= 0.1
+    # One threshold for both puts all false alarms into the rare domain.
+    assert (scores > thresholds.pooled)[200:].mean() > 0.3
+    known = thresholds.by_domain
+    assert thresholds.of(["target", None, "source"]).tolist() == [known["target"], thresholds.pooled, known["source"]]
+
+
+def test_a_small_domain_is_named_or_pooled():
+    scores, domains = np.arange(40.0), ["source"] * 30 + ["target"] * 10
+    with pytest.raises(ValueError, match=r"domain 'target': .*at least 19 normal clips, got 10"):
+        fit_domain_thresholds(scores, domains)
+    thresholds = fit_domain_thresholds(scores, domains, pool_small_domains=True)
+    assert thresholds.by_domain == {"source": fit_threshold(scores[:30]), "target": thresholds.pooled}
+    with pytest.raises(ValueError, match=r"domains must hold one of \('source', 'target'\) or None, got 'sauce'"):
+        thresholds.of(["source", "sauce"])
+    for wrong in ("source", ["source"] * 39):
+        with pytest.raises(ValueError, match="one entry for each of the 40 self_scores"):
+            fit_domain_thresholds(scores, wrong)

@@ -3,44 +3,36 @@
 Letters: N query clips, R reference clips in the memory, F frequency bands, D channels, k candidates.
 """
 
-import json
 import os
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
-MEMORY_BANK_FILE = "memory_bank.safetensors"
+from .approximate_index import ApproximateIndex
+from .bank_versions import Change
+from .clip_embeddings import as_embeddings, as_is_target, prepare_
+from .coreset import greedy_coreset
+from .memory_bank_file import MEMORY_BANK_FILE, find_bank_file, json_able, read_bank_file, write_bank_file
+from .memory_bank_settings import MemoryBankSettings
+from .memory_bank_state import STATE, check_state
+from .nearest_neighbors import mean_of_finite, nearest, rank_weighted_density
+from .target_memory import memmixup, smote
+
+__all__ = ["MEMORY_BANK_FILE", "MemoryBank"]
+
 FORMAT_VERSION = 1
-# Below this norm a vector has no direction: it becomes zero and has cosine 0 with everything, itself included.
-SMALLEST_NORM = 1e-12
-# 512 rows against 10,000 references are a 20 MB buffer, and the matmul already runs at full speed.
-CHUNK_ROWS, CHUNK_ELEMENTS = 512, 512 * 10_000
-# Distances from a float32 matmul only rank the references; two more than asked are kept and measured exactly.
-SPARE_CANDIDATES = 2
 # Multiply-adds that take a few seconds on a small CPU: from here on a progress bar shows.
 PROGRESS_BAR_WORK = 2e11
 
-Distance = Literal["cosine", "euclidean"]
-Rescaling = Literal["variance_min", "ratio", "difference", "lof"]
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "distance": ("cosine", "euclidean"),
-    "rescaling": (None, "variance_min", "ratio", "difference", "lof"),
-    "band_aggregation": ("mean", "max"),
-}
-
 
 @dataclass(eq=False)
-class MemoryBank:
+class MemoryBank(MemoryBankSettings):
     """Anomaly score = distance to the nearest normal recordings, band by band. Higher = more anomalous.
 
     Every band has its own memory and its own nearest neighbours (BEAM, arXiv 2603.13749); the band scores are averaged.
@@ -54,6 +46,12 @@ class MemoryBank:
     - `"lof"`: the local outlier factor (Breunig et al., SIGMOD 2000) with `num_rescaling_neighbors` neighbours, always
       on Euclidean distances; `num_neighbors` has no influence.
 
+    `smote_ratio`, `memmixup_neighbors` and `separate_domains` make two memories, of source and of target clips; the
+    band score is the smaller one of the two. They want `domains` in `fit`, `rescaling=None` and `index=None`.
+
+    A bank can live: `partial_fit`, `forget` and `rollback` change the clips and then learn densities, alpha and
+    synthetic references anew, so that the bank is always the one that `fit` would make of the clips it holds.
+
     Args:
         distance: `"cosine"`: `(1 - cos) / 2`, in [0, 1]; `"euclidean"`: `||x - y||`.
         normalize: scale vectors to unit norm first (norms up to 1e-12: to zero). Without it, `"cosine"` wants vectors
@@ -61,11 +59,24 @@ class MemoryBank:
         num_neighbors: neighbours averaged in the score.
         rescaling: see above. Needs at least two references.
         num_rescaling_neighbors: neighbours in `c_i`.
-        smote_ratio: above 0, source and target clips form two memories, the target memory is filled with SMOTE (Chawla
-            et al., JAIR 2002) up to this share of the number of source clips, and the band score is the smaller one of
-            the two. Wants `domains` in `fit`, and `rescaling=None`.
+        smote_ratio: above 0, the target memory is filled with SMOTE (Chawla et al., JAIR 2002) up to this share of the
+            number of source clips.
         smote_neighbors: nearest target clips that SMOTE interpolates to.
         band_aggregation: `"mean"` or `"max"` over the band scores.
+        separate_domains: two memories, nothing synthetic.
+        num_target_neighbors: neighbours averaged in the target memory; `None`: as many as `num_neighbors`, 0: the
+            source memory alone decides.
+        memmixup_neighbors: above 0, the target memory also gets `0.9 t + 0.1 s` for each target clip t and each of this
+            many nearest source clips s (MemMixup of GenRep; Saengthong and Shinozaki, 2024).
+        rescaling_decay: in [0, 1], `c_i` is the mean distance to all other references, nearest first, with the weights
+            `rescaling_decay**k`; `num_rescaling_neighbors` then has no influence. Not for `"lof"`.
+        coreset_size: keep at most this many clips, chosen by `greedy_coreset`; with two memories all target clips
+            stay and source clips fill the rest. Such a bank is fitted once and does not live.
+        coreset_seed: of the coreset's first clip.
+        max_clips: keep at most this many clips; the oldest (first given) go.
+        max_history: changes that `rollback` can undo; each costs the memory of the clips that it removed.
+        index: `"flat"`, `"ivf"` or `"hnsw"`: FAISS proposes the nearest references (see `ApproximateIndex`), and only
+            these are measured and rescaled. For big banks. `None` compares with every reference.
 
     Attributes:
         memory_: `(F, R, D)` float32, the references, normalised if asked; synthetic ones follow the fitted clips.
@@ -75,22 +86,17 @@ class MemoryBank:
         alpha_: `(F,)` float32 with `"variance_min"`: `cov(u, v) / var(v)` over the references, `u` the distance to the
             nearest other reference and `v` its `c`; 0 where `var(v) <= 1e-12`; may be negative.
         k_distance_: `(F, R)` float32 with `"lof"`: distance to the last of the `num_rescaling_neighbors`.
-        is_target_: `(R,)` bool with `smote_ratio`: reference of the target memory.
-        num_clips_: clips given to `fit`.
+        is_target_: `(R,)` bool with two memories: reference of the target memory.
+        coreset_: `(num_clips_,)` long with `coreset_size`: which of the clips given to `fit` were kept, ascending.
+        dropped_scores_: `(M, F)` float32 with `coreset_size`: band scores of the M clips that were not.
+        num_clips_: clips in the memory, oldest first.
+        version_: 0 after `fit`, one more with every change, as asked after `rollback`.
         metadata: free JSON-able dict with string keys, saved along (say, the fingerprint of the model).
 
     Raises:
         ValueError: a parameter outside its range.
     """
 
-    distance: Distance = "cosine"
-    normalize: bool = True
-    num_neighbors: int = 1
-    rescaling: Rescaling | None = None
-    num_rescaling_neighbors: int = 4
-    smote_ratio: float = 0.0
-    smote_neighbors: int = 2
-    band_aggregation: Literal["mean", "max"] = "mean"
     metadata: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     memory_: torch.Tensor = field(init=False, repr=False)
     squared_norms_: torch.Tensor = field(init=False, repr=False)
@@ -98,59 +104,113 @@ class MemoryBank:
     alpha_: torch.Tensor = field(init=False, repr=False)
     k_distance_: torch.Tensor = field(init=False, repr=False)
     is_target_: torch.Tensor = field(init=False, repr=False)
+    coreset_: torch.Tensor = field(init=False, repr=False)
+    dropped_scores_: torch.Tensor = field(init=False, repr=False)
     num_clips_: int = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._check_parameters()
+    version_: int = field(init=False, repr=False)
+    _history: list[Change] = field(default_factory=list, init=False, repr=False)
+    # By band; an index is a copy of the memory in another form, made when it is first wanted.
+    _indexes: dict[int, ApproximateIndex] = field(default_factory=dict, init=False, repr=False)
 
     @torch.no_grad()
     def fit(
         self, embeddings: torch.Tensor | np.ndarray, domains: Sequence[str] | np.ndarray | None = None
     ) -> "MemoryBank":
-        """Remember normal recordings and replace what was fitted before.
+        """Remember normal recordings and replace what was fitted before, its history included.
 
         Args:
             embeddings: `(N, F, D)`, any float dtype and device; the memory stays on that device.
-            domains: `"source"` or `"target"` for each clip; needed and used only with `smote_ratio`.
+            domains: `"source"` or `"target"` for each clip; needed and used only with two memories.
 
         Raises:
-            ValueError: wrong shape, empty, NaN/inf, a single clip with `rescaling`, wrong `domains`, or too few target
-                clips for SMOTE.
+            ValueError: wrong shape, empty, NaN/inf, a single clip with `rescaling`, wrong `domains`, too few clips of a
+                domain, or no faiss with `index`.
         """
         self._check_parameters()
-        embeddings = _as_embeddings(embeddings)
-        is_target = _as_is_target(domains, len(embeddings))
-        num_clips, num_bands, dim = embeddings.shape
-        num_synthetic = self._num_synthetic(is_target)
-        if self.rescaling and num_clips < 2:
-            raise ValueError(f"rescaling={self.rescaling!r} needs at least 2 clips in embeddings, got {num_clips}.")
+        embeddings = as_embeddings(embeddings)
+        is_target = self._checked_domains(domains, len(embeddings), embeddings.device)
+        if self.max_clips:
+            embeddings = embeddings[-self.max_clips :]
+            is_target = None if is_target is None else is_target[-self.max_clips :]
+        self._check_clips(len(embeddings), is_target)
+        clips, norms = self._prepared(embeddings)
+        if self.coreset_size:
+            state, indexes = self._learn_coreset(clips, norms, is_target)
+        else:
+            state, indexes = self._learn(clips, norms, is_target)
+        num_clips = len(state["coreset_"]) if self.coreset_size else len(embeddings)
+        self._install(state, indexes, num_clips, version=0, history=[])
+        return self
 
-        state: dict[str, torch.Tensor] = {
-            "memory_": torch.empty(num_bands, num_clips + num_synthetic, dim, device=embeddings.device),
-            "squared_norms_": torch.empty(num_bands, num_clips + num_synthetic, device=embeddings.device),
-        }
-        if self.rescaling:
-            state["density_"] = torch.empty(num_bands, num_clips, device=embeddings.device)
-        if self.rescaling == "variance_min":
-            state["alpha_"] = torch.empty(num_bands, device=embeddings.device)
-        if self.rescaling == "lof":
-            state["k_distance_"] = torch.empty(num_bands, num_clips, device=embeddings.device)
-        if is_target is not None and num_synthetic:
-            state["is_target_"] = torch.cat([is_target, is_target.new_ones(num_synthetic)]).to(embeddings.device)
+    @torch.no_grad()
+    def partial_fit(
+        self, embeddings: torch.Tensor | np.ndarray, domains: Sequence[str] | np.ndarray | None = None
+    ) -> "MemoryBank":
+        """Remember more normal recordings; above `max_clips` the oldest go. Fits a bank that is not fitted yet.
 
-        for band in _progress(num_bands, num_clips * num_clips * dim if self.rescaling else 0, "Fitting memory bank"):
-            memory, norms = state["memory_"][band], state["squared_norms_"][band]
-            norms[:num_clips] = self._prepare_(memory[:num_clips].copy_(embeddings[:, band]))
-            if num_synthetic:
-                targets = memory[:num_clips][state["is_target_"][:num_clips]]
-                synthetic = memory[num_clips:].copy_(_smote(targets, num_synthetic, self.smote_neighbors))
-                norms[num_clips:] = self._prepare_(synthetic)
-            if self.rescaling:
-                self._fit_rescaling(band, state)
-        for name in ("density_", "alpha_", "k_distance_", "is_target_"):
-            self.__dict__.pop(name, None)
-        self.__dict__.update(state)
-        self.num_clips_ = num_clips
+        A threshold kept in `metadata` is not moved. Args and errors as `fit`; ValueError also for another number of
+        bands or channels than fitted, and with `coreset_size`.
+        """
+        if not hasattr(self, "memory_"):
+            return self.fit(embeddings, domains)
+        self._check_parameters()
+        self._check_lives()
+        new = self._checked_queries(embeddings)
+        new_is_target = self._checked_domains(domains, len(new), self.memory_.device)
+        new_clips, new_norms = self._prepared(new.to(self.memory_.device))
+        clips, norms, is_target = self._clips()
+        keep = torch.ones(self.num_clips_ + len(new), dtype=torch.bool)
+        if self.max_clips:
+            keep[: -self.max_clips] = False
+        if is_target is not None and new_is_target is not None:
+            is_target = torch.cat([is_target, new_is_target])
+        self._change(torch.cat([clips, new_clips], dim=1), torch.cat([norms, new_norms], dim=1), is_target, keep)
+        return self
+
+    @torch.no_grad()
+    def forget(self, clips: Sequence[int] | np.ndarray | torch.Tensor) -> "MemoryBank":
+        """Remove clips by their position, 0 (the oldest) to `num_clips_ - 1`.
+
+        Raises:
+            ValueError: not fitted, positions out of range, repeated or none, all of them, fewer clips left than the
+                settings need, or a bank with `coreset_size`.
+        """
+        self._check_fitted()
+        self._check_parameters()
+        self._check_lives()
+        positions = np.asarray(clips)
+        if positions.ndim != 1 or positions.dtype.kind not in "iu" or len(positions) == 0:
+            raise ValueError(f"clips must be a sequence of at least one int, got {clips!r}.")
+        if positions.min() < 0 or positions.max() >= self.num_clips_ or len(set(positions.tolist())) < len(positions):
+            raise ValueError(f"clips must be different positions in 0..{self.num_clips_ - 1}, got {clips!r}.")
+        if len(positions) == self.num_clips_:
+            raise ValueError(f"clips must leave at least one clip in the memory, got all {self.num_clips_} of them.")
+        keep = torch.ones(self.num_clips_, dtype=torch.bool)
+        keep[positions.tolist()] = False
+        self._change(*self._clips(), keep)
+        return self
+
+    @torch.no_grad()
+    def rollback(self, version: int) -> "MemoryBank":
+        """The clips, scores and `metadata` of an earlier `version_`; later versions are gone.
+
+        Raises:
+            ValueError: not fitted, or a version that is later, or older than `max_history` changes.
+        """
+        self._check_fitted()
+        oldest = self.version_ - len(self._history)
+        if not isinstance(version, Integral) or not oldest <= version <= self.version_:
+            raise ValueError(f"version must be an int in {oldest}..{self.version_}, got {version!r}.")
+        undone = self._history[len(self._history) - (self.version_ - int(version)) :]
+        if not undone:
+            return self
+        state = self._clips()
+        for change in reversed(undone):
+            state = change.undo(*state)
+        learned = self._learn(*state)
+        history = self._history[: len(self._history) - len(undone)]
+        self._install(*learned, undone[0].num_before, int(version), history)
+        self.metadata = dict(undone[0].metadata)
         return self
 
     @torch.no_grad()
@@ -158,16 +218,12 @@ class MemoryBank:
         """`(N, F, D)` -> `(N, F)` float32 on the memory's device. Higher = more anomalous.
 
         Raises:
-            ValueError: not fitted, wrong shape, another number of bands or channels than fitted, NaN/inf.
+            ValueError: not fitted, wrong shape, another number of bands or channels than fitted, NaN/inf, or no faiss
+                with `index`.
         """
         self._check_fitted()
-        queries = _as_embeddings(embeddings)
+        queries = self._checked_queries(embeddings)
         num_bands, num_references, dim = self.memory_.shape
-        if queries.shape[1:] != (num_bands, dim):
-            raise ValueError(
-                f"embeddings must have {num_bands} bands of {dim} channels like the fitted ones, "
-                f"got shape {tuple(queries.shape)}."
-            )
         scores = torch.empty(len(queries), num_bands, device=self.memory_.device)
         for band in _progress(num_bands, len(queries) * num_references * dim, "Scoring"):
             rows = queries[:, band].to(self.memory_.device, torch.float32, copy=True)  # (N, D)
@@ -183,11 +239,12 @@ class MemoryBank:
     def self_scores(self) -> torch.Tensor:
         """`(N,)` float32 scores of the fitted clips, each with its own entry (by index) removed from the memory.
 
-        Densities and alpha stay as fitted; so do synthetic references that SMOTE made from the clip. Higher = more
-        anomalous.
+        Densities and alpha stay as fitted; so do synthetic references that SMOTE made from the clip (those that
+        MemMixup made from it as the target clip are removed too). With `coreset_size`, the clips that were not kept are
+        scored as well: N is the number of clips given to `fit`, in their order. Higher = more anomalous.
 
         Raises:
-            ValueError: not fitted, or fitted with a single clip.
+            ValueError: not fitted, a memory of a single clip, or no faiss with `index`.
         """
         self._check_fitted()
         if self.num_clips_ < 2:
@@ -197,10 +254,18 @@ class MemoryBank:
         for band in _progress(num_bands, self.num_clips_ * num_references * dim, "Leave-one-out scores"):
             rows, norms = self.memory_[band, : self.num_clips_], self.squared_norms_[band, : self.num_clips_]
             scores[:, band] = self._score_band(band, rows, norms, leave_one_out=True)
+        if not scores.isfinite().all():
+            raise ValueError("self_scores needs at least 2 source clips where num_target_neighbors=0, got 1.")
+        if self.coreset_size:
+            kept = scores
+            scores = torch.empty(len(kept) + len(self.dropped_scores_), num_bands, device=kept.device)
+            dropped = torch.ones(len(scores), dtype=torch.bool, device=kept.device)
+            dropped[self.coreset_] = False
+            scores[self.coreset_], scores[dropped] = kept, self.dropped_scores_
         return self.aggregate_bands(scores)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `memory_bank.safetensors`; a kill while writing leaves an older file as it was.
+        """Write `memory_bank.safetensors`, history included; a kill while writing leaves an older file as it was.
 
         Raises:
             ValueError: not fitted, or `metadata` is not a JSON-able dict with string keys.
@@ -211,21 +276,16 @@ class MemoryBank:
             "format_version": FORMAT_VERSION,
             "settings": {name: _plain(getattr(self, name)) for name in _parameter_names()},
             "num_clips": self.num_clips_,
-            "metadata": _json_able(self.metadata),
+            "metadata": json_able(self.metadata),
+            "version": self.version_,
+            "history": [
+                {"num_before": change.num_before, "metadata": json_able(change.metadata)} for change in self._history
+            ],
         }
-        tensors = {name: getattr(self, name).cpu() for name in _state_shapes(self, *self.memory_.shape)}
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        # Beside the target, because a rename is atomic only within one file system; no .safetensors suffix, so that
-        # what a kill leaves behind is never taken for a checkpoint.
-        temporary = directory / f".{MEMORY_BANK_FILE}.{uuid.uuid4().hex}.tmp"
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt", "memory_bank": json.dumps(header)})
-            os.replace(temporary, directory / MEMORY_BANK_FILE)
-        except SafetensorError as error:
-            raise OSError(f"Could not write {directory / MEMORY_BANK_FILE}: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        tensors = {name: getattr(self, name).cpu() for name in STATE if hasattr(self, name)}
+        for position, change in enumerate(self._history):
+            tensors |= change.tensors(_history_prefix(position))
+        write_bank_file(save_directory, tensors, header)
 
     @classmethod
     def from_pretrained(
@@ -242,45 +302,168 @@ class MemoryBank:
         Raises:
             OSError: there is no such file, or it is truncated, foreign or inconsistent.
         """
-        path = cached_file(
+        path = find_bank_file(
             pretrained_model_name_or_path,
-            MEMORY_BANK_FILE,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
-            _raise_exceptions_for_missing_entries=False,
         )
-        if path is None:
-            raise OSError(
-                f"{pretrained_model_name_or_path} holds no {MEMORY_BANK_FILE}: no fitted memory was saved there."
-            )
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["memory_bank"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors, header = read_bank_file(path)
             if header["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format_version must be {FORMAT_VERSION}, got {header['format_version']!r}.")
             bank = cls(**header["settings"])
             bank.metadata = dict(header["metadata"])
-            bank._restore(tensors, header["num_clips"])
+            bank._restore(tensors, header)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} is not a readable memory bank ({type(error).__name__}: {error}).") from error
         return bank
 
-    def _fit_rescaling(self, band: int, state: dict[str, torch.Tensor]) -> None:
+    def aggregate_bands(self, band_scores: torch.Tensor) -> torch.Tensor:
+        """Band scores `(N, F)` -> scores `(N,)`, as `band_aggregation` says."""
+        return band_scores.mean(dim=1) if self.band_aggregation == "mean" else band_scores.amax(dim=1)
+
+    def _learn(
+        self, clips: torch.Tensor, norms: torch.Tensor, is_target: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], dict[int, ApproximateIndex]]:
+        """Everything that follows from prepared clips `(F, N, D)`; the bank stays as it is until all succeeded."""
+        num_bands, num_clips, dim = clips.shape
+        self._check_clips(num_clips, is_target)
+        num_synthetic = self._num_synthetic(is_target)
+        state = {"memory_": clips, "squared_norms_": norms}
+        if num_synthetic:
+            state["memory_"] = torch.cat([clips, clips.new_empty(num_bands, num_synthetic, dim)], dim=1)
+            state["squared_norms_"] = torch.cat([norms, norms.new_empty(num_bands, num_synthetic)], dim=1)
+        if is_target is not None:
+            state["is_target_"] = torch.cat([is_target, is_target.new_ones(num_synthetic)])
+        if self.rescaling:
+            state["density_"] = norms.new_empty(num_bands, num_clips)
+        if self.rescaling == "variance_min":
+            state["alpha_"] = norms.new_empty(num_bands)
+        if self.rescaling == "lof":
+            state["k_distance_"] = norms.new_empty(num_bands, num_clips)
+        indexes = {}
+        for band in _progress(num_bands, num_clips * num_clips * dim if self.rescaling else 0, "Fitting memory bank"):
+            if num_synthetic and is_target is not None:
+                targets, sources = clips[band][is_target], clips[band][~is_target]
+                synthetic = (
+                    smote(targets, num_synthetic, self.smote_neighbors)
+                    if self.smote_ratio
+                    else memmixup(targets, sources, self.memmixup_neighbors)
+                )
+                rows = state["memory_"][band, num_clips:].copy_(synthetic)
+                state["squared_norms_"][band, num_clips:] = self._prepare_(rows)
+            if self.index:
+                indexes[band] = ApproximateIndex(clips[band], self._metric, self.index)
+            if self.rescaling:
+                self._fit_rescaling(band, state, indexes.get(band))
+        return state, indexes
+
+    def _learn_coreset(
+        self, clips: torch.Tensor, norms: torch.Tensor, is_target: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], dict[int, ApproximateIndex]]:
+        """As `_learn`, from the clips of the coreset; the others are scored and let go."""
+        num_clips = clips.shape[1]
+        is_kept = torch.ones(num_clips, dtype=torch.bool, device=clips.device)
+        size = self.coreset_size or num_clips
+        if num_clips > size:
+            choice = torch.arange(num_clips, device=clips.device)
+            if is_target is not None:
+                choice = choice[~is_target]
+                size -= num_clips - len(choice)
+                if size < 1:
+                    raise ValueError(
+                        f"coreset_size={self.coreset_size} must leave room for a source clip beside the "
+                        f"{num_clips - len(choice)} target clips, which all stay."
+                    )
+            is_kept[choice] = False
+            if len(choice):
+                is_kept[choice[greedy_coreset(clips[:, choice], norms[:, choice], size, self.coreset_seed)]] = True
+        small = replace(self, coreset_size=None)
+        state, indexes = small._learn(
+            clips[:, is_kept], norms[:, is_kept], None if is_target is None else is_target[is_kept]
+        )
+        small._install(state, indexes, int(is_kept.sum()), version=0, history=[])
+        dropped = clips[:, ~is_kept], norms[:, ~is_kept]
+        state["coreset_"] = is_kept.nonzero()[:, 0]
+        state["dropped_scores_"] = norms.new_empty(dropped[0].shape[1], len(clips))
+        if dropped[0].shape[1]:
+            for band, (rows, row_norms) in enumerate(zip(*dropped, strict=True)):
+                state["dropped_scores_"][:, band] = small._score_band(band, rows, row_norms)
+        return state, indexes
+
+    def _install(
+        self,
+        state: dict[str, torch.Tensor],
+        indexes: dict[int, ApproximateIndex],
+        num_clips: int,
+        version: int,
+        history: list[Change],
+    ) -> None:
+        for name in STATE:
+            self.__dict__.pop(name, None)
+        self.__dict__.update(state)
+        self._indexes, self.num_clips_, self.version_, self._history = indexes, num_clips, version, history
+
+    def _change(
+        self, clips: torch.Tensor, norms: torch.Tensor, is_target: torch.Tensor | None, keep: torch.Tensor
+    ) -> None:
+        """Go on with the clips `(F, N, D)` where `keep` `(N,)`; the first `num_clips_` are those of the memory."""
+        removed = (~keep[: self.num_clips_]).nonzero()[:, 0]
+        on_device = removed.to(clips.device)
+        change = Change(
+            self.num_clips_,
+            removed,
+            clips[:, on_device],
+            norms[:, on_device],
+            None if is_target is None else is_target[on_device],
+            dict(self.metadata),
+        )
+        keep = keep.to(clips.device)
+        if not keep.all():
+            clips, norms = clips[:, keep], norms[:, keep]
+            is_target = None if is_target is None else is_target[keep]
+        learned = self._learn(clips, norms, is_target)
+        history = [*self._history, change][-self.max_history :] if self.max_history else []
+        self._install(*learned, clips.shape[1], self.version_ + 1, history)
+
+    def _prepare_(self, rows: torch.Tensor) -> torch.Tensor:
+        return prepare_(rows, bool(self.normalize), wants_unit_norm=self.distance == "cosine")
+
+    def _clips(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Prepared clips `(F, N, D)`, squared norms `(F, N)` and domains `(N,)`, nothing synthetic."""
+        is_target = self.is_target_[: self.num_clips_] if self._two_memories else None
+        return self.memory_[:, : self.num_clips_], self.squared_norms_[:, : self.num_clips_], is_target
+
+    def _prepared(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings `(N, F, D)` -> `(F, N, D)` float32 as the memory holds them, and squared norms `(F, N)`."""
+        num_clips, num_bands, dim = embeddings.shape
+        clips = torch.empty(num_bands, num_clips, dim, device=embeddings.device)
+        norms = torch.empty(num_bands, num_clips, device=embeddings.device)
+        for band in range(num_bands):
+            norms[band] = self._prepare_(clips[band].copy_(embeddings[:, band]))
+        return clips, norms
+
+    def _fit_rescaling(self, band: int, state: dict[str, torch.Tensor], index: ApproximateIndex | None) -> None:
         memory, norms = state["memory_"][band], state["squared_norms_"][band]
-        count = min(self.num_rescaling_neighbors, len(memory) - 1)
-        distances, nearest = _nearest(memory, norms, memory, norms, count, self._metric, leave_one_out=True)  # (R, k)
+        # With rank weights only the nearest one is left to find, for alpha.
+        count = 1 if self.rescaling_decay is not None else min(self.num_rescaling_neighbors, len(memory) - 1)
+        distances, neighbors = nearest(
+            memory, norms, memory, norms, count, self._metric, leave_one_out=True, index=index
+        )  # (R, k)
         if self.rescaling == "lof":
             state["k_distance_"][band] = distances[:, -1]
-            state["density_"][band] = _reachability_density(distances, nearest, state["k_distance_"][band])
+            state["density_"][band] = _reachability_density(distances, neighbors, state["k_distance_"][band])
             return
-        density = distances.mean(dim=1)  # (R,)
+        if self.rescaling_decay is None:
+            density = mean_of_finite(distances)  # (R,)
+        else:
+            density = rank_weighted_density(memory, norms, self._metric, float(self.rescaling_decay))
         state["density_"][band] = density
         if self.rescaling == "variance_min":
             first = distances[:, 0].double()
-            neighbor_density = density[nearest[:, 0]].double()
+            neighbor_density = density[neighbors[:, 0]].double()
             centered = neighbor_density - neighbor_density.mean()
             variance = centered.square().mean()
             covariance = (centered * (first - first.mean())).mean()
@@ -290,11 +473,14 @@ class MemoryBank:
         self, band: int, rows: torch.Tensor, norms: torch.Tensor, leave_one_out: bool = False
     ) -> torch.Tensor:
         memory = (self.memory_[band], self.squared_norms_[band])
+        index = self._index_of(band)
         if self.rescaling == "lof":
             count = min(self.num_rescaling_neighbors, self.num_clips_ - 1)
-            distances, nearest = _nearest(rows, norms, *memory, count, self._metric, leave_one_out)  # (N, k)
-            density = _reachability_density(distances, nearest, self.k_distance_[band])
-            return self.density_[band][nearest].mean(dim=1) / density
+            distances, neighbors = nearest(
+                rows, norms, *memory, count, self._metric, leave_one_out, index=index
+            )  # (N, k)
+            density = _reachability_density(distances, neighbors, self.k_distance_[band])
+            return self.density_[band][neighbors].mean(dim=1) / density
         subtract = divide = None
         if self.rescaling == "variance_min":
             subtract = self.alpha_[band] * self.density_[band]
@@ -303,79 +489,86 @@ class MemoryBank:
         elif self.rescaling == "ratio":
             # Duplicates in the memory have density 0; the floor keeps an exact copy of one at score 0, not 0 / 0.
             divide = self.density_[band].clamp(min=1e-12)
-        hidden_columns = [self.is_target_, ~self.is_target_] if self.smote_ratio else [None]
+        settings: dict[str, Any] = {"leave_one_out": leave_one_out, "subtract": subtract, "divide": divide}
+        if not self._two_memories:
+            found, _ = nearest(rows, norms, *memory, self.num_neighbors, self._metric, index=index, **settings)
+            return mean_of_finite(found)
+        settings["owner"] = self._owner() if self.memmixup_neighbors else None
+        target_neighbors = self.num_neighbors if self.num_target_neighbors is None else self.num_target_neighbors
         scores = [
-            _mean_of_finite(
-                _nearest(
-                    rows, norms, *memory, self.num_neighbors, self._metric, leave_one_out, subtract, divide, hidden
-                )[0]
-            )
-            for hidden in hidden_columns
+            mean_of_finite(nearest(rows, norms, *memory, count, self._metric, hidden=hidden, **settings)[0])
+            for hidden, count in ((self.is_target_, self.num_neighbors), (~self.is_target_, target_neighbors))
+            if count
         ]
         return torch.stack(scores).amin(dim=0)
 
-    def aggregate_bands(self, band_scores: torch.Tensor) -> torch.Tensor:
-        """Band scores `(N, F)` -> scores `(N,)`, as `band_aggregation` says."""
-        return band_scores.mean(dim=1) if self.band_aggregation == "mean" else band_scores.amax(dim=1)
+    def _owner(self) -> torch.Tensor:
+        """`(R,)`: the clip itself, or the target clip that MemMixup made the reference from."""
+        clips = torch.arange(self.num_clips_, device=self.memory_.device)
+        targets = clips[self.is_target_[: self.num_clips_]]
+        return torch.cat([clips, targets.repeat_interleave((len(self.is_target_) - len(clips)) // len(targets))])
+
+    def _index_of(self, band: int) -> ApproximateIndex | None:
+        if not self.index:
+            return None
+        if band not in self._indexes:
+            self._indexes[band] = ApproximateIndex(self.memory_[band], self._metric, self.index)
+        return self._indexes[band]
 
     @property
     def _metric(self) -> str:
         return "euclidean" if self.rescaling == "lof" else self.distance
 
-    def _prepare_(self, rows: torch.Tensor) -> torch.Tensor:
-        """Normalise float32 `rows` of shape (M, D) in place, if asked, and return their squared norms (M,)."""
-        squared_norms = []
-        for part in rows.split(CHUNK_ROWS):
-            # In float64, because squares of very small or large float32 numbers leave float32's range.
-            norms = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
-            has_direction = norms > SMALLEST_NORM
-            if self.normalize:
-                part.div_(norms[:, None]).masked_fill_(~has_direction[:, None], 0.0)
-                squared_norms.append(has_direction.float())
-                continue
-            if self.distance == "cosine" and ((norms - 1.0).abs() > 1e-2)[has_direction].any():
-                worst = float(norms[(norms - 1.0).abs().argmax()])
-                raise ValueError(
-                    "normalize=False with distance='cosine' wants embeddings of unit norm in every band, "
-                    f"got a vector of norm {worst:.6g}."
-                )
-            squared_norms.append(norms.square().float())
-        return torch.cat(squared_norms)
-
-    def _num_synthetic(self, is_target: torch.Tensor | None) -> int:
-        if not self.smote_ratio:
-            return 0
+    def _checked_domains(
+        self, domains: Sequence[str] | np.ndarray | None, num_clips: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """Checked wherever given, `None` unless there are two memories."""
+        is_target = as_is_target(domains, num_clips)
+        if not self._two_memories:
+            return None
         if is_target is None:
-            raise ValueError(f"smote_ratio={self.smote_ratio} needs domains ('source' or 'target' per clip), got None.")
-        num_target = int(is_target.sum())
-        num_source = len(is_target) - num_target
-        if num_target <= self.smote_neighbors:
-            raise ValueError(
-                f"smote_neighbors={self.smote_neighbors} needs at least {self.smote_neighbors + 1} clips of the target "
-                f"domain, got {num_target}."
-            )
-        num_synthetic = int(num_source * self.smote_ratio - num_target)
-        if num_synthetic <= 0:
-            raise ValueError(
-                f"smote_ratio={self.smote_ratio} must ask for more target clips than there are, "
-                f"got {num_target} target and {num_source} source clips."
-            )
-        return num_synthetic
+            names = ("smote_ratio", "memmixup_neighbors", "separate_domains")
+            setting = next(f"{name}={getattr(self, name)}" for name in names if getattr(self, name))
+            raise ValueError(f"{setting} needs domains ('source' or 'target' per clip), got None.")
+        return is_target.to(device)
 
-    def _restore(self, tensors: dict[str, torch.Tensor], num_clips: int) -> None:
-        num_bands, num_references, dim = tensors["memory_"].shape
-        expected = _state_shapes(self, num_bands, num_references, dim)
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected:
-            raise ValueError(f"tensors must have the shapes {expected}, got {found}.")
-        if not 1 <= num_clips <= num_references or (num_clips < num_references and not self.smote_ratio):
-            raise ValueError(f"num_clips must fit the {num_references} references, got {num_clips!r}.")
-        for name, tensor in tensors.items():
-            wanted = torch.bool if name == "is_target_" else torch.float32
-            if tensor.dtype != wanted:
-                raise ValueError(f"{name} must be {wanted}, got {tensor.dtype}.")
-            setattr(self, name, tensor)
-        self.num_clips_ = num_clips
+    def _checked_queries(self, embeddings: torch.Tensor | np.ndarray) -> torch.Tensor:
+        queries = as_embeddings(embeddings)
+        num_bands, _, dim = self.memory_.shape
+        if queries.shape[1:] != (num_bands, dim):
+            raise ValueError(
+                f"embeddings must have {num_bands} bands of {dim} channels like the fitted ones, "
+                f"got shape {tuple(queries.shape)}."
+            )
+        return queries
+
+    def _check_lives(self) -> None:
+        if self.coreset_size:
+            raise ValueError(
+                f"partial_fit and forget want coreset_size=None, got {self.coreset_size}: clips outside the coreset "
+                "are gone. Fit again, or cap the memory with max_clips."
+            )
+
+    def _restore(self, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        num_clips, saved_changes = header["num_clips"], header.get("history", [])
+        parts = [
+            {
+                name.removeprefix(_history_prefix(position)): tensors.pop(name)
+                for name in [name for name in tensors if name.startswith(_history_prefix(position))]
+            }
+            for position in range(len(saved_changes))
+        ]
+        check_state(self, tensors, num_clips)
+        num_bands, _, dim = tensors["memory_"].shape
+        history: list[Change] = []
+        num_after = num_clips
+        for change, named in reversed(list(zip(saved_changes, parts, strict=True))):
+            history.insert(0, Change.restore(change, named, num_after, (num_bands, dim, self._two_memories)))
+            num_after = history[0].num_before
+        version = header.get("version", 0)
+        if not isinstance(version, int) or version < len(history):
+            raise ValueError(f"version must be an int of at least {len(history)}, got {version!r}.")
+        self._install(tensors, {}, num_clips, version, history)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "memory_"):
@@ -383,156 +576,10 @@ class MemoryBank:
                 "This MemoryBank is not fitted yet. Call 'fit' with embeddings of normal recordings first."
             )
 
-    def _check_parameters(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        if not isinstance(self.normalize, (bool, np.bool_)):
-            raise ValueError(f"normalize must be True or False, got {self.normalize!r}.")
-        for name in ("num_neighbors", "num_rescaling_neighbors", "smote_neighbors"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {value!r}.")
-        ratio = self.smote_ratio
-        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0.0 <= ratio <= 1.0:
-            raise ValueError(f"smote_ratio must be a number in [0, 1], got {ratio!r}.")
-        if ratio and self.rescaling:
-            raise ValueError(
-                f"smote_ratio above 0 must be used with rescaling=None, got {ratio!r} and {self.rescaling!r}: "
-                "synthetic clips would decide the densities."
-            )
 
-
-def _nearest(
-    queries: torch.Tensor,
-    query_norms: torch.Tensor,
-    memory: torch.Tensor,
-    memory_norms: torch.Tensor,
-    count: int,
-    metric: str,
-    leave_one_out: bool = False,
-    subtract: torch.Tensor | None = None,
-    divide: torch.Tensor | None = None,
-    hidden: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` smallest rescaled distances, ascending, and their references (first index wins a tie).
-
-    `queries` (N, D) and `memory` (R, D) come with squared norms (N,) and (R,); `subtract` and `divide` (R,) rescale;
-    references where `hidden` (R,) is True, and with `leave_one_out` reference n for query n, are infinitely far.
-    Gives (N, k) and (N, k). Extra memory is one chunk of rows times R.
-    """
-    num_queries, num_references = len(queries), len(memory)
-    count = min(count, num_references)
-    num_candidates = min(count + SPARE_CANDIDATES, num_references)
-    chunk_rows = max(1, min(num_queries, CHUNK_ROWS, CHUNK_ELEMENTS // num_references))
-    buffer = torch.empty(chunk_rows, num_references, device=memory.device)
-    half = torch.full((1,), 0.5, device=memory.device)
-    best = torch.empty(num_queries, count, device=memory.device)
-    best_index = torch.empty(num_queries, count, dtype=torch.long, device=memory.device)
-    for start in range(0, num_queries, chunk_rows):
-        rows, norms = queries[start : start + chunk_rows], query_norms[start : start + chunk_rows, None]
-        ranking = buffer[: len(rows)]  # (C, R)
-        if metric == "cosine":
-            torch.addmm(half, rows, memory.T, alpha=-0.5, out=ranking)
-        else:
-            torch.addmm(memory_norms, rows, memory.T, alpha=-2.0, out=ranking)
-            ranking.add_(norms).clamp_(min=0.0).sqrt_()
-        if divide is not None:
-            # What the matmul cannot tell from a copy ranks as a copy; a tiny divisor would blow the rounding noise up.
-            resolution = torch.full_like(norms, 5e-7) if metric == "cosine" else 1e-3 * norms.sqrt()
-            ranking.masked_fill_(ranking < resolution, 0.0)
-        _rescale_(ranking, subtract, divide)
-        if hidden is not None:
-            ranking.masked_fill_(hidden, torch.inf)
-        if leave_one_out:
-            ranking.diagonal(start).fill_(torch.inf)
-        candidates = ranking.topk(num_candidates, dim=1, largest=False).indices  # (C, k)
-        # topk breaks ties anyhow, argmin by the first index (a zero vector is equally far from all); a spare gives way.
-        first = ranking.argmin(dim=1)
-        candidates[:, -1] = torch.where((candidates == first[:, None]).any(dim=1), candidates[:, -1], first)
-        # Ordered by index first: the stable sort by distance below then lets the first index win a tie.
-        candidates = candidates.sort(dim=1).values
-        reachable = ranking.gather(1, candidates).isfinite()
-
-        # The matmul loses the small differences of near duplicates; the few candidates are measured by subtraction.
-        squared = torch.stack(
-            [(rows - memory[column]).square_().sum(dim=1) for column in candidates.unbind(dim=1)], dim=1
-        )  # (C, k)
-        if metric == "cosine":
-            # (1 - x.y) / 2 = (||x - y||^2 + 2 - ||x||^2 - ||y||^2) / 4, which is 1/2 beside a zero vector.
-            distances = (0.25 * (squared + (1.0 - norms) + (1.0 - memory_norms[candidates]))).clamp_(0.0, 1.0)
-        else:
-            distances = squared.sqrt_()
-        _rescale_(distances, *(row if row is None else row[candidates] for row in (subtract, divide)))
-        distances.masked_fill_(~reachable, torch.inf)
-        distances, order = distances.sort(dim=1, stable=True)
-        best[start : start + len(rows)] = distances[:, :count]
-        best_index[start : start + len(rows)] = candidates.gather(1, order)[:, :count]
-    return best, best_index
-
-
-def _rescale_(distances: torch.Tensor, subtract: torch.Tensor | None, divide: torch.Tensor | None) -> None:
-    if subtract is not None:
-        distances.sub_(subtract)
-    if divide is not None:
-        distances.div_(divide)
-
-
-def _mean_of_finite(distances: torch.Tensor) -> torch.Tensor:
-    """(N, k) -> (N,); infinite (removed) entries do not count, and a row of nothing else stays infinite."""
-    finite = distances.isfinite()
-    mean = distances.where(finite, 0.0).sum(dim=1) / finite.sum(dim=1)
-    return mean.where(finite.any(dim=1), torch.inf)
-
-
-def _reachability_density(distances: torch.Tensor, nearest: torch.Tensor, k_distance: torch.Tensor) -> torch.Tensor:
+def _reachability_density(distances: torch.Tensor, neighbors: torch.Tensor, k_distance: torch.Tensor) -> torch.Tensor:
     """Inverse mean reachability distance (N,) from neighbour distances and indices (N, k); 1e-10 as scikit-learn."""
-    return 1.0 / (torch.maximum(distances, k_distance[nearest]).mean(dim=1) + 1e-10)
-
-
-def _smote(targets: torch.Tensor, num_synthetic: int, num_neighbors: int) -> torch.Tensor:
-    """Points between target clips (M, D) and their nearest other target clips, (num_synthetic, D)."""
-    norms = targets.square().sum(dim=1)
-    _, nearest = _nearest(targets, norms, targets, norms, num_neighbors, "euclidean", leave_one_out=True)  # (M, k)
-    # The published memories were drawn with numpy's legacy generator, the same seed in every band.
-    random = np.random.RandomState(0)
-    drawn = torch.from_numpy(random.randint(0, nearest.numel(), num_synthetic)).to(targets.device)
-    step = torch.from_numpy(random.uniform(size=num_synthetic)[:, None]).to(targets.device)
-    base = targets[drawn // num_neighbors].double()
-    return base + step * (targets[nearest.flatten()[drawn]].double() - base)
-
-
-def _as_embeddings(embeddings: torch.Tensor | np.ndarray) -> torch.Tensor:
-    if not isinstance(embeddings, torch.Tensor):
-        array = np.asarray(embeddings)
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"embeddings must hold real numbers, got dtype {array.dtype}.")
-        # torch warns about read-only arrays (memory-mapped files, say), which are only read here.
-        embeddings = torch.from_numpy(array if array.flags.writeable else array.copy())
-    embeddings = embeddings.detach()
-    if embeddings.is_complex() or embeddings.dtype == torch.bool:
-        raise ValueError(f"embeddings must hold real numbers, got dtype {embeddings.dtype}.")
-    if embeddings.ndim != 3 or 0 in embeddings.shape:
-        raise ValueError(f"embeddings must have shape (N, F, D) without empty axes, got {tuple(embeddings.shape)}.")
-    # NaN propagates through aminmax, and unlike isfinite it needs no mask as large as the embeddings.
-    smallest, largest = (float(bound) for bound in torch.aminmax(embeddings))
-    limit = torch.finfo(torch.float32).max
-    if not -limit <= smallest <= largest <= limit:
-        clip = next(i for i, row in enumerate(embeddings) if not row.float().isfinite().all())
-        raise ValueError(f"embeddings must be finite in float32, got NaN or infinite values in clip {clip}.")
-    return embeddings
-
-
-def _as_is_target(domains: Sequence[str] | np.ndarray | None, num_clips: int) -> torch.Tensor | None:
-    if domains is None:
-        return None
-    if isinstance(domains, str) or len(domains) != num_clips:
-        got = repr(domains) if isinstance(domains, str) else f"{len(domains)} entries"
-        raise ValueError(f"domains must have one entry for each of the {num_clips} clips, got {got}.")
-    for clip, domain in enumerate(domains):
-        if domain not in ("source", "target"):
-            raise ValueError(f"domains must hold 'source' or 'target', got {domain!r} for clip {clip}.")
-    return torch.tensor([domain == "target" for domain in domains])
+    return 1.0 / (torch.maximum(distances, k_distance[neighbors]).mean(dim=1) + 1e-10)
 
 
 def _progress(num_bands: int, work_per_band: int, description: str) -> Iterable[int]:
@@ -543,32 +590,10 @@ def _parameter_names() -> list[str]:
     return [parameter.name for parameter in fields(MemoryBank) if parameter.init]
 
 
-def _state_shapes(bank: MemoryBank, num_bands: int, num_references: int, dim: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "memory_": (num_bands, num_references, dim),
-        "squared_norms_": (num_bands, num_references),
-    }
-    if bank.rescaling:
-        shapes["density_"] = (num_bands, num_references)
-    if bank.rescaling == "variance_min":
-        shapes["alpha_"] = (num_bands,)
-    if bank.rescaling == "lof":
-        shapes["k_distance_"] = (num_bands, num_references)
-    if bank.smote_ratio:
-        shapes["is_target_"] = (num_references,)
-    return shapes
+def _history_prefix(position: int) -> str:
+    return f"history.{position}."
 
 
 def _plain(value: Any) -> Any:
     """Numpy scalars, legal as parameters, as the Python numbers that JSON knows."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _json_able(metadata: Any) -> dict[str, Any]:
-    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
-        raise ValueError(f"metadata must be a dict with string keys, got {metadata!r}.")
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must hold only what JSON knows ({error}), got {metadata!r}.") from error
-    return metadata

@@ -134,16 +134,9 @@ class AnomalyScorer(Pipeline):
             "model": model_fingerprint(self.model),
             "extractor": self._extractor_settings(),
             "pooling": pooling_settings,
-            # Kept, because they cost as much as all references against all references.
-            "self_scores": bank.self_scores().tolist(),
+            **_calibration(bank, threshold_method, false_alarm_rate),
         }
-        previous = self.memory_bank, self._verified
         self.memory_bank, self._verified = bank, (bank, self.model)
-        try:
-            self.calibrate(threshold_method, false_alarm_rate)
-        except ValueError:
-            self.memory_bank, self._verified = previous
-            raise
         return self
 
     def calibrate(self, method: str = "conformal", false_alarm_rate: float | None = None) -> float:
@@ -161,23 +154,8 @@ class AnomalyScorer(Pipeline):
             ValueError: not fitted, an unknown method, or too few recordings for the asked rate.
         """
         bank = self._fitted_bank()
-        self_scores = self._self_scores()
-        if false_alarm_rate is None:
-            false_alarm_rate = DEFAULT_FALSE_ALARM_RATE
-            needed = required_self_scores(false_alarm_rate)
-            if method == "conformal" and len(self_scores) < needed:
-                false_alarm_rate = 1 / (1 + len(self_scores))
-                logger.warning(
-                    f"{len(self_scores)} normal recordings allow a false-alarm rate of {false_alarm_rate:.3f} at the "
-                    f"least; {needed} are needed for {DEFAULT_FALSE_ALARM_RATE}."
-                )
-        threshold = fit_threshold(self_scores, method=method, false_alarm_rate=false_alarm_rate)
-        bank.metadata |= {
-            "threshold": float(threshold),
-            "threshold_method": method,
-            "false_alarm_rate": false_alarm_rate,
-        }
-        return float(threshold)
+        bank.metadata |= _calibration(bank, method, false_alarm_rate)
+        return self.threshold
 
     @property
     def threshold(self) -> float:
@@ -391,6 +369,10 @@ class AnomalyScorer(Pipeline):
                     f"pipeline has {expected!r}. Call `fit` again."
                 )
         self._verified = (bank, self.model)
+        if bank.metadata.get("bank_version") != bank.version_:
+            # `partial_fit` and `forget` move the scores of the normal recordings, and with them the threshold.
+            method, asked_rate = bank.metadata["threshold_method"], bank.metadata["asked_false_alarm_rate"]
+            bank.metadata |= _calibration(bank, method, asked_rate)
         return bank
 
     def _extractor_settings(self) -> dict[str, Any]:
@@ -402,6 +384,28 @@ class AnomalyScorer(Pipeline):
 
     def _self_scores(self) -> torch.Tensor:
         return torch.tensor(self._fitted_bank().metadata["self_scores"])  # (R,)
+
+
+def _calibration(bank: MemoryBank, method: str, asked_rate: float | None) -> dict[str, Any]:
+    """What the bank's metadata says of its threshold, see `AnomalyScorer.calibrate`."""
+    self_scores = bank.self_scores()
+    rate = DEFAULT_FALSE_ALARM_RATE if asked_rate is None else asked_rate
+    needed = required_self_scores(rate)
+    if asked_rate is None and method == "conformal" and len(self_scores) < needed:
+        rate = 1 / (1 + len(self_scores))
+        logger.warning(
+            f"{len(self_scores)} normal recordings allow a false-alarm rate of {rate:.3f} at the least; {needed} are "
+            f"needed for {DEFAULT_FALSE_ALARM_RATE}."
+        )
+    return {
+        "threshold": float(fit_threshold(self_scores, method=method, false_alarm_rate=rate)),
+        "threshold_method": method,
+        "false_alarm_rate": rate,
+        "asked_false_alarm_rate": asked_rate,
+        # Kept, because they cost as much as all references against all references.
+        "self_scores": self_scores.tolist(),
+        "bank_version": bank.version_,
+    }
 
 
 def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:

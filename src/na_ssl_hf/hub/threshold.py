@@ -1,6 +1,8 @@
 """From the leave-one-out scores of normal clips to an alarm threshold. Higher score = more anomalous everywhere."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,6 +49,71 @@ def fit_threshold(
             f"got {len(normal)}. Give more clips, raise false_alarm_rate or use method='quantile'."
         )
     return float(np.sort(normal)[len(normal) - int(allowed.sum())])
+
+
+@dataclass(frozen=True)
+class DomainThresholds:
+    """A threshold for each domain, and one for clips whose domain is not known.
+
+    Attributes:
+        by_domain: domain -> threshold.
+        pooled: from the self scores of all domains together.
+    """
+
+    by_domain: dict[str, float]
+    pooled: float
+
+    def of(self, domains: Sequence[str | None] | np.ndarray) -> np.ndarray:
+        """`(M,)` float64: the threshold of each clip; a clip of domain `None` gets the pooled one.
+
+        Compare as everywhere: `is_anomaly = scores > thresholds.of(domains)`.
+
+        Raises:
+            ValueError: a domain without a threshold.
+        """
+        for clip, domain in enumerate(domains):
+            if domain is not None and domain not in self.by_domain:
+                known = tuple(self.by_domain)
+                raise ValueError(f"domains must hold one of {known} or None, got {domain!r} for clip {clip}.")
+        return np.array([self.pooled if domain is None else self.by_domain[domain] for domain in domains], dtype=float)
+
+
+def fit_domain_thresholds(
+    self_scores: torch.Tensor | np.ndarray,
+    domains: Sequence[str] | np.ndarray,
+    method: str = "conformal",
+    false_alarm_rate: float = 0.05,
+    pool_small_domains: bool = False,
+) -> DomainThresholds:
+    """`fit_threshold` for every domain on its own: the false-alarm rate then holds in each, not only on average.
+
+    Args:
+        self_scores: `(N,)` as in `fit_threshold`.
+        domains: `(N,)`, say `"source"` or `"target"`; every domain that occurs gets a threshold.
+        method, false_alarm_rate: as in `fit_threshold`.
+        pool_small_domains: a domain with fewer clips than `"conformal"` needs gets the pooled threshold, whose rate
+            holds on average over the domains, instead of an error.
+
+    Raises:
+        ValueError: as `fit_threshold`, naming the domain; another number of domains than scores.
+    """
+    scores = _as_scores("self_scores", self_scores)
+    if isinstance(domains, str) or len(domains) != len(scores):
+        got = repr(domains) if isinstance(domains, str) else f"{len(domains)} entries"
+        raise ValueError(f"domains must have one entry for each of the {len(scores)} self_scores, got {got}.")
+    pooled = fit_threshold(scores, method, false_alarm_rate)
+    by_domain = {}
+    names = np.asarray([str(domain) for domain in domains])
+    for domain in sorted(set(names.tolist())):
+        of_domain = scores[names == domain]
+        if pool_small_domains and method == "conformal" and len(of_domain) < required_self_scores(false_alarm_rate):
+            by_domain[domain] = pooled
+            continue
+        try:
+            by_domain[domain] = fit_threshold(of_domain, method, false_alarm_rate)
+        except ValueError as error:
+            raise ValueError(f"domain {domain!r}: {error}") from error
+    return DomainThresholds(by_domain, pooled)
 
 
 def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Tensor | np.ndarray) -> torch.Tensor:
