@@ -313,6 +313,28 @@ def test_simulate_wants_targets_and_noises_together(tmp_path, capsys):
     assert "nowhere" in one_line_error(capsys, *arguments, *folders)
 
 
+def test_simulate_dcase_writes_a_benchmark_that_dcase_check_reads(tmp_path, capsys, monkeypatch):
+    from na_ssl_hf.simulation import dcase_benchmark
+
+    tiny = dcase_benchmark.BenchmarkPreset(1, 1, 1, duration_s=0.5, num_rooms=1, num_places=1)
+    monkeypatch.setitem(dcase_benchmark.PRESETS, "smoke", tiny)
+    options = ["--preset", "smoke", "--seed", "3", "--noise-coherence", "0.5"]
+    assert main(["simulate", "dcase", "--out", str(tmp_path / "set"), *options]) == 0
+    assert f"benchmark written to {tmp_path / 'set'}" in capsys.readouterr().out
+    dcase_benchmark.write_dcase_benchmark(tmp_path / "same", "smoke", 3, 0.5, show_progress=False)
+    clip = "bearing/test/section_00_target_test_anomaly_0000_noAttribute.wav"
+    assert (tmp_path / "set" / clip).read_bytes() == (tmp_path / "same" / clip).read_bytes()
+    assert main(["dcase", "check", str(tmp_path / "set")]) == 0
+
+
+def test_simulate_refuses_options_of_another_form(tmp_path, capsys):
+    out = ["--out", tmp_path / "out"]
+    error = one_line_error(capsys, "simulate", "dcase", *out, "--targets", tmp_path, "--snr", "0", "--rooms", "0")
+    assert "got also --targets --snr --rooms" in error
+    assert "without dcase" in one_line_error(capsys, "simulate", *out, "--preset", "smoke")
+    assert not (tmp_path / "out").exists()
+
+
 def test_dcase_check_prints_counts_and_fails_on_damage(tmp_path, capsys):
     for split, label in (("train", "normal"), ("test", "anomaly")):
         for index in range(2):

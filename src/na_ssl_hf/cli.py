@@ -100,13 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         _simulate,
         "put sounds through simulated rooms with two microphones; without --targets, synthetic machines as a data set",
         "  na-ssl simulate --targets machine_sounds --noises backgrounds --out rooms --snr -5 0 5\n"
+        "  na-ssl simulate dcase --out benchmark --preset small --seed 0 --noise-coherence 0.5\n"
         "  na-ssl simulate --out dataset",
+    )
+    sub.add_argument(
+        "layout", nargs="?", choices=("dcase",), help="synthetic machines as a benchmark like DCASE 2026 Task 2"
     )
     sub.add_argument("--out", type=Path, required=True, help="directory to write")
     sub.add_argument("--targets", type=Path, help="folder of sound files of the machine; sub-folders are kept")
     sub.add_argument("--noises", type=Path, help="folder of sound files of backgrounds")
     sub.add_argument("--snr", type=float, nargs="+", help="signal-to-noise ratios in dB (default: -5 0 5)")
-    sub.add_argument("--rooms", type=int, default=20, help="number of simulated rooms (default: 20)")
+    sub.add_argument("--rooms", type=int, help="number of simulated rooms (default: 20)")
+    sub.add_argument(
+        "--preset",
+        choices=("smoke", "small", "full"),
+        help="size of the benchmark: a few clips, 109 + 100 of 6 s a machine, or 1000 + 200 of 10 s (default: small)",
+    )
     sub.add_argument(
         "--noise-coherence",
         type=float,
@@ -232,7 +241,20 @@ def _score(options: argparse.Namespace) -> None:
 
 def _simulate(options: argparse.Namespace) -> None:
     from .simulation import simulate_recordings, write_two_channel_dataset
+    from .simulation.dcase_benchmark import write_dcase_benchmark
 
+    if options.layout == "dcase":
+        settings = {"--targets": options.targets, "--noises": options.noises, "--snr": options.snr}
+        settings |= {"--rooms": options.rooms, "--level-match": options.level_match or None}
+        if foreign := [name for name, value in settings.items() if value is not None]:
+            raise ValueError(
+                f"simulate dcase takes --preset, --seed and --noise-coherence, got also {' '.join(foreign)}."
+            )
+        write_dcase_benchmark(options.out, options.preset or "small", options.seed, options.noise_coherence)
+        print(f"benchmark written to {options.out}")
+        return
+    if options.preset is not None:
+        raise ValueError(f"--preset is of `na-ssl simulate dcase`, got --preset {options.preset} without dcase.")
     if (options.targets is None) != (options.noises is None):
         given = "--targets" if options.noises is None else "--noises"
         raise ValueError(f"--targets and --noises go together, got {given} alone.")
@@ -244,7 +266,7 @@ def _simulate(options: argparse.Namespace) -> None:
             options.noises,
             options.out,
             snr_db=options.snr or (-5.0, 0.0, 5.0),
-            num_rooms=options.rooms,
+            num_rooms=20 if options.rooms is None else options.rooms,
             seed=options.seed,
             level_match=options.level_match,
             noise_coherence=options.noise_coherence,

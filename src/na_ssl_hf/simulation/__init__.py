@@ -3,6 +3,7 @@
 pyroomacoustics is imported only when impulse responses are simulated, so reading a saved room pool does not need it.
 """
 
+from .dcase_benchmark import write_dcase_benchmark
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .room_pool import RoomPool
@@ -20,5 +21,6 @@ __all__ = [
     "simulate_impulse_responses",
     "simulate_recordings",
     "spatial_noises",
+    "write_dcase_benchmark",
     "write_two_channel_dataset",
 ]

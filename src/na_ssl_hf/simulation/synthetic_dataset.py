@@ -27,8 +27,8 @@ _SPLITS, _DOMAINS, _LABELS = ("train", "test"), ("source", "target"), ("normal",
 # As in the challenge, some machines come without attributes.
 _MACHINES_WITH_ATTRIBUTES = ("fan", "gearbox", "toycar")
 _MIN_DURATION_S = 0.5
-# Every split hears this many places of each background type; each lasts five clips, from which crops are drawn.
-_PLACES_PER_TYPE, _CLIPS_PER_PLACE = 4, 5
+# Every place of a background lasts five clips, from which crops are drawn.
+_CLIPS_PER_PLACE = 5
 
 
 def write_two_channel_dataset(
@@ -47,6 +47,7 @@ def write_two_channel_dataset(
     clean_root: str | Path | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
+    num_places: int = 4,
 ) -> Path:
     """Writes stereo 16-bit WAVs at 16 kHz, named as DCASE 2026 Task 2 names them, and returns the path of manifest.csv.
 
@@ -60,6 +61,7 @@ def write_two_channel_dataset(
         noise_coherence: 0 for independent noises from the four corners, 1 for the same noise from all.
         severity: machine -> severity of its faults, varied by about 25 % from clip to clip; default DEFAULT_SEVERITY.
         clean_root: a second folder for the same clips without noise and late reverberation, in both channels.
+        num_places: backgrounds of each type that a split hears.
 
     The whole set, `clean_root` included, shares one gain (a power of two, in the manifest) so that nothing is clipped
     and levels stay comparable. Raises ValueError for bad settings and FileExistsError for a folder that is not empty
@@ -68,7 +70,8 @@ def write_two_channel_dataset(
     unknown = sorted(set(machines) - set(MACHINE_TYPES))
     if unknown or not machines:
         raise ValueError(f"machines must be among {MACHINE_TYPES}, got {unknown or list(machines)}")
-    for name, value in (("num_train_source", num_train_source), ("num_test", num_test), ("num_rooms", num_rooms)):
+    counts = {"num_train_source": num_train_source, "num_test": num_test, "num_rooms": num_rooms}
+    for name, value in {**counts, "num_places": num_places}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if num_train_target < 0:
@@ -86,7 +89,7 @@ def write_two_channel_dataset(
         folder = stack.enter_context(staged_folder(root, overwrite))
         clean_folder = stack.enter_context(staged_folder(clean_root, overwrite)) if clean_root else None
         split_rooms = _split_rooms(rooms, num_rooms, seed, show_progress)
-        split_places = {split: _places(split, seed, duration_s) for split in _SPLITS}
+        split_places = {split: _places(split, seed, duration_s, num_places, show_progress) for split in _SPLITS}
         peak, rows = 0.0, []
         for name in tqdm(names, desc="two-channel clips", unit="clip", disable=not show_progress):
             clip_seed = _clip_seed(name, seed)
@@ -109,7 +112,9 @@ def write_two_channel_dataset(
         gain = common_gain(peak)
         for written in (folder, clean_folder):
             if written:
-                reduce_to_pcm16(written, gain)
+                parts = sorted(written.glob("*/*"))
+                for part in tqdm(parts, desc="16 bit", unit="folder", delay=5, disable=not show_progress):
+                    reduce_to_pcm16(part, gain)
                 write_manifest(written, [{**row, "gain": gain} for row in rows])
     return root / MANIFEST
 
@@ -174,12 +179,13 @@ def _split_rooms(
     }
 
 
-def _places(split: str, seed: int, duration_s: float) -> list[np.ndarray]:
-    """Several seeds of every background type; training and test share none."""
+def _places(split: str, seed: int, duration_s: float, num_places: int, show_progress: bool) -> list[np.ndarray]:
+    """`num_places` seeds of every background type; training and test share none."""
     length_s = _CLIPS_PER_PLACE * duration_s
+    places = list(product(BACKGROUND_TYPES, range(num_places)))
     return [
         synthesize_background(kind, [seed, _SPLITS.index(split), index], length_s, SAMPLING_RATE)
-        for kind, index in product(BACKGROUND_TYPES, range(_PLACES_PER_TYPE))
+        for kind, index in tqdm(places, desc="backgrounds", unit="place", delay=5, disable=not show_progress)
     ]
 
 
