@@ -35,11 +35,12 @@ os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
-from transformers import pipeline  # noqa: E402
+from transformers import PreTrainedModel, pipeline  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 import na_ssl_hf  # noqa: E402
 from na_ssl_hf import BeatsConfig, BeatsModel, MemoryBank, NABeatsConfig, NABeatsModel  # noqa: E402
+from na_ssl_hf.checkpoints import default_checkpoint  # noqa: E402
 from na_ssl_hf.hub.fbank import kaldi_fbank  # noqa: E402
 
 SEED = 0
@@ -47,7 +48,6 @@ SAMPLING_RATE = 16000
 NUM_SAMPLES = 10 * SAMPLING_RATE
 NUM_FRAMES = 998  # fbank frames of 10 s
 NUM_CLIPS = 4
-TINY_CHECKPOINT = Path(na_ssl_hf.__file__).parent / "checkpoints" / "na-beats-tiny"
 BANK_SHAPE = (10_000, 8, 768)
 BANK_CHUNK = 500
 
@@ -248,34 +248,30 @@ def against_matmuls(what: str, run: Callable[[], object], products: Products, ta
     ]
 
 
-def beats_forward() -> list[Row]:
-    config = BeatsConfig()
-    model = BeatsModel(config).eval()
-    fbank = torch.randn(NUM_CLIPS, NUM_FRAMES, config.num_mel_bins)
-    products = embedding_products(config, 1) + base_layer_products(config, config.num_hidden_layers)
-
+def forward(what: str, model: PreTrainedModel, fbank: torch.Tensor, products: list[Product]) -> list[Row]:
     @torch.no_grad()
     def run() -> None:
         model(fbank)
 
-    return against_matmuls("BEATs base forward, 4 x 10 s", run, products, 0.75)
+    return against_matmuls(what, run, products, 0.75)
+
+
+def beats_forward() -> list[Row]:
+    config = BeatsConfig()
+    products = embedding_products(config, 1) + base_layer_products(config, config.num_hidden_layers)
+    fbank = torch.randn(NUM_CLIPS, NUM_FRAMES, config.num_mel_bins)
+    return forward("BEATs base forward, 4 x 10 s", BeatsModel(config).eval(), fbank, products)
 
 
 def na_beats_forward() -> list[Row]:
     config = NABeatsConfig()
-    model = NABeatsModel(config).eval()
-    fbank = torch.randn(NUM_CLIPS, 2, NUM_FRAMES, config.num_mel_bins)
     products = (
         embedding_products(config, 2)
         + base_layer_products(config, 2 * config.num_hidden_layers)
         + noise_aware_products(config)
     )
-
-    @torch.no_grad()
-    def run() -> None:
-        model(fbank)
-
-    return against_matmuls("NA-BEATs base forward, 4 x 10 s", run, products, 0.75)
+    fbank = torch.randn(NUM_CLIPS, 2, NUM_FRAMES, config.num_mel_bins)
+    return forward("NA-BEATs base forward, 4 x 10 s", NABeatsModel(config).eval(), fbank, products)
 
 
 def na_beats_training_step() -> list[Row]:
@@ -319,7 +315,7 @@ def normal_recordings(count: int) -> Iterator[np.ndarray]:
 
 
 def tiny_scoring() -> list[Row]:
-    scorer = pipeline("anomaly-scoring", model=str(TINY_CHECKPOINT))
+    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
     scorer.fit(list(normal_recordings(20)))
     with tempfile.TemporaryDirectory() as folder:
         path = two_channel_wav(folder)

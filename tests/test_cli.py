@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.cli import _parser, main
@@ -28,15 +27,6 @@ def write_clips(folder: Path, count: int, seed: int = 0, gain: float = 0.05, rat
     for path in paths:
         soundfile.write(path, gain * rng.standard_normal((rate // 2, 2)), rate)
     return paths
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than they give to models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

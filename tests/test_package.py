@@ -18,7 +18,7 @@ HUB_FILES = sorted((SOURCE / "hub").glob("*.py"))
 # Outside of `try`, code that travels with a checkpoint may need these only.
 HUB_PACKAGES = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub"}
 # Every folder is one idea, and imports only point down this list.
-HOUSE = ["cli", "demo", "evaluation", "training", "simulation", "data", "convert", "hub"]
+HOUSE = ["cli", "demo", "evaluation", "training", "simulation", "data", "convert", "hub", "one_thread"]
 
 
 def imports(path: Path, guarded: bool = True):

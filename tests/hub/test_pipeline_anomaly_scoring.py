@@ -38,15 +38,6 @@ def scores_of(results) -> list[float]:
     return [result["score"] for result in results]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other cost more than they give to models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model():
     return AutoModel.from_pretrained(default_checkpoint())

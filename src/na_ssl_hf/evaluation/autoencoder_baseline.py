@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..hub.log_mel_vectors import HOP_LENGTH, SAMPLING_RATE, log_mel_decibels, s
 from ..hub.modeling_autoencoder import SCORE_METHODS, AutoencoderModel
 from ..hub.recording import Recording, is_single_recording, load_recording
 from ..hub.threshold import fit_threshold
+from ..one_thread import one_thread
 
 logger = logging.get_logger(__name__)
 
@@ -30,17 +30,6 @@ _DOMAINS = ("source", "target")
 _MIN_VECTORS = 4
 # An eigenvalue below this share of the largest one is rounding of the float32 covariance.
 _SMALLEST_EIGENVALUE = 1e-6
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The network is too small for threads: they only wait for each other, far longer than one alone needs."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 @dataclass
@@ -85,7 +74,7 @@ class AutoencoderBaseline:
         if not 0.0 < self.validation_split < 1.0:
             raise ValueError(f"validation_split must be in (0, 1), got {self.validation_split}.")
 
-    @_one_thread()
+    @one_thread()
     def fit(
         self, recordings: Iterable[Any], domains: Sequence[str] | None = None, progress: str | None = "fit"
     ) -> AutoencoderBaseline:
@@ -132,7 +121,7 @@ class AutoencoderBaseline:
         self.model_ = model
         return self
 
-    @_one_thread()
+    @one_thread()
     def score(self, recordings: Iterable[Any], method: str = "mse", progress: str | None = None) -> torch.Tensor:
         """Scores `(N,)` float64 of N recordings, higher = more anomalous; see [`AutoencoderModel.anomaly_score`].
 

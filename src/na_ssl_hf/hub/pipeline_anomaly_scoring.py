@@ -134,8 +134,9 @@ class AnomalyScorer(Pipeline):
             "model": model_fingerprint(self.model),
             "extractor": self._extractor_settings(),
             "pooling": pooling_settings,
-            **_calibration(bank, threshold_method, false_alarm_rate),
+            **_normal_scores(bank),
         }
+        bank.metadata |= _calibration(bank.metadata["self_scores"], threshold_method, false_alarm_rate)
         self.memory_bank, self._verified = bank, (bank, self.model)
         return self
 
@@ -154,7 +155,7 @@ class AnomalyScorer(Pipeline):
             ValueError: not fitted, an unknown method, or too few recordings for the asked rate.
         """
         bank = self._fitted_bank()
-        bank.metadata |= _calibration(bank, method, false_alarm_rate)
+        bank.metadata |= _calibration(bank.metadata["self_scores"], method, false_alarm_rate)
         return self.threshold
 
     @property
@@ -372,7 +373,8 @@ class AnomalyScorer(Pipeline):
         if bank.metadata.get("bank_version") != bank.version_:
             # `partial_fit` and `forget` move the scores of the normal recordings, and with them the threshold.
             method, asked_rate = bank.metadata["threshold_method"], bank.metadata["asked_false_alarm_rate"]
-            bank.metadata |= _calibration(bank, method, asked_rate)
+            moved = _normal_scores(bank)
+            bank.metadata |= moved | _calibration(moved["self_scores"], method, asked_rate)
         return bank
 
     def _extractor_settings(self) -> dict[str, Any]:
@@ -386,9 +388,13 @@ class AnomalyScorer(Pipeline):
         return torch.tensor(self._fitted_bank().metadata["self_scores"])  # (R,)
 
 
-def _calibration(bank: MemoryBank, method: str, asked_rate: float | None) -> dict[str, Any]:
+def _normal_scores(bank: MemoryBank) -> dict[str, Any]:
+    """The leave-one-out scores in the bank's metadata: kept, for they cost as much as all clips against all clips."""
+    return {"self_scores": bank.self_scores().tolist(), "bank_version": bank.version_}
+
+
+def _calibration(self_scores: list[float], method: str, asked_rate: float | None) -> dict[str, Any]:
     """What the bank's metadata says of its threshold, see `AnomalyScorer.calibrate`."""
-    self_scores = bank.self_scores()
     rate = DEFAULT_FALSE_ALARM_RATE if asked_rate is None else asked_rate
     needed = required_self_scores(rate)
     if asked_rate is None and method == "conformal" and len(self_scores) < needed:
@@ -398,13 +404,10 @@ def _calibration(bank: MemoryBank, method: str, asked_rate: float | None) -> dic
             f"needed for {DEFAULT_FALSE_ALARM_RATE}."
         )
     return {
-        "threshold": float(fit_threshold(self_scores, method=method, false_alarm_rate=rate)),
+        "threshold": fit_threshold(torch.tensor(self_scores), method=method, false_alarm_rate=rate),
         "threshold_method": method,
         "false_alarm_rate": rate,
         "asked_false_alarm_rate": asked_rate,
-        # Kept, because they cost as much as all references against all references.
-        "self_scores": self_scores.tolist(),
-        "bank_version": bank.version_,
     }
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..data.dcase_names import NO_ATTRIBUTE, DcaseName, format_dcase_name, parse_dcase_name
 from ..data.machine_sounds import MACHINE_TYPES
+from ..one_thread import one_thread
 from .staged_folder import staged_folder
 from .synthetic_dataset import write_two_channel_dataset
 
@@ -86,7 +85,7 @@ def write_dcase_benchmark(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     root = Path(root)
-    with staged_folder(root, overwrite) as folder, _one_thread():
+    with staged_folder(root, overwrite) as folder, one_thread():
         manifest = write_two_channel_dataset(
             folder,
             machines=machines,
@@ -105,17 +104,6 @@ def write_dcase_benchmark(
             _write_attributes(folder / machine / "attributes_00.csv", names)
             _write_ground_truth(folder, machine, [name for name in names if name.split == "test"], seed)
     return root
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads split sums, so that their number would decide the last bit of samples; and one is faster here."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _names_of_machines(manifest: Path) -> dict[str, list[DcaseName]]:
