@@ -18,7 +18,18 @@ HUB_FILES = sorted((SOURCE / "hub").glob("*.py"))
 # Outside of `try`, code that travels with a checkpoint may need these only.
 HUB_PACKAGES = {"torch", "numpy", "transformers", "safetensors", "huggingface_hub"}
 # Every folder is one idea, and imports only point down this list.
-HOUSE = ["cli", "demo", "evaluation", "training", "simulation", "data", "convert", "hub", "one_thread"]
+HOUSE = [
+    "cli",
+    "demo",
+    "evaluation",
+    "training",
+    "simulation",
+    "data",
+    "convert",
+    "hub",
+    "one_thread",
+    "quiet_checkpoints",
+]
 
 
 def imports(path: Path, guarded: bool = True):

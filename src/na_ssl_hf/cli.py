@@ -173,6 +173,99 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("root", type=Path, metavar="ROOT", help="folder of <machine>/train and <machine>/test")
     sub.add_argument("--strict", action="store_true", help="exit status 1 also when counts are not the published ones")
     sub.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    sub = command(
+        "run",
+        _dcase_run,
+        "run published systems by name: score and decision CSVs, a table beside the published numbers, a report",
+        "  na-ssl dcase run --system logmel baseline_mse --data dcase2026/development --out runs\n"
+        "  na-ssl dcase run --system fujimura_merl_task2_3 --frontend dis-na-beats=CHECKPOINT --data DATA --out runs\n"
+        "  na-ssl dcase run --system beats --far-cancellation --frontend beats=na-beats-tiny --data DATA --out runs\n"
+        "  accelerate launch -m na_ssl_hf.cli dcase run --system logmel --data DATA --out runs   # several processes",
+        dcase,
+    )
+    sub.add_argument(
+        "--system",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="baseline_mse, baseline_mahala, logmel, a frontend (beats, na-beats, dis-na-eat, ...), beats-rdp4, "
+        "beats-rdp8, fujimura_merl_task2_1 to _4",
+    )
+    sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of <machine>/train and /test")
+    sub.add_argument("--out", type=Path, required=True, help="gets one folder for each system, results.md and reports")
+    sub.add_argument(
+        "--frontend",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=CHECKPOINT",
+        help="checkpoint of a frontend: a directory, a hub id or na-beats-tiny; NAME=A,B,C for three seeds",
+    )
+    sub.add_argument(
+        "--far-cancellation",
+        nargs="?",
+        const="least_squares",
+        choices=("least_squares", "spectral_subtraction"),
+        help="take out of the close channel what the far one hears, before everything (default method: least_squares)",
+    )
+    sub.add_argument("--machines", nargs="+", help="machine types, such as fan (default: all)")
+    sub.add_argument(
+        "--ground-truth", type=Path, metavar="DIR", help="folder of ground_truth_* folders, for anonymous test clips"
+    )
+    sub.add_argument("--cache", type=Path, help="keeps features and autoencoders (default: OUT/cache)")
+    sub.add_argument("--seed", type=int, default=0, help="of the autoencoders and of the bootstrap (default: 0)")
+    sub.add_argument("--epochs", type=int, default=100, help="of the autoencoders (default: 100)")
+    sub.add_argument("--no-report", action="store_true", help="leave out the HTML reports")
+    _add_inference_arguments(sub)
+
+    corpora = commands.add_parser("corpora", help="sound corpora for distillation").add_subparsers(
+        dest="corpora_command", required=True, metavar="COMMAND"
+    )
+    sub = command(
+        "prepare",
+        _corpora_prepare,
+        "check the sounds of a corpus, divide them into train and validation, and write OUT/manifest.jsonl",
+        "  na-ssl corpora prepare FSD50K --kind fsd50k --out prepared/fsd50k --workers 8\n"
+        "  na-ssl corpora prepare my_sounds --out prepared/mine --originals --validation-share 0.1",
+        corpora,
+    )
+    sub.add_argument("source", type=Path, metavar="SOURCE", help="folder of the corpus")
+    sub.add_argument("--out", type=Path, required=True, help="gets manifest.jsonl, rejected.csv and audio/")
+    sub.add_argument(
+        "--kind",
+        choices=("folder", "fsd50k", "wham", "demand", "qut-noise", "dataset"),
+        default="folder",
+        help="layout of SOURCE; dataset: as saved by datasets' save_to_disk (default: folder)",
+    )
+    sub.add_argument("--corpus", help="name in the manifest (default: the kind, for a folder its name)")
+    sub.add_argument(
+        "--originals", action="store_true", help="leave the sounds as they are, to be resampled whenever they are read"
+    )
+    sub.add_argument(
+        "--validation-share", type=float, default=0.05, help="where SOURCE has no validation of its own (default: 0.05)"
+    )
+    sub.add_argument("--group", metavar="REGEX", help="sounds whose names match with the same text stay together")
+    sub.add_argument("--min-duration", type=float, default=0.1, metavar="S", help="in seconds (default: 0.1)")
+    sub.add_argument(
+        "--manifest-csv", type=Path, help="table with path, split, licence: which files of a folder to take"
+    )
+    sub.add_argument("--manifest-split", help="take only the rows of the table whose split is this")
+    sub.add_argument("--audio-column", default="audio", help="of a dataset (default: audio)")
+    sub.add_argument("--workers", type=int, default=1, help="threads (default: 1)")
+
+    sub = command(
+        "download",
+        _corpora_download,
+        "fetch FSD50K or DEMAND from Zenodo (checksums; run again to resume) and unpack it",
+        "  na-ssl corpora download demand --out demand",
+        corpora,
+    )
+    sub.add_argument(
+        "kind", choices=("fsd50k", "demand", "wham", "qut-noise"), help="the latter two say where they are"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="gets archives/ and the corpus")
+    sub.add_argument("--no-extract", action="store_true", help="leave the archives packed")
+    sub.add_argument("--base-url", default="https://zenodo.org", help="a server with Zenodo's records API")
     return parser
 
 
@@ -313,14 +406,91 @@ def _dcase_check(options: argparse.Namespace) -> int:
     return 0 if report.is_sound and (report.is_complete or not options.strict) else 1
 
 
+def _dcase_run(options: argparse.Namespace) -> None:
+    from .evaluation.html_report import write_html_report
+    from .evaluation.processes import launched_processes
+    from .evaluation.result_files import describe, write_run, write_table
+    from .evaluation.system_run import run_system
+    from .evaluation.workplace import Workplace
+
+    workplace = Workplace(
+        cache=options.cache or options.out / "cache",
+        batch_size=options.batch_size,
+        device=options.device,
+        seed=options.seed,
+        num_epochs=options.epochs,
+        processes=launched_processes(),
+    )
+    checkpoints = _checkpoints(options.frontend)
+    for system in dict.fromkeys(options.system):
+        run = run_system(
+            system,
+            options.data,
+            workplace,
+            checkpoints,
+            options.far_cancellation,
+            options.machines,
+            options.ground_truth,
+        )
+        if workplace.processes.is_main:
+            metrics = write_run(options.out / run.name, run, options.data, options.seed)
+            if not options.no_report:
+                write_html_report(
+                    options.out / run.name / "report.html", run.name, describe(metrics), run.machines, options.seed
+                )
+            write_table(options.out)
+    if workplace.processes.is_main:
+        print((options.out / "results.md").read_text(encoding="utf-8"), end="")
+
+
+def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """Frontend -> checkpoints of its seeds, from `NAME=A,B` arguments."""
+    from .evaluation.published_systems import FRONTENDS
+
+    checkpoints: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, paths = pair.partition("=")
+        if name not in FRONTENDS or not equals or not all(paths.split(",")):
+            raise ValueError(f"--frontend must be NAME=CHECKPOINT with NAME of {', '.join(FRONTENDS)}; got {pair!r}")
+        checkpoints.setdefault(name, []).extend(paths.split(","))
+    return checkpoints
+
+
+def _corpora_prepare(options: argparse.Namespace) -> None:
+    from .data.corpora import prepare_corpus
+
+    prepared = prepare_corpus(
+        options.source,
+        options.out,
+        options.kind,
+        corpus=options.corpus,
+        convert=not options.originals,
+        validation_share=options.validation_share,
+        group_pattern=options.group,
+        min_duration_s=options.min_duration,
+        manifest_csv=options.manifest_csv,
+        manifest_split=options.manifest_split,
+        audio_column=options.audio_column,
+        num_workers=options.workers,
+    )
+    print("\n".join(prepared.lines()))
+
+
+def _corpora_download(options: argparse.Namespace) -> None:
+    from .data.corpus_download import download_corpus
+
+    archives = download_corpus(options.kind, options.out, not options.no_extract, options.base_url)
+    print(f"{len(archives)} archives with the right checksums in {options.out}")
+
+
 def _load_scorer(model: str, options: argparse.Namespace) -> Any:
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import pipeline
-    from transformers.utils import logging
 
     from . import AnomalyScorer
+    from .quiet_checkpoints import quiet_checkpoints
 
     path = Path(model)
     if not path.is_dir() and (path.exists() or path.is_absolute() or model.startswith(".") or model.count("/") > 1):
@@ -330,16 +500,11 @@ def _load_scorer(model: str, options: argparse.Namespace) -> Any:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {options.device} cannot be used: {_first_line(error)}") from error
-    # Loading takes a moment; its bars would bury the one that counts recordings.
-    with_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        scorer: Any = pipeline("anomaly-scoring", model=model, device=options.device)  # type: ignore[call-overload]
+        with quiet_checkpoints():
+            scorer: Any = pipeline("anomaly-scoring", model=model, device=options.device)  # type: ignore[call-overload]
     except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
         raise OSError(f"{model} cannot be loaded: {_first_line(error)}") from error
-    finally:
-        if with_bars:
-            logging.enable_progress_bar()
     assert isinstance(scorer, AnomalyScorer)
     if options.resample:
         scorer.feature_extractor.resample = True

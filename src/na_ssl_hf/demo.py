@@ -19,6 +19,7 @@ from .hub.memory_bank import MemoryBank
 from .hub.noise_cancellation import cancel_far_microphone
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
+from .quiet_checkpoints import quiet_checkpoints
 from .simulation.synthetic_dataset import SAMPLING_RATE, write_two_channel_dataset
 
 NOISE_AWARE = "NA model"
@@ -119,9 +120,8 @@ def run_demo(
 
 
 def _systems(checkpoint: str, data: Path, clean: Path) -> dict[str, System]:
-    logging.disable_progress_bar()
-    noise_aware = AutoModel.from_pretrained(checkpoint)
-    logging.enable_progress_bar()
+    with quiet_checkpoints():
+        noise_aware = AutoModel.from_pretrained(checkpoint)
     if not hasattr(noise_aware, "to_base"):
         model_type = noise_aware.config.model_type
         raise ValueError(f"`model` must be an NA-BEATs or NA-EAT checkpoint, got type {model_type!r}.")

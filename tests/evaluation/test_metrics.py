@@ -2,13 +2,16 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from na_ssl_hf.evaluation.metrics import (
+    DecisionMetrics,
     MachineMetrics,
     bootstrap_draws,
     bootstrap_interval,
+    decision_metrics,
     machine_metrics,
+    mean_decision_metrics,
     official_score,
 )
 from na_ssl_hf.evaluation.submission import evaluate_submission
@@ -83,6 +86,42 @@ def test_official_score_clamps_and_takes_the_harmonic_mean():
     assert official_score({"a": MachineMetrics(0.5, 1.0, 0.5), "b": perfect}) == pytest.approx(6 / (2 + 1 + 2 + 3))
     with pytest.raises(ValueError, match="at least one machine"):
         official_score([])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_decisions_equal_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    alarm, anomaly = rng.random(30) < 0.4, rng.random(30) < 0.5
+    got = decision_metrics(alarm, anomaly.astype(int))
+    expected = precision_recall_fscore_support(anomaly, alarm, average="binary")[:3]
+    assert (got.precision, got.recall, got.f1) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_no_alarm_and_no_hit_are_zero():
+    assert decision_metrics([0, 0], [0, 1]) == decision_metrics([1, 0], [0, 1]) == DecisionMetrics(0.0, 0.0, 0.0)
+
+
+def test_decisions_are_averaged_like_the_official_score():
+    mean = mean_decision_metrics([DecisionMetrics(0.5, 1.0, 2 / 3), DecisionMetrics(1.0, 0.0, 0.0)])
+    assert mean.precision == pytest.approx(2 / 3)
+    assert 0 < mean.recall < 1e-14
+    with pytest.raises(ValueError, match="at least one domain"):
+        mean_decision_metrics([])
+
+
+@pytest.mark.parametrize(
+    ("is_alarm", "is_anomaly", "message"),
+    [
+        ([0, 1], [0, 0], "at least one anomaly, got 2 normal clips"),
+        ([0, 1], [0, 1, 1], r"shape of is_alarm \(2,\), got \(3,\)"),
+        ([0, 0.5], [0, 1], r"is_alarm must hold 0 and 1 only, got \[0\.  0\.5\]"),
+        ([0, 1], [0, 2], "is_anomaly must hold 0 and 1"),
+        ([[0, 1]], [[0, 1]], r"is_alarm must have shape \(N,\)"),
+    ],
+)
+def test_bad_decisions_are_named(is_alarm, is_anomaly, message):
+    with pytest.raises(ValueError, match=message):
+        decision_metrics(is_alarm, is_anomaly)
 
 
 @pytest.mark.parametrize(

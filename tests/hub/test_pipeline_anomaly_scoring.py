@@ -347,6 +347,8 @@ def test_model_and_extractor_are_checked(fitted):
         AnomalyScorer(model=bert, feature_extractor=fitted.feature_extractor)
     with pytest.raises(ValueError, match="`feature_extractor`"):
         AnomalyScorer(model=fitted.model)
+    with pytest.raises(ValueError, match="must be of the model's frontend 'beats', got one of 'eat'"):
+        AnomalyScorer(model=fitted.model, feature_extractor=TwoChannelFeatureExtractor(frontend="eat"))
 
 
 # Threshold
@@ -522,6 +524,11 @@ def test_embed_gives_the_vectors_that_the_memory_compares(fitted, clips, expecte
     torch.testing.assert_close(fitted.embed(iter(clips)), vectors, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="at least one"):
         fitted.embed([])
+    unfitted = AnomalyScorer(model=fitted.model, feature_extractor=fitted.feature_extractor)
+    torch.testing.assert_close(unfitted.embed(clips, pooling="mean"), vectors, atol=1e-5, rtol=0)
+    assert not torch.allclose(fitted.embed(clips[0], pooling="rdp", gamma=8.0), vectors[:1], atol=1e-3)
+    with pytest.raises(ValueError, match="not fitted"):
+        unfitted.embed(clips)
 
 
 def test_anomaly_map_has_a_row_per_patch_and_a_column_per_band(fitted, clips):

@@ -8,3 +8,9 @@ DEFAULT_CHECKPOINT = "na-beats-tiny"
 def default_checkpoint() -> Path:
     """Directory of the checkpoint that commands use when none is named."""
     return Path(__file__).parent / DEFAULT_CHECKPOINT
+
+
+def shipped_checkpoint(name: str) -> Path | None:
+    """Directory of a checkpoint of the package by its name, such as `"na-beats-tiny"`; `None` for other names."""
+    names = {path.name: path for path in Path(__file__).parent.iterdir() if (path / "config.json").is_file()}
+    return names.get(name)

@@ -10,7 +10,7 @@ import torch
 from ..hub.fbank import kaldi_fbank
 
 
-def log_mel_embeddings(waveforms: Iterable[np.ndarray], num_bands: int = 8) -> torch.Tensor:
+def log_mel_embeddings(waveforms: Iterable[np.ndarray | torch.Tensor], num_bands: int = 8) -> torch.Tensor:
     """Mean and standard deviation over time of the BEATs log-mel spectrogram, cut into `num_bands` equal mel bands.
 
     waveforms: single-channel clips (N,) at 16 kHz, lengths may differ. Returns (clips, num_bands, 2 * 128 / num_bands)

@@ -33,6 +33,15 @@ class MachineMetrics:
 
 
 @dataclass(frozen=True)
+class DecisionMetrics:
+    """Precision, recall and F1 of the alarms, all in [0, 1]; officially for each domain of a machine on its own."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
 class BootstrapInterval:
     """Percentile interval of the official score; `draws` (R,) allow paired differences between systems."""
 
@@ -60,6 +69,36 @@ def official_score(metrics: Iterable[MachineMetrics] | Mapping[str, MachineMetri
         raise ValueError("metrics must hold at least one machine, got none")
     values = np.array([[machine.auc_source, machine.auc_target, machine.pauc] for machine in machines])
     return float(_harmonic_mean(values.reshape(1, -1))[0])
+
+
+def decision_metrics(is_alarm: np.ndarray, is_anomaly: np.ndarray) -> DecisionMetrics:
+    """Precision, recall and F1 of N decisions in one domain of one machine; without any alarm all are 0.
+
+    is_alarm (N,) and is_anomaly (N,) bool or 0/1. Raises ValueError on labels other than 0/1, unequal lengths, or no
+    anomaly, which leaves the recall undefined.
+    """
+    alarm, anomaly = np.asarray(is_alarm), np.asarray(is_anomaly)
+    if alarm.ndim != 1:
+        raise ValueError(f"is_alarm must have shape (N,), got {alarm.shape}")
+    alarm, anomaly = _as_bool(alarm, "is_alarm"), _as_bool(anomaly, "is_anomaly")
+    if anomaly.shape != alarm.shape:
+        raise ValueError(f"is_anomaly must have the shape of is_alarm {alarm.shape}, got {anomaly.shape}")
+    if not anomaly.any():
+        raise ValueError(f"is_anomaly must hold at least one anomaly, got {len(anomaly)} normal clips")
+    hits = int((alarm & anomaly).sum())
+    precision, recall = hits / max(1, int(alarm.sum())), hits / int(anomaly.sum())
+    return DecisionMetrics(precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0)
+
+
+def mean_decision_metrics(metrics: Iterable[DecisionMetrics]) -> DecisionMetrics:
+    """Harmonic means over all machines and domains, as the challenge's tables; each value clamped to the float epsilon.
+
+    Raises ValueError where there are none.
+    """
+    values = np.array([[each.precision, each.recall, each.f1] for each in metrics])
+    if not len(values):
+        raise ValueError("metrics must hold at least one domain of a machine, got none")
+    return DecisionMetrics(*(float(value) for value in _harmonic_mean(values.T)))
 
 
 def bootstrap_interval(
@@ -123,15 +162,19 @@ def _checked(
     for name, label in labels.items():
         if label.shape != scores.shape:
             raise ValueError(f"{name} must have the shape of scores {scores.shape}, got {label.shape}")
-        if not np.isin(label, (0, 1)).all():
-            raise ValueError(f"{name} must hold 0 and 1 only, got {np.unique(label)[:5]}")
-    anomaly, target = labels["is_anomaly"].astype(bool), labels["is_target"].astype(bool)
+    anomaly, target = (_as_bool(label, name) for name, label in labels.items())
     if not anomaly.any():
         raise ValueError(f"is_anomaly must hold at least one anomaly, got {len(scores)} normal clips")
     for name, domain in (("source", ~target), ("target", target)):
         if not (domain & ~anomaly).any():
             raise ValueError(f"the {name} domain must have at least one normal clip, got none")
     return scores, anomaly, target
+
+
+def _as_bool(label: np.ndarray, name: str) -> np.ndarray:
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError(f"{name} must hold 0 and 1 only, got {np.unique(label)[:5]}")
+    return label.astype(bool)
 
 
 def _weighted_metrics(

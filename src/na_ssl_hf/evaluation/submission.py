@@ -58,12 +58,24 @@ def _machine_files(folder: Path, pattern: re.Pattern[str], argument: str) -> dic
     return found
 
 
+def read_labels(ground_truth_dir: str | Path, machine: str) -> dict[str, tuple[bool, bool]]:
+    """{stem of a clip: (is anomaly, is target domain)} of one machine, by anonymous and by labelled stems alike.
+
+    Raises OSError for missing folders or files, ValueError for damaged ones.
+    """
+    ground_truth_dir = Path(ground_truth_dir)
+    truth_file = _sibling(ground_truth_dir, "ground_truth_data", Path(f"ground_truth_{machine}_section_00_test.csv"))
+    anomaly, target, anonymous = _read_truth(truth_file, ground_truth_dir)
+    labels = {
+        clip: (bool(_finite(anomaly[clip], truth_file, clip)), bool(_finite(target[clip], truth_file, clip)))
+        for clip in anomaly
+    }
+    return labels | {labelled: labels[clip] for labelled, clip in anonymous.items() if clip in labels}
+
+
 def _joined(score_file: Path, truth_file: Path, ground_truth_dir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, is_anomaly, is_target (N,) of one machine in the order of its ground truth."""
-    anomaly = _read_pairs(truth_file)
-    target = _read_pairs(_sibling(ground_truth_dir, "ground_truth_domain", truth_file))
-    labelled = _read_pairs(_sibling(ground_truth_dir, "ground_truth_attributes", truth_file))
-    anonymous = {_stem(label): name for name, label in labelled.items()}
+    anomaly, target, anonymous = _read_truth(truth_file, ground_truth_dir)
     scores: dict[str, float] = {}
     for name, text in _read_pairs(score_file).items():
         clip = anonymous.get(name, name)
@@ -74,14 +86,22 @@ def _joined(score_file: Path, truth_file: Path, ground_truth_dir: Path) -> tuple
         scores[clip] = _finite(text, score_file, name)
     if absent := sorted(set(anomaly) - set(scores)):
         raise ValueError(f"{score_file.name} must score all {len(anomaly)} clips, {len(absent)} missing: {absent[:3]}")
-    if set(target) != set(anomaly):
-        raise ValueError(f"{truth_file.name} must list the same clips in ground_truth_data and ground_truth_domain")
     clips = list(anomaly)
     return (
         np.array([scores[clip] for clip in clips]),
         np.array([_finite(anomaly[clip], truth_file, clip) for clip in clips]),
         np.array([_finite(target[clip], truth_file, clip) for clip in clips]),
     )
+
+
+def _read_truth(truth_file: Path, ground_truth_dir: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Anomaly and target column by anonymous stem, and {labelled stem: anonymous stem}."""
+    anomaly = _read_pairs(truth_file)
+    target = _read_pairs(_sibling(ground_truth_dir, "ground_truth_domain", truth_file))
+    labelled = _read_pairs(_sibling(ground_truth_dir, "ground_truth_attributes", truth_file))
+    if set(target) != set(anomaly):
+        raise ValueError(f"{truth_file.name} must list the same clips in ground_truth_data and ground_truth_domain")
+    return anomaly, target, {_stem(label): name for name, label in labelled.items()}
 
 
 def _sibling(ground_truth_dir: Path, folder: str, truth_file: Path) -> Path:

@@ -60,7 +60,7 @@ class AnomalyScorer(Pipeline):
         memory_bank: the fitted memory, or `None`.
 
     Raises:
-        ValueError: the model is not an encoder of this package, or the feature extractor is missing.
+        ValueError: the model is not an encoder of this package, or the feature extractor is missing or another's.
     """
 
     _load_feature_extractor: Any = True
@@ -79,6 +79,12 @@ class AnomalyScorer(Pipeline):
             )
         if self.feature_extractor is None:
             raise ValueError("`feature_extractor` must be a TwoChannelFeatureExtractor, got None.")
+        frontend = self.model.config.model_type.removeprefix("na-")
+        if self.feature_extractor.frontend != frontend:
+            raise ValueError(
+                f"`feature_extractor` must be of the model's frontend {frontend!r}, "
+                f"got one of {self.feature_extractor.frontend!r}."
+            )
         self.memory_bank: MemoryBank | None = None
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
@@ -198,15 +204,29 @@ class AnomalyScorer(Pipeline):
         results = self._results(recordings, batch_size, progress)
         return list(results) if isinstance(recordings, Sized) else results
 
-    def embed(self, recordings: Any, batch_size: int | None = None) -> torch.Tensor:
+    def embed(
+        self,
+        recordings: Any,
+        batch_size: int | None = None,
+        *,
+        pooling: str | None = None,
+        gamma: float = 4.0,
+        p: float = 3.0,
+        r: float = 0.9,
+    ) -> torch.Tensor:
         """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares.
 
+        Args:
+            recordings, batch_size: as for scoring.
+            pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`; `None` for what
+                `fit` used.
+
         Raises:
-            ValueError: as for scoring, or there are no recordings.
+            ValueError: as for scoring (with `pooling`, an unfitted scorer will do), or there are no recordings.
             OSError: a file is missing or cannot be decoded.
         """
         single = is_single_recording(recordings)
-        settings = self._pooling_settings()
+        settings = {"method": pooling, "gamma": gamma, "p": p, "r": r} if pooling else self._pooling_settings()
         batches = list(self._embedded([recordings] if single else recordings, self._checked(batch_size), settings))
         if not batches:
             raise ValueError("`recordings` must hold at least one recording, got none.")

@@ -123,12 +123,12 @@ def _from_file(file: str | io.BytesIO, name: str) -> Recording:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise OSError(f"{name} cannot be read as a sound file: {error}") from error
-    if missing := _missing_wav_bytes(file):
+    if missing := missing_wav_bytes(file):
         raise OSError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
     return Recording(samples.T, rate, name)
 
 
-def _missing_wav_bytes(file: str | io.BytesIO) -> int:
+def missing_wav_bytes(file: str | io.BytesIO) -> int:
     """Bytes of samples that a WAV header promises behind the end of the file; libsndfile passes over them silently."""
     with open(file, "rb") if isinstance(file, str) else nullcontext(file) as stream:
         size = stream.seek(0, io.SEEK_END)

@@ -1,0 +1,165 @@
+"""Lists of sound files with what is needed to read crops of them, kept as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+SPLITS = ("train", "validation", "test")
+
+# Read on either side of a crop that is resampled; soxr's filter is shorter, so that crops equal cut-outs of the whole.
+_MARGIN_S = 0.1
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """One file of a corpus.
+
+    Attributes:
+        path: absolute.
+        num_frames: per channel, at the file's own rate.
+        sampling_rate: the file's own, Hz.
+        split: "train", "validation" or "test".
+        corpus: such as "fsd50k", or the name of a folder.
+        licence: as the corpus gives it for this file, or None.
+
+    Raises ValueError for a field of another kind.
+    """
+
+    path: str
+    num_frames: int
+    sampling_rate: int
+    split: str
+    corpus: str
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not os.path.isabs(self.path):
+            raise ValueError(f"path must be absolute, got {self.path!r}")
+        for name in ("num_frames", "sampling_rate"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {self.split!r}")
+        if not isinstance(self.corpus, str) or not self.corpus:
+            raise ValueError(f"corpus must be a name, got {self.corpus!r}")
+        if not isinstance(self.licence, str | None):
+            raise ValueError(f"licence must be text or null, got {self.licence!r}")
+
+    def num_samples(self, sampling_rate: int = 16000) -> int:
+        """Length of the sound in samples at `sampling_rate` (Hz), rounded down."""
+        return self.num_frames * sampling_rate // self.sampling_rate
+
+
+def read_manifest(path: str | os.PathLike) -> list[SoundFile]:
+    """Reads a file of `write_manifest`; the sounds themselves are not looked at.
+
+    Raises:
+        OSError: the manifest cannot be read.
+        ValueError: a line is not a sound; the message names file, line, rule and value.
+    """
+    path = Path(os.path.abspath(path))
+    sounds = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                sounds.append(_from_row(json.loads(line), path.parent))
+            except ValueError as error:  # JSON and UTF-8 errors are of this kind, too
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return sounds
+
+
+def write_manifest(path: str | os.PathLike, sounds: Iterable[SoundFile]) -> None:
+    """Writes one JSON object a line, beside `path` and then renamed.
+
+    Paths below the manifest's folder are kept relative to it, so that the folder can be moved.
+    """
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for sound in sounds:
+                row = asdict(sound)
+                if Path(sound.path).is_relative_to(path.parent):
+                    row["path"] = Path(sound.path).relative_to(path.parent).as_posix()
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_crop(sound: SoundFile, start: int, num_samples: int, sampling_rate: int = 16000) -> np.ndarray:
+    """Reads a piece of a sound, seeking to it; files of another rate are resampled by soxr, channels averaged.
+
+    The result is the cut-out `[start : start + num_samples]` of the whole file resampled, to float32 precision.
+
+    Args:
+        start: first sample, counted at `sampling_rate`.
+        num_samples: length of the crop, counted at `sampling_rate`; zeros follow where the sound ends.
+        sampling_rate: of the crop, Hz.
+
+    Returns:
+        (num_samples,) float32.
+
+    Raises:
+        ValueError: a negative `start`, or `num_samples` or `sampling_rate` below 1.
+        OSError: the file is missing, damaged, or not the one that the manifest describes.
+    """
+    for name, value, least in (
+        ("start", start, 0),
+        ("num_samples", num_samples, 1),
+        ("sampling_rate", sampling_rate, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    # `up` samples of the crop last as long as `down` frames of the file: cut there, and both begin at the same instant.
+    common = gcd(sampling_rate, sound.sampling_rate)
+    up, down = sampling_rate // common, sound.sampling_rate // common
+    margin = 0 if up == down else round(_MARGIN_S * sampling_rate)
+    first_block = max(0, start - margin) // up
+    last_block = -(-(start + num_samples + margin) // up)
+    frames = _read_frames(sound, first_block * down, last_block * down)  # (frames,)
+    samples = frames if up == down else soxr.resample(frames, sound.sampling_rate, sampling_rate)
+    samples = samples[start - first_block * up :][:num_samples]
+    crop = np.zeros(num_samples, dtype=np.float32)
+    crop[: len(samples)] = samples
+    return crop
+
+
+def _read_frames(sound: SoundFile, start: int, stop: int) -> np.ndarray:
+    """(frames,) float32, the mean of the channels between two frames; empty behind the end."""
+    start, stop = min(start, sound.num_frames), min(stop, sound.num_frames)
+    try:
+        with soundfile.SoundFile(sound.path) as file:
+            if (file.samplerate, file.frames) != (sound.sampling_rate, sound.num_frames):
+                raise OSError(
+                    f"{sound.path} must have {sound.num_frames} frames at {sound.sampling_rate} Hz as its manifest "
+                    f"says, got {file.frames} at {file.samplerate} Hz"
+                )
+            file.seek(start)
+            frames = file.read(stop - start, dtype="float32", always_2d=True)  # (frames, C)
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{sound.path} cannot be read as a sound file: {error}") from error
+    if len(frames) < stop - start:
+        raise OSError(f"{sound.path} is damaged: {stop - start} frames from {start} on wanted, got {len(frames)}")
+    return frames.mean(axis=1)
+
+
+def _from_row(row: object, folder: Path) -> SoundFile:
+    known = {field.name for field in fields(SoundFile)}
+    if not isinstance(row, dict) or not known - {"licence"} <= set(row) <= known:
+        raise ValueError(f"must be an object with {sorted(known - {'licence'})} and perhaps licence, got {row!r}")
+    if isinstance(row["path"], str) and row["path"]:
+        row["path"] = os.path.normpath(folder / row["path"])
+    return SoundFile(**row)

@@ -1,0 +1,146 @@
+"""What a run leaves on disk: the submission's CSVs, its numbers, and one table of all runs in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from .metrics import bootstrap_interval
+from .published_systems import SYSTEMS
+from .scored_machine import ScoredMachine
+from .system_run import SystemRun
+
+METRICS_FILE = "metrics.json"
+TABLE_NAME = "results"
+PUBLISHED_SPLITS: tuple[Literal["dev", "eval"], ...] = ("dev", "eval")
+
+
+def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 0) -> dict[str, Any]:
+    """Write `anomaly_score_*` and `decision_result_*` CSVs as the challenge wants them, and `metrics.json`.
+
+    Args:
+        folder: made if missing; a run of the same name that was there before is replaced file by file.
+        run: what to write.
+        data: where the clips came from, for the record.
+        seed: of the bootstrap over clips.
+
+    Returns:
+        what `metrics.json` holds; without labels the official score is `None`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for machine in run.machines:
+        file = _submission_name(machine)
+        names = [clip.path.name for clip in machine.clips]
+        _write_csv(folder / f"anomaly_score_{file}", zip(names, machine.scores.tolist(), strict=True))
+        _write_csv(folder / f"decision_result_{file}", zip(names, machine.is_alarm.astype(int).tolist(), strict=True))
+    metrics = _metrics(run, str(data), seed)
+    write_whole(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def write_table(folder: str | Path) -> list[dict[str, str]]:
+    """Gather `*/metrics.json` into `results.csv` and `results.md`, in the order of the papers' tables; gives the rows.
+
+    Scores are in %, with the 95 % bootstrap interval over clips. Published ones stand beside them only where
+    published: they are of the challenge's data with the authors' checkpoints.
+    """
+    folder = Path(folder)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
+    order = list(SYSTEMS)
+    found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or ""))
+    rows = [_row(one) for one in found]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([columns, *cells])
+    write_whole(folder / f"{TABLE_NAME}.csv", stream.getvalue())
+    lines = [" | ".join(line) for line in (columns, ["---"] * len(columns), *cells)]
+    note = (
+        "Official scores in %, 95 % bootstrap interval over clips. Published: the papers' numbers, on the challenge's "
+        "data with the authors' checkpoints; on other data or checkpoints they are not comparable.\n"
+    )
+    write_whole(folder / f"{TABLE_NAME}.md", "".join(f"| {line} |\n" for line in lines) + "\n" + note)
+    return rows
+
+
+def describe(metrics: dict[str, Any]) -> dict[str, str]:
+    """The facts of `metrics.json` that head a report: label -> text."""
+    sizes = [f"{name} {clips['train']} + {clips['test']}" for name, clips in metrics["clips"].items()]
+    facts = {
+        "data": metrics["data"],
+        "training + test clips": ", ".join(sizes),
+        "checkpoints": _checkpoints(metrics) or "none",
+        "far-microphone cancellation": metrics["far_cancellation"] or "as the checkpoints say",
+    }
+    for split, value in metrics["published"].items():
+        if value is not None:
+            facts[f"published, {split} set"] = f"{value:.2f} % (the challenge's data, the authors' checkpoints)"
+    return facts
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it, so that a kill leaves the old one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _metrics(run: SystemRun, data: str, seed: int) -> dict[str, Any]:
+    recipe = SYSTEMS[run.system]
+    metrics: dict[str, Any] = {
+        "system": run.system,
+        "far_cancellation": run.far_cancellation,
+        "checkpoints": {name: list(seeds) for name, seeds in run.checkpoints.items()},
+        "data": data,
+        "clips": {one.machine: {"train": len(one.normal_scores), "test": len(one.clips)} for one in run.machines},
+        "published": {split: recipe.published(split, run.far_cancellation) for split in PUBLISHED_SPLITS},
+        "official_score": None,
+    }
+    if all(one.is_labelled for one in run.machines):
+        interval = bootstrap_interval({one.machine: one.labelled_scores for one in run.machines}, seed=seed)
+        metrics["official_score"] = interval.estimate
+        metrics["interval"] = {"confidence": 0.95, "low": interval.low, "high": interval.high, "seed": seed}
+        metrics["machines"] = {
+            one.machine: {**asdict(one.metrics), "official_score": one.metrics.official_score} for one in run.machines
+        }
+    return metrics
+
+
+def _submission_name(machine: ScoredMachine) -> str:
+    section = "" if "_section_" in machine.machine else "_section_00"
+    return f"{machine.machine}{section}_test.csv"
+
+
+def _row(metrics: dict[str, Any]) -> dict[str, str]:
+    row = {"system": metrics["system"], "far cancellation": metrics["far_cancellation"] or ""}
+    row["official score"] = _percent(metrics["official_score"])
+    if "interval" in metrics:
+        row["95 % interval"] = f"{_percent(metrics['interval']['low'])} to {_percent(metrics['interval']['high'])}"
+    for split, value in metrics["published"].items():
+        row[f"published {split}"] = "" if value is None else f"{value:.2f}"
+    row |= {name: _percent(values["official_score"]) for name, values in metrics.get("machines", {}).items()}
+    return {**row, "checkpoints": _checkpoints(metrics), "data": metrics["data"]}
+
+
+def _checkpoints(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {' + '.join(seeds)}" for name, seeds in metrics["checkpoints"].items())
+
+
+def _percent(share: float | None) -> str:
+    return "no labels" if share is None else f"{100 * share:.2f}"
+
+
+def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    write_whole(path, stream.getvalue())

@@ -1,0 +1,267 @@
+"""Published systems by name on a DCASE-shaped folder: the whole chain, killed, resumed, and shared by two processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_models import tiny_model
+
+from na_ssl_hf import MemoryBank, TwoChannelFeatureExtractor
+from na_ssl_hf.cli import main
+from na_ssl_hf.evaluation.published_systems import SYSTEMS
+from na_ssl_hf.evaluation.result_files import write_run, write_table
+from na_ssl_hf.evaluation.submission import evaluate_submission
+from na_ssl_hf.evaluation.system_run import run_system
+from na_ssl_hf.evaluation.workplace import Workplace
+
+MACHINES = ["fan", "gearbox", "valve"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, list[str]]:
+    """A small random checkpoint for every frontend; two seeds of dis-na-beats."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    paths = {}
+    for seed, model_type in enumerate(("na-beats", "na-eat", "eat")):
+        paths[model_type] = [str(root / model_type)]
+        tiny_model(model_type, seed).save_pretrained(root / model_type)
+    tiny_model("na-beats", seed=7).save_pretrained(root / "second")
+    for folder in root.iterdir():
+        TwoChannelFeatureExtractor(frontend="eat" if folder.name.endswith("eat") else "beats").save_pretrained(folder)
+    two_seeds = [*paths["na-beats"], str(root / "second")]
+    return paths | {
+        "beats": paths["na-beats"], "eat-large": paths["eat"], "dis-beats": two_seeds, "dis-eat": paths["eat"],
+        "dis-na-beats": two_seeds, "dis-na-eat": paths["na-eat"],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path) -> Workplace:
+    return Workplace(tmp_path / "cache", device="cpu", num_epochs=2, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def scores_of(folder: Path) -> dict[str, list[list[str]]]:
+    tables = {path.name: list(csv.reader(path.open())) for path in sorted(folder.glob("*.csv"))}
+    assert tables
+    return tables
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("far_cancellation", [None, "least_squares"])
+def test_every_system_runs_by_name(benchmark_root, checkpoints, shared_cache, system, far_cancellation):
+    workplace = Workplace(shared_cache, device="cpu", num_epochs=1, show_progress=False)
+    run = run_system(system, benchmark_root, workplace, checkpoints, far_cancellation, machines=["gearbox", "valve"])
+    assert [one.machine for one in run.machines] == ["gearbox", "valve"]
+    assert run.name == (f"{system}+least_squares" if far_cancellation else system)
+    for one in run.machines:
+        assert one.scores.shape == (16,)
+        assert one.normal_scores.shape == (15,)
+        assert np.isfinite(one.scores).all()
+        assert 0 <= one.metrics.auc_source <= 1
+        assert sum(one.is_anomaly) == sum(one.is_target) == 8
+        if one.band_scores is not None:
+            np.testing.assert_allclose(one.band_scores.mean(axis=1), one.scores, rtol=1e-5, atol=1e-7)
+
+
+def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace):
+    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"])
+    model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
+
+    def embed(split):
+        files = sorted((benchmark_root / "fan" / split).glob("*.wav"))
+        waves = [soundfile.read(file, dtype="float32")[0].T for file in files]
+        with torch.no_grad():
+            tokens = model(extractor(waves, sampling_rate=16000)["input_values"]).last_hidden_state
+        return model.time_frequency_grid(tokens).mean(dim=1)
+
+    bank = MemoryBank(rescaling="variance_min").fit(embed("train"))
+    np.testing.assert_allclose(run.machines[0].scores, bank.score(embed("test")), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run.machines[0].normal_scores, bank.self_scores(), rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_and_frontends_are_averaged_by_weight(benchmark_root, checkpoints, workplace):
+    def run(system, **chosen):
+        return run_system(system, benchmark_root, workplace, {**checkpoints, **chosen}, machines=["fan"]).machines[0]
+
+    first, second = checkpoints["dis-na-beats"]
+    seeds = [run("dis-na-beats", **{"dis-na-beats": [path]}).scores for path in (first, second)]
+    np.testing.assert_allclose(run("dis-na-beats").scores, np.mean(seeds, axis=0), rtol=1e-6)
+    weights = SYSTEMS["fujimura_merl_task2_2"].frontends
+    members = [run(name).scores for name in weights]
+    fused = np.average(members, axis=0, weights=list(weights.values()))
+    np.testing.assert_allclose(run("fujimura_merl_task2_2").scores, fused, rtol=1e-6)
+
+
+def test_system_4_chooses_the_frontend_by_attributes(benchmark_root, checkpoints, workplace):
+    def scores(system):
+        return [one.scores for one in run_system(system, benchmark_root, workplace, checkpoints).machines]
+
+    fan, gearbox, valve = scores("fujimura_merl_task2_4")
+    tuned, plain = scores("dis-na-eat"), scores("na-eat")
+    np.testing.assert_array_equal(fan, tuned[0])
+    np.testing.assert_array_equal(gearbox, tuned[1])
+    np.testing.assert_array_equal(valve, plain[2])  # the benchmark's valve has no attributes
+
+
+def test_anonymous_clips_get_scores_and_with_ground_truth_metrics(benchmark_root, checkpoints, workplace, tmp_path):
+    """The evaluation layout: the same clips under the anonymous names of the ground truth."""
+    anonymous = tmp_path / "evaluation"
+    for machine in MACHINES:
+        (anonymous / machine / "test").mkdir(parents=True)
+        (anonymous / machine / "train").symlink_to(benchmark_root / machine / "train")
+        table = benchmark_root / "ground_truth_attributes" / f"ground_truth_{machine}_section_00_test.csv"
+        for name, stem in csv.reader(table.open()):
+            (anonymous / machine / "test" / name).symlink_to(benchmark_root / machine / "test" / f"{stem}.wav")
+    labelled = run_system("logmel", benchmark_root, workplace)
+    without = run_system("logmel", anonymous, workplace)
+    assert not any(one.is_labelled for one in without.machines)
+    metrics = write_run(tmp_path / "without", without, anonymous)
+    assert metrics["official_score"] is None
+    with_truth = run_system("logmel", anonymous, workplace, ground_truth=benchmark_root)
+    official = write_run(tmp_path / "labelled", labelled, benchmark_root)["official_score"]
+    assert write_run(tmp_path / "with", with_truth, anonymous)["official_score"] == pytest.approx(official, abs=1e-12)
+    for folder in ("without", "labelled"):
+        submitted = evaluate_submission(tmp_path / folder, benchmark_root)
+        assert submitted["official_score"] == pytest.approx(official, abs=1e-12)
+
+
+def test_whole_chain_from_the_command_line(benchmark_root, checkpoints, tmp_path, capsys):
+    out = tmp_path / "runs"
+    arguments = ["dcase", "run", "--data", str(benchmark_root), "--out", str(out), "--device", "cpu", "--epochs", "2"]
+    frontends = [f"{name}={','.join(checkpoints[name])}" for name in ("na-beats", "dis-na-beats")]
+    systems = ["logmel", "baseline_mse", "fujimura_merl_task2_3"]
+    assert main([*arguments, "--system", *systems, "--frontend", *frontends]) == 0
+    assert main([*arguments, "--system", "na-beats", "--far-cancellation", "--frontend", *frontends]) == 0
+    names = ["baseline_mse", "logmel", "na-beats+least_squares", "fujimura_merl_task2_3"]
+    for name in names:
+        metrics = json.loads((out / name / "metrics.json").read_text())
+        assert main(["evaluate-submission", str(out / name), str(benchmark_root), "--json"]) == 0
+        submitted = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert submitted["official_score"] == pytest.approx(metrics["official_score"], abs=1e-12)
+        assert metrics["interval"]["low"] <= metrics["official_score"] <= metrics["interval"]["high"]
+        for machine in MACHINES:
+            decisions = list(csv.reader((out / name / f"decision_result_{machine}_section_00_test.csv").open()))
+            scores = list(csv.reader((out / name / f"anomaly_score_{machine}_section_00_test.csv").open()))
+            assert [row[0] for row in decisions] == [row[0] for row in scores]
+            assert {row[1] for row in decisions} <= {"0", "1"}
+        page = (out / name / "report.html").read_text(encoding="utf-8")
+        assert page.count("<img") >= len(MACHINES)
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["system"] for row in rows] == ["baseline_mse", "logmel", "na-beats", "fujimura_merl_task2_3"]
+    assert [row["published dev"] for row in rows] == ["56.66", "", "", "64.57"]
+    assert (out / "results.md").read_text(encoding="utf-8").count("\n| ") == 5
+
+
+def test_the_order_of_the_table_is_the_papers(benchmark_root, checkpoints, workplace, tmp_path):
+    for system in ("na-beats", "logmel"):
+        run = run_system(system, benchmark_root, workplace, checkpoints, machines=["fan"])
+        write_run(tmp_path / "runs" / run.name, run, benchmark_root)
+    rows = write_table(tmp_path / "runs")
+    assert [row["system"] for row in rows] == ["logmel", "na-beats"]
+    assert rows[1]["checkpoints"] == f"na-beats: {checkpoints['na-beats'][0]}"
+
+
+KILLED_RUN = """
+import os, signal, sys
+from na_ssl_hf import AnomalyScorer
+from na_ssl_hf.cli import main
+embed, calls = AnomalyScorer.embed, []
+def counted(self, *arguments, **settings):
+    calls.append(1)
+    if len(calls) == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(self, *arguments, **settings)
+AnomalyScorer.embed = counted
+status = main(sys.argv[1:])
+print("batches", len(calls))
+sys.exit(status)
+"""
+
+
+def test_a_killed_run_loses_one_batch_and_ends_in_the_same_files(benchmark_root, checkpoints, tmp_path):
+    def run(out: str, kill_at: int) -> subprocess.CompletedProcess:
+        frontend = f"na-beats={checkpoints['na-beats'][0]}"
+        arguments = ["dcase", "run", "--system", "na-beats", "--frontend", frontend, "--no-report", "--device", "cpu"]
+        arguments += ["--data", str(benchmark_root), "--out", str(tmp_path / out), "--batch-size", "8"]
+        return subprocess.run(
+            [sys.executable, "-c", KILLED_RUN, *arguments],
+            env=os.environ | {"KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    whole = run("whole", 0)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    total = int(whole.stdout.split()[-1])
+    killed = run("killed", 6)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "na-beats").exists()
+    resumed = run("killed", 0)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert int(resumed.stdout.split()[-1]) == total - 5
+    assert scores_of(tmp_path / "killed" / "na-beats") == scores_of(tmp_path / "whole" / "na-beats")
+
+
+def test_two_processes_give_equal_scores(benchmark_root, checkpoints, tmp_path):
+    def run(out: str, launcher: list[str]) -> None:
+        frontend = f"na-beats={checkpoints['na-beats'][0]}"
+        arguments = ["dcase", "run", "--system", "na-beats", "baseline_mse", "--epochs", "1", "--frontend", frontend]
+        arguments += ["--data", str(benchmark_root), "--out", str(tmp_path / out), "--no-report"]
+        done = subprocess.run(
+            [*launcher, "-m", "na_ssl_hf.cli", *arguments],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("| na-beats |") == 1  # only the main process prints
+
+    run("one", [sys.executable])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    run("two", [*launch, "--main_process_port", "0"])
+    for system in ("na-beats", "baseline_mse"):
+        one, two = (scores_of(tmp_path / out / system) for out in ("one", "two"))
+        assert one.keys() == two.keys()
+        for name in one:
+            assert [row[0] for row in one[name]] == [row[0] for row in two[name]]
+            np.testing.assert_allclose(
+                [float(row[1]) for row in one[name]], [float(row[1]) for row in two[name]], rtol=1e-5, atol=1e-7
+            )
+
+
+def test_bad_input_is_named_before_any_work(benchmark_root, checkpoints, workplace, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"got none for dis-na-eat, dis-na-beats: give --frontend dis-na-eat=CHECK"):
+        run_system("fujimura_merl_task2_1", benchmark_root, workplace)
+    with pytest.raises(ValueError, match="system must be one of"):
+        run_system("fujimura", benchmark_root, workplace)
+    with pytest.raises(FileNotFoundError, match="root must be a folder"):
+        run_system("logmel", tmp_path / "nothing", workplace)
+    with pytest.raises(FileNotFoundError, match="pump/train"):
+        run_system("logmel", benchmark_root, workplace, machines=["pump"])
+    assert not workplace.cache.exists()
+    common = ["dcase", "run", "--system", "beats", "--data", str(benchmark_root), "--out", str(tmp_path / "out")]
+    for pair in ("beats", "beats=", "bets=x", "beats=a,,b"):
+        assert main([*common, "--frontend", pair]) == 1
+        assert f"got '{pair}'" in capsys.readouterr().err
+
+
+def test_ground_truth_that_lacks_a_clip(benchmark_root, checkpoints, workplace, tmp_path):
+    (tmp_path / "fan" / "test").mkdir(parents=True)
+    (tmp_path / "fan" / "train").symlink_to(benchmark_root / "fan" / "train")
+    clip = next((benchmark_root / "fan" / "test").glob("*.wav"))
+    (tmp_path / "fan" / "test" / "section_00_0999.wav").symlink_to(clip)
+    with pytest.raises(ValueError, match=r"labels of all test clips of fan, got none for 1, first section_00_0999"):
+        run_system("logmel", tmp_path, workplace, ground_truth=benchmark_root)
