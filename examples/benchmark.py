@@ -1,6 +1,6 @@
 """Speed and memory of na_ssl_hf, each beside the straightforward way to the same result, in one run.
 
-    python examples/benchmark.py                            # everything, a few minutes (`make bench`)
+    python examples/benchmark.py                            # everything, some ten minutes, 4 GB (`make bench`)
     python examples/benchmark.py --only na-beats bank       # items whose name begins so
     python examples/benchmark.py --json > benchmark.json
 
@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 # Before torch is imported: threads that spin while they wait would be counted as work.
@@ -39,9 +41,11 @@ from transformers import PreTrainedModel, pipeline  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 import na_ssl_hf  # noqa: E402
-from na_ssl_hf import BeatsConfig, BeatsModel, MemoryBank, NABeatsConfig, NABeatsModel  # noqa: E402
+from na_ssl_hf import BeatsConfig, BeatsModel, MemoryBank, NABeatsConfig, NABeatsModel, pool_time  # noqa: E402
 from na_ssl_hf.checkpoints import default_checkpoint  # noqa: E402
 from na_ssl_hf.hub.fbank import kaldi_fbank  # noqa: E402
+from na_ssl_hf.hub.recording import load_recording  # noqa: E402
+from na_ssl_hf.one_thread import one_thread  # noqa: E402
 
 SEED = 0
 SAMPLING_RATE = 16000
@@ -50,6 +54,13 @@ NUM_FRAMES = 998  # fbank frames of 10 s
 NUM_CLIPS = 4
 BANK_SHAPE = (10_000, 8, 768)
 BANK_CHUNK = 500
+SMALL_BANK_SHAPE = (1_000, 8, 768)
+BIG_BANK_SHAPE = (100_000, 8, 768)
+NUM_QUERIES = 200
+# Of the features: so many clips are measured, and their time is scaled up to so many.
+MEASURED_CLIPS, REPORTED_CLIPS, FEATURE_BATCH = 64, 1_000, 8
+RECALL_QUERIES = 800
+HAS_PROC = Path("/proc/self/status").exists()
 
 
 @dataclass
@@ -73,10 +84,13 @@ def main() -> None:
         "na-beats-training": na_beats_training_step,
         "tiny": tiny_scoring,
         "pipeline": pipeline_overhead,
+        "features": features_and_scoring,
         "fbank": fbank_on_cpu,
         "fbank-gpu": fbank_on_gpu,
         "bank": bank_fit_and_scoring,
         "bank-memory": bank_memory,
+        "bank-big": big_bank,
+        "bank-big-index": big_bank_index,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -299,12 +313,12 @@ def na_beats_training_step() -> list[Row]:
 # Scoring
 
 
-def two_channel_wav(folder: str) -> str:
+def two_channel_wav(folder: str, seed: int = SEED) -> str:
     """A machine-like tone in noise, 10 s, as a 16 bit WAV of two channels."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(seed)
     hum = 0.1 * np.sin(2 * np.pi * 120 * np.arange(NUM_SAMPLES) / SAMPLING_RATE)
     samples = 0.05 * random.standard_normal((NUM_SAMPLES, 2)) + hum[:, None] * [1.0, 0.3]
-    path = str(Path(folder) / "machine.wav")
+    path = str(Path(folder) / f"machine_{seed}.wav")
     soundfile.write(path, samples, SAMPLING_RATE, subtype="PCM_16")
     return path
 
@@ -371,6 +385,51 @@ def pipeline_overhead() -> list[Row]:
             "< 10%",
             overhead < 0.1,
         )
+    ]
+
+
+def features_and_scoring() -> list[Row]:
+    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer.fit(list(normal_recordings(20)))
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        paths = [two_channel_wav(folder, seed) for seed in range(MEASURED_CLIPS)]
+        batch = paths[:FEATURE_BATCH]
+        samples = [load_recording(path, SAMPLING_RATE).samples for path in batch]
+        fbank = scorer.preprocess(samples, sampling_rate=SAMPLING_RATE)
+        grid = scorer.forward(fbank)["grid"]
+        clips = torch.randn(REPORTED_CLIPS, grid.shape[2], grid.shape[3])
+        bank = MemoryBank(rescaling="variance_min")
+        features, scoring, *steps = alternate(
+            3,
+            lambda: scorer.embed(paths, batch_size=FEATURE_BATCH),
+            lambda: bank.fit(clips).score(clips),
+            lambda: [load_recording(path, SAMPLING_RATE) for path in batch],
+            lambda: scorer.preprocess(samples, sampling_rate=SAMPLING_RATE),
+            lambda: scorer.forward(fbank),
+            lambda: pool_time(grid),
+        )
+    features *= REPORTED_CLIPS / MEASURED_CLIPS
+    model = steps[2] * REPORTED_CLIPS / FEATURE_BATCH
+    named = zip(("decoding", "feature extractor", "model", "pooling"), steps, strict=True)
+    shares = ", ".join(f"{step} {seconds / sum(steps):.1%}" for step, seconds in named)
+    return [
+        Row(
+            "features of 1,000 x 10 s WAV, tiny checkpoint, 1 thread",
+            features,
+            model,
+            f"{features / model:.2f} x the bare model",
+            "<= 90 s",
+            features <= 90,
+            note=f"scaled up from {MEASURED_CLIPS} clips in batches of {FEATURE_BATCH}; {shares}",
+        ),
+        Row(
+            f"VarMin fit and scores of their embeddings, {' x '.join(f'{size:,}' for size in clips.shape)}",
+            scoring,
+            features,
+            f"{scoring / features:.2%} of the features",
+            "< 2%",
+            scoring < 0.02 * features,
+        ),
     ]
 
 
@@ -455,28 +514,30 @@ def fbank_on_gpu() -> list[Row]:
 # Memory bank
 
 
-def bank_embeddings() -> torch.Tensor:
-    return torch.randn(BANK_SHAPE, generator=torch.Generator().manual_seed(SEED))
+def bank_embeddings(shape: tuple[int, int, int] = BANK_SHAPE) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+
+
+def bank_matmuls(bank: MemoryBank, rows: torch.Tensor, out: torch.Tensor) -> None:
+    """Products of `rows` `(N, F, D)` with all references, into the buffer `(C, R)`."""
+    for band, references in enumerate(bank.memory_):
+        for part in rows[:, band].split(len(out)):
+            torch.mm(part, references.T, out=out[: len(part)])
 
 
 def bank_fit_and_scoring() -> list[Row]:
-    embeddings, queries = bank_embeddings(), torch.randn(200, *BANK_SHAPE[1:])
-    bank = MemoryBank(rescaling="variance_min")
+    embeddings, queries = bank_embeddings(), torch.randn(NUM_QUERIES, *BANK_SHAPE[1:])
+    bank, small = MemoryBank(rescaling="variance_min"), MemoryBank(rescaling="variance_min")
     out = torch.empty(BANK_CHUNK, BANK_SHAPE[0])
-
-    def matmuls(rows: torch.Tensor) -> None:
-        for band in range(BANK_SHAPE[1]):
-            references = bank.memory_[band]
-            for part in rows[:, band].split(BANK_CHUNK):
-                torch.mm(part, references.T, out=out[: len(part)])
-
     ours, bare = [], []
     for repetition in range(2):
         ours.append(cpu_seconds(lambda: bank.fit(embeddings)))
-        bare.append(cpu_seconds(lambda: matmuls(embeddings)))
+        bare.append(cpu_seconds(lambda: bank_matmuls(bank, embeddings, out)))
         progress(f"  {repetition + 1}/2: {ours[-1]:.1f} s, matmuls {bare[-1]:.1f} s")
     fit, fit_bare = statistics.median(ours), statistics.median(bare)
-    score, score_bare = alternate(5, lambda: bank.score(queries), lambda: matmuls(queries))
+    score, score_bare = alternate(5, lambda: bank.score(queries), lambda: bank_matmuls(bank, queries, out))
+    few, out = bank_embeddings(SMALL_BANK_SHAPE), torch.empty(BANK_CHUNK, SMALL_BANK_SHAPE[0])
+    small_fit, small_bare = alternate(5, lambda: small.fit(few), lambda: bank_matmuls(small, few, out))
     return [
         Row(
             "VarMin fit, 10,000 x 8 x 768",
@@ -487,19 +548,43 @@ def bank_fit_and_scoring() -> list[Row]:
             fit <= 1.5 * fit_bare,
         ),
         Row("its scores of 200 clips", score, score_bare, f"{score / score_bare:.2f} x the matmuls", "-", None),
+        Row(
+            "VarMin fit, 1,000 x 8 x 768",
+            small_fit,
+            small_bare,
+            f"{small_fit / small_bare:.2f} x the matmuls",
+            "< 1 s",
+            small_fit < 1,
+        ),
     ]
 
 
-def fit_and_report_memory(connection) -> None:
-    """Runs in a process of its own, because a process only knows the greatest memory it ever held."""
+def in_its_own_process(measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    """Because a process only knows the greatest memory it ever held, and returns a big bank when it ends."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_result, args=(measure, sender))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def send_result(measure: Callable[[], tuple[float, ...]], connection: Connection) -> None:
     torch.set_num_threads(NUM_THREADS)
+    torch.manual_seed(SEED)
     logging.disable_progress_bar()
+    connection.send(measure())
+
+
+def fit_memory() -> tuple[float, ...]:
     embeddings = bank_embeddings()
     warm_up = MemoryBank(rescaling="variance_min").fit(embeddings[:64])
     before = peak_megabytes()
     bank = MemoryBank(rescaling="variance_min").fit(embeddings)
     del warm_up
-    connection.send((peak_megabytes() - before, bank.memory_.nbytes / 1e6))
+    return peak_megabytes() - before, bank.memory_.nbytes / 1e6
 
 
 def peak_megabytes() -> float:
@@ -508,19 +593,104 @@ def peak_megabytes() -> float:
     return int(status["VmHWM"].split()[0]) * 1024 / 1e6
 
 
+def forget_peak() -> float:
+    """The resident megabytes of this process, which count as its greatest from now on."""
+    if not HAS_PROC:
+        return 0.0
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_megabytes()
+
+
 def bank_memory() -> list[Row]:
     what = "VarMin fit, 10,000 x 8 x 768, peak memory beside the embeddings"
-    if not Path("/proc/self/status").exists():
+    if not HAS_PROC:
         return [Row(what, None, None, "-", "< 300 MB", None, note="not measured: needs Linux")]
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=fit_and_report_memory, args=(sender,))
-    process.start()
-    sender.close()
-    extra, kept = receiver.recv()
-    process.join()
+    extra, kept = in_its_own_process(fit_memory)
     note = "straightforward: the bank itself, which stays in memory"
     return [Row(what, extra, kept, f"{extra / kept:.2f} x the bank", "< 300 MB", extra < 300, unit="MB", note=note)]
+
+
+# Big memory bank
+
+
+def exact_search() -> tuple[float, ...]:
+    """CPU seconds of the scores and of the bare matmuls, and megabytes beside bank and queries at the peak."""
+    num_clips, num_bands, dim = BIG_BANK_SHAPE
+    # Overlapping windows of one line of noise are embeddings that take no memory beside the bank.
+    step = 13
+    line = torch.randn(num_bands * dim + step * (num_clips - 1))
+    queries = torch.randn(NUM_QUERIES, num_bands, dim)
+    MemoryBank().fit(queries).score(queries)
+    before = forget_peak()
+    bank = MemoryBank().fit(line.unfold(0, num_bands * dim, step).unflatten(1, (num_bands, dim)))
+    kept = bank.memory_.nbytes / 1e6
+    forget_peak()
+    bank.score(queries)
+    # What fitting freed but the allocator kept counts, too: scoring may use it again.
+    extra = peak_megabytes() - before - kept if HAS_PROC else 0.0
+    out = torch.empty(NUM_QUERIES, num_clips)
+    score, bare = alternate(3, lambda: bank.score(queries), lambda: bank_matmuls(bank, queries, out))
+    return score, bare, extra, kept
+
+
+def big_bank() -> list[Row]:
+    score, bare, extra, kept = in_its_own_process(exact_search)
+    ratio = f"{score / bare:.2f} x the matmuls"
+    rows = [Row("scores of 200 clips, bank 100,000 x 8 x 768", score, bare, ratio, "<= 1.3 x", score <= 1.3 * bare)]
+    what, target = "their peak memory beside the bank", "< 2,000 MB"
+    if not HAS_PROC:
+        return [*rows, Row(what, None, None, "-", target, None, note="not measured: needs Linux")]
+    note = "straightforward: the bank itself"
+    return [*rows, Row(what, extra, kept, f"{extra / kept:.2f} x the bank", target, extra < 2000, unit="MB", note=note)]
+
+
+def curved_embeddings(noise_levels: tuple[float, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """References and queries `(N, F, D)` near a curved surface of 12 dimensions in each band, off it by some noise.
+
+    Points without any structure would all be equally far from each other, and a neighbour no better than a stranger.
+    """
+    num_clips, _, dim = BIG_BANK_SHAPE
+    bands = []
+    for noise in noise_levels:
+        first, second = torch.randn(12, 64), torch.randn(64, dim) / 8
+        latent = torch.randn(num_clips + RECALL_QUERIES, 12)
+        bands.append(torch.nn.functional.gelu(latent @ first) @ second + noise * torch.randn(len(latent), dim))
+    embeddings = torch.stack(bands, dim=1)  # (N, F, D)
+    return embeddings[:num_clips], embeddings[num_clips:]
+
+
+def big_bank_index() -> list[Row]:
+    if find_spec("faiss") is None:
+        note = "not measured: faiss is not installed"
+        return [Row("its scores with a FAISS index", None, None, "-", ">= 10 x faster", None, note=note)]
+    # Bands are searched one after the other, so that two of them tell the speed of eight.
+    noise_levels = (0.05, 0.3)
+    references, queries = curved_embeddings(noise_levels)
+    few = queries[:NUM_QUERIES]
+    exact = MemoryBank().fit(references)
+    nearest = exact.band_scores(queries)
+    rows = []
+    for kind in ("flat", "ivf", "hnsw"):
+        indexed = MemoryBank(index=kind)
+        build = cpu_seconds(lambda indexed=indexed: indexed.fit(references)) / len(noise_levels)
+        found = indexed.band_scores(queries)
+        recalls = (found <= 1.01 * nearest + 1e-9).double().mean(dim=0).tolist()
+        progress(f"  {kind}: built in {build:.1f} s a band, recall {recalls}")
+        ours, bare = alternate(5, lambda indexed=indexed: indexed.score(few), lambda: exact.score(few))
+        recall = sum(recalls) / len(recalls)
+        rows.append(
+            Row(
+                f"{kind} index: scores of 200 clips, bank 100,000 x {len(noise_levels)} x 768, beside exact ones",
+                ours,
+                bare,
+                f"{bare / ours:.1f} x faster, recall {recall:.3f}",
+                ">= 10 x, >= 0.98" if kind == "ivf" else "-",
+                (bare >= 10 * ours and recall >= 0.98) if kind == "ivf" else None,
+                note=f"built in {build:.0f} CPU s a band; recall: found within 1% of the nearest one's distance, "
+                f"{len(queries)} queries x {len(noise_levels)} bands",
+            )
+        )
+    return rows
 
 
 # Printing

@@ -225,7 +225,8 @@ def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
 
 def _warn_about_suspicious(channels: torch.Tensor) -> None:
     """Warns once per process about each oddity in `(B, 2, N)` that a microphone or a cable may have caused."""
-    silent = channels.std(-1, correction=0) < _SILENT_RMS  # (B, 2), a constant offset is silence, too
+    centred = channels - channels.mean(-1, keepdim=True)
+    silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), a constant offset is silence, too
     identical = (channels[:, 0] == channels[:, 1]).all(-1)
     clipped = (channels.abs() >= _FULL_SCALE).float().mean(-1) > _CLIPPED_SHARE  # (B, 2)
     if silent[:, 0].any():
@@ -238,7 +239,10 @@ def _warn_about_suspicious(channels: torch.Tensor) -> None:
         logger.warning_once(
             "A recording is at or above full scale in more than 0.1 % of its samples; it may be clipped."
         )
-    if (far_leads_and_is_louder(channels) & ~silent.any(1)).any():
+    # One clip's spectra stay in the CPU's cache, those of a batch do not; a GPU wants the batch.
+    parts = channels.split(1) if channels.device.type == "cpu" else [channels]
+    looks_swapped = torch.cat([far_leads_and_is_louder(part) for part in parts])  # (B,)
+    if (looks_swapped & ~silent.any(1)).any():
         logger.warning_once(
             "In a recording the far microphone (channel 1) hears the machine earlier and louder than the close one "
             "(channel 0); are the channels swapped?"
@@ -296,7 +300,8 @@ def _recording(audio: Any, index: int) -> torch.Tensor:
         )
     if shape[1] == 0:
         raise ValueError(f"`audio` must not be empty. Recording {index} has no samples, shape {shape}.")
-    if not wave.isfinite().all():
+    # The sum is quick and decides nearly always; it may also overflow.
+    if not wave.sum().isfinite() and not wave.isfinite().all():
         raise ValueError(
             f"`audio` must be finite. Recording {index} has {int((~wave.isfinite()).sum())} NaN or infinite samples."
         )

@@ -1,0 +1,108 @@
+"""What does the far microphone give, used in each way? Every way on one data set, with paired bootstrap intervals.
+
+    na-ssl simulate dcase --out benchmark --preset small --seed 0
+    python examples/compare_systems.py benchmark --noise-aware na-beats=na-beats-tiny --out comparison
+
+One row for each way: no network, the checkpoint's base and the NA model itself, on the close microphone as it is and
+after each kind of far-microphone cancellation (the NA model then hears the cancelled close and the raw far channel),
+and means of scores in units of each member's normal clips. Differences are to the base on the close microphone, over
+the same redrawn clips; higher is better. Several data sets stand side by side as machines. Embeddings stay in --out.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from na_ssl_hf.evaluation.metrics import bootstrap_interval
+from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
+from na_ssl_hf.evaluation.scored_machine import ScoredMachine
+from na_ssl_hf.evaluation.system_run import run_system
+from na_ssl_hf.evaluation.workplace import Workplace
+
+LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
+SHORT = {None: "close only", LEAST_SQUARES: "least squares", SUBTRACTION: "subtraction"}
+
+
+def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
+    """Mean of the scores, each in units of the spread of its own normal clips."""
+    fused = []
+    for machines in zip(*runs, strict=True):
+        ensemble = ScoreEnsemble({str(member): 1.0 for member in range(len(machines))}, z_normalize=True)
+        normal_scores = {str(member): one.normal_scores for member, one in enumerate(machines)}
+        scores = {str(member): one.scores for member, one in enumerate(machines)}
+        ensemble.fit(normal_scores)
+        fused.append(replace(machines[0], scores=ensemble.score(scores), normal_scores=ensemble.score(normal_scores)))
+    return fused
+
+
+def score_all(data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace) -> dict[str, list]:
+    """Row -> its scored machines; the machines of several data sets stand side by side."""
+    base = noise_aware.removeprefix("na-")
+    checkpoints = {noise_aware: [checkpoint], base: [checkpoint]}
+
+    def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:
+        machines = []
+        for folder in data:
+            found = run_system(system, folder, workplace, checkpoints, far_cancellation).machines
+            machines += [replace(one, machine=f"{folder.name}/{one.machine}") for one in found]
+        return machines
+
+    rows = {
+        f"{title}, {SHORT[method]}": run(system, method)
+        for system, title in (("logmel", "log-mel"), (base, "base"), (noise_aware, "NA"))
+        for method in (None, LEAST_SQUARES, SUBTRACTION)
+    }
+    rows["log-mel, both cancellations fused"] = fuse(rows["log-mel, least squares"], rows["log-mel, subtraction"])
+    rows["base, both cancellations fused"] = fuse(rows["base, least squares"], rows["base, subtraction"])
+    rows["NA + base with subtraction, fused"] = fuse(rows["NA, close only"], rows["base, subtraction"])
+    rows["NA + log-mel with subtraction, fused"] = fuse(rows["NA, close only"], rows["log-mel, subtraction"])
+    return rows
+
+
+def table(rows: dict[str, list[ScoredMachine]], reference: str, seed: int) -> str:
+    """Markdown, in %: official score, difference to `reference`, and on how many machines that is positive."""
+    intervals = {
+        row: bootstrap_interval({one.machine: one.labelled_scores for one in machines}, seed=seed)
+        for row, machines in rows.items()
+    }
+    by_machine = {row: np.array([one.metrics.official_score for one in machines]) for row, machines in rows.items()}
+    lines = [
+        f"| system | official score [95 %] | minus *{reference}* [95 %, paired] | better on machines |",
+        "|---|---|---|---|",
+    ]
+    for row, interval in intervals.items():
+        difference = interval.draws - intervals[reference].draws
+        low, high = np.quantile(difference, [0.025, 0.975])
+        better = (by_machine[row] > by_machine[reference]).sum()
+        lines.append(
+            f"| {row} | {100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] | "
+            f"{100 * (interval.estimate - intervals[reference].estimate):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | "
+            f"{better} of {len(by_machine[row])} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", type=Path, help="DCASE-shaped folders with labelled test clips")
+    parser.add_argument(
+        "--noise-aware", default="na-beats=na-beats-tiny", metavar="NAME=CHECKPOINT", help="na-beats=... or na-eat=..."
+    )
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="keeps embeddings and gets the table")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    options = parser.parse_args()
+
+    name, _, checkpoint = options.noise_aware.partition("=")
+    if name not in ("na-beats", "na-eat") or not checkpoint:
+        parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
+    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"))
+    text = table(rows, "base, close only", options.seed)
+    (options.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
