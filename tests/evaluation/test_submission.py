@@ -1,3 +1,5 @@
+import itertools
+import json
 import shutil
 
 import pytest
@@ -26,6 +28,28 @@ def test_leading_slash_and_missing_suffix_still_join(case):
     before = _evaluate(case)
     _rewrite(case, lambda rows: ["/test/" + row.replace(".wav", "") for row in rows])
     assert _evaluate(case) == before
+
+
+def test_decisions_are_the_goldens_and_optional(goldens, tmp_path):
+    names = {"precision": "precision", "recall": "recall", "F1 score": "f1"}
+    for folder in sorted(path for path in (goldens / "backends" / "4_metrics").iterdir() if path.is_dir()):
+        expected = json.loads((folder / "expected.json").read_text())["machines"]
+        got = evaluate_submission(folder / "teams" / "team" / folder.name, folder)["machines"]
+        for machine, domain, name in itertools.product(expected, ("source", "target"), names):
+            want = expected[machine][f"{name} ({domain})"]
+            assert got[machine][f"{names[name]}_{domain}"] == pytest.approx(want, rel=0, abs=1e-12)
+    case = shutil.copytree(goldens / "backends" / "4_metrics" / "tiny", tmp_path / "tiny")
+    (case / "teams" / "team" / "tiny" / SCORES.replace("anomaly_score", "decision_result")).unlink()
+    machines = _evaluate(case)["machines"]
+    assert "f1_source" not in machines["Sander"]
+    assert "f1_source" in machines["SewingMachine"]
+
+
+def test_decisions_other_than_0_and_1_are_named(case):
+    path = case / "teams" / "team" / "tiny" / SCORES.replace("anomaly_score", "decision_result")
+    path.write_text(path.read_text().replace(",1", ",0.7"))
+    with pytest.raises(ValueError, match=r"'Sander': is_alarm must hold 0 and 1 only"):
+        _evaluate(case)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Score files of a DCASE 2026 Task 2 submission against the published ground truth.
 
-Layout, all CSVs without header: `SUBMISSION/anomaly_score_<machine>_section_00_test.csv` (file, score) and
+Layout, all CSVs without header: `SUBMISSION/anomaly_score_<machine>_section_00_test.csv` (file, score), optionally
+`SUBMISSION/decision_result_<machine>_section_00_test.csv` (file, 0/1 alarm), and
 `GROUND_TRUTH/ground_truth_{data,domain,attributes}/ground_truth_<machine>_section_00_test.csv` (file, 0/1 anomaly),
 (file, 0/1 target) and (anonymous file, labelled stem). Higher score = more anomalous.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 import csv
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .metrics import machine_metrics, official_score
+from .metrics import decision_metrics, machine_metrics, official_score
 
 _SCORE_FILE = re.compile(r"anomaly_score_(?P<machine>.+)_section_00_test\.csv")
 _TRUTH_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_00_test\.csv")
@@ -24,8 +26,10 @@ _TRUTH_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_00_test\.csv")
 def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path) -> dict[str, Any]:
     """Official numbers: {"official_score": float, "machines": {name: {auc_source, auc_target, pauc, official_score}}}.
 
-    Rows are joined by file name; a submission may use anonymous or labelled names. Raises OSError for missing folders
-    or files, ValueError for missing or unknown machines and clips, duplicates, and scores that are not finite.
+    Where a machine has a decision file, its values also hold precision, recall and F1 of each domain
+    (`precision_source`, ...). Rows are joined by file name; a submission may use anonymous or labelled names. Raises
+    OSError for missing folders or files, ValueError for missing or unknown machines and clips, duplicates, scores that
+    are not finite, decisions other than 0 and 1, and ground truth of one class.
     """
     submission_dir, ground_truth_dir = Path(submission_dir), Path(ground_truth_dir)
     scores = _machine_files(submission_dir, _SCORE_FILE, "submission_dir")
@@ -34,18 +38,28 @@ def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path
         raise ValueError(f"submission_dir must hold anomaly_score files of all machines, got none for {missing}")
     if unknown := sorted(set(scores) - set(truth)):
         raise ValueError(f"submission_dir must hold only machines of the ground truth, got also {unknown}")
-    metrics = {name: machine_metrics(*_joined(scores[name], truth[name], ground_truth_dir)) for name in sorted(truth)}
+    metrics, machines = {}, {}
+    for name in sorted(truth):
+        try:
+            one = machine_metrics(*_joined(scores[name], truth[name], ground_truth_dir))
+            decisions = _decision_values(scores[name], truth[name], ground_truth_dir)
+        except ValueError as error:
+            raise ValueError(f"machine {name!r}: {error}") from error
+        metrics[name] = one
+        machines[name] = {**asdict(one), "official_score": one.official_score, **decisions}
+    return {"official_score": official_score(metrics), "machines": machines}
+
+
+def _decision_values(score_file: Path, truth_file: Path, ground_truth_dir: Path) -> dict[str, float]:
+    """Precision, recall and F1 of each domain by name; none without a decision file."""
+    decision_file = score_file.with_name(score_file.name.replace("anomaly_score_", "decision_result_", 1))
+    if not decision_file.is_file():
+        return {}
+    is_alarm, is_anomaly, is_target = _joined(decision_file, truth_file, ground_truth_dir)
     return {
-        "official_score": official_score(metrics),
-        "machines": {
-            name: {
-                "auc_source": values.auc_source,
-                "auc_target": values.auc_target,
-                "pauc": values.pauc,
-                "official_score": values.official_score,
-            }
-            for name, values in metrics.items()
-        },
+        f"{value}_{domain}": number
+        for domain, members in (("source", is_target == 0), ("target", is_target == 1))
+        for value, number in asdict(decision_metrics(is_alarm[members], is_anomaly[members])).items()
     }
 
 
