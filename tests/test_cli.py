@@ -96,7 +96,7 @@ def test_help_lists_every_command(capsys):
     listed = capsys.readouterr().out
     assert all(f"\n    {command}" in listed for command in COMMANDS)
     actions = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert sorted(actions.choices) == sorted([*COMMANDS, "dcase"])
+    assert sorted(actions.choices) == sorted([*COMMANDS, "corpora", "dcase"])
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,38 @@ def test_simulate_dcase_writes_a_benchmark_that_dcase_check_reads(tmp_path, caps
     assert main(["dcase", "check", str(tmp_path / "set")]) == 0
 
 
+def test_simulate_rooms_writes_a_pool(tmp_path, capsys):
+    from na_ssl_hf.simulation import RoomPool
+
+    assert main(["simulate", "rooms", "--num", "2", "--seed", "5", "--out", str(tmp_path / "rooms.safetensors")]) == 0
+    assert f"2 rooms written to {tmp_path / 'rooms.safetensors'}" in capsys.readouterr().out
+    pool = RoomPool.load(tmp_path / "rooms.safetensors")
+    assert (len(pool), pool.seed) == (2, 5)
+
+
+def test_corpora_prepare_writes_a_manifest_and_lists_what_it_left_out(tmp_path, capsys):
+    from na_ssl_hf.data.sound_manifest import read_manifest
+
+    write_clips(tmp_path / "sounds", 3)
+    (tmp_path / "sounds" / "broken.wav").write_bytes(b"RIFF")
+    out = tmp_path / "prepared"
+    assert main(["corpora", "prepare", str(tmp_path / "sounds"), "--out", str(out)]) == 0
+    assert "3" in capsys.readouterr().out
+    assert len(read_manifest(out / "manifest.jsonl")) == 3
+    assert "broken" in (out / "rejected.csv").read_text()
+    assert "nowhere" in one_line_error(capsys, "corpora", "prepare", tmp_path / "nowhere", "--out", out)
+    assert "fetch high_res_wham.zip" in one_line_error(capsys, "corpora", "download", "wham", "--out", out)
+
+
 def test_simulate_refuses_options_of_another_form(tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
     error = one_line_error(capsys, "simulate", "dcase", *out, "--targets", tmp_path, "--snr", "0", "--rooms", "0")
     assert "got also --targets --snr --rooms" in error
     assert "without dcase" in one_line_error(capsys, "simulate", *out, "--preset", "smoke")
+    assert "without rooms" in one_line_error(capsys, "simulate", *out, "--num", "3")
+    error = one_line_error(capsys, "simulate", "rooms", *out, "--preset", "smoke", "--noise-coherence", "1")
+    assert "takes --num, --workers and --seed, got also --preset --noise-coherence" in error
+    assert "must be a file" in one_line_error(capsys, "simulate", "rooms", "--out", tmp_path)
     assert not (tmp_path / "out").exists()
 
 

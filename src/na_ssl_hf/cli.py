@@ -101,12 +101,16 @@ def _parser() -> argparse.ArgumentParser:
         "put sounds through simulated rooms with two microphones; without --targets, synthetic machines as a data set",
         "  na-ssl simulate --targets machine_sounds --noises backgrounds --out rooms --snr -5 0 5\n"
         "  na-ssl simulate dcase --out benchmark --preset small --seed 0 --noise-coherence 0.5\n"
+        "  na-ssl simulate rooms --num 10000 --workers 8 --out rooms.safetensors\n"
         "  na-ssl simulate --out dataset",
     )
     sub.add_argument(
-        "layout", nargs="?", choices=("dcase",), help="synthetic machines as a benchmark like DCASE 2026 Task 2"
+        "layout",
+        nargs="?",
+        choices=("dcase", "rooms"),
+        help="dcase: synthetic machines as a benchmark like DCASE 2026 Task 2; rooms: a pool of rooms for training",
     )
-    sub.add_argument("--out", type=Path, required=True, help="directory to write")
+    sub.add_argument("--out", type=Path, required=True, help="directory (of rooms: file) to write")
     sub.add_argument("--targets", type=Path, help="folder of sound files of the machine; sub-folders are kept")
     sub.add_argument("--noises", type=Path, help="folder of sound files of backgrounds")
     sub.add_argument("--snr", type=float, nargs="+", help="signal-to-noise ratios in dB (default: -5 0 5)")
@@ -123,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         help="share of noise power common to all corners, 0 (independent) to 1 (the same noise); default 0",
     )
     sub.add_argument("--level-match", action="store_true", help="bring every target to one level (RMS) first")
+    sub.add_argument("--num", type=int, help="number of rooms of `simulate rooms` (default: 10000)")
+    sub.add_argument("--workers", type=int, help="processes of `simulate rooms` (default: 1)")
     sub.add_argument("--seed", type=int, default=0, help="seed of rooms, crops and sounds (default: 0)")
 
     sub = command(
@@ -180,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         "  na-ssl dcase run --system logmel baseline_mse --data dcase2026/development --out runs\n"
         "  na-ssl dcase run --system fujimura_merl_task2_3 --frontend dis-na-beats=CHECKPOINT --data DATA --out runs\n"
         "  na-ssl dcase run --system beats --far-cancellation --frontend beats=na-beats-tiny --data DATA --out runs\n"
-        "  accelerate launch -m na_ssl_hf.cli dcase run --system logmel --data DATA --out runs   # several processes",
+        "  accelerate launch -m na_ssl_hf.cli dcase run --system logmel --data DATA --out runs",
         dcase,
     )
     sub.add_argument(
@@ -333,19 +339,39 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from .simulation import simulate_recordings, write_two_channel_dataset
-    from .simulation.dcase_benchmark import write_dcase_benchmark
+    from .simulation import RoomPool, simulate_recordings, write_dcase_benchmark, write_two_channel_dataset
 
+    given = {
+        "--targets": options.targets,
+        "--noises": options.noises,
+        "--snr": options.snr,
+        "--rooms": options.rooms,
+        "--level-match": options.level_match or None,
+        "--preset": options.preset,
+        "--noise-coherence": options.noise_coherence or None,
+        "--num": options.num,
+        "--workers": options.workers,
+    }
+    taken = {"dcase": ("--preset", "--noise-coherence"), "rooms": ("--num", "--workers")}
+    if options.layout is not None:
+        foreign = [name for name, value in given.items() if value is not None and name not in taken[options.layout]]
+        if foreign:
+            own = ", ".join(taken[options.layout])
+            raise ValueError(f"simulate {options.layout} takes {own} and --seed, got also {' '.join(foreign)}.")
     if options.layout == "dcase":
-        settings = {"--targets": options.targets, "--noises": options.noises, "--snr": options.snr}
-        settings |= {"--rooms": options.rooms, "--level-match": options.level_match or None}
-        if foreign := [name for name, value in settings.items() if value is not None]:
-            raise ValueError(
-                f"simulate dcase takes --preset, --seed and --noise-coherence, got also {' '.join(foreign)}."
-            )
         write_dcase_benchmark(options.out, options.preset or "small", options.seed, options.noise_coherence)
         print(f"benchmark written to {options.out}")
         return
+    if options.layout == "rooms":
+        if options.out.is_dir():
+            raise ValueError(f"--out of simulate rooms must be a file, got the folder {options.out}.")
+        num_rooms = 10_000 if options.num is None else options.num
+        num_workers = 1 if options.workers is None else options.workers
+        pool = RoomPool.simulate(num_rooms, options.seed, options.out, num_workers)
+        print(f"{len(pool)} rooms written to {options.out}")
+        return
+    if foreign := [name for name in ("--num", "--workers") if given[name] is not None]:
+        raise ValueError(f"{foreign[0]} is of `na-ssl simulate rooms`, got it without rooms.")
     if options.preset is not None:
         raise ValueError(f"--preset is of `na-ssl simulate dcase`, got --preset {options.preset} without dcase.")
     if (options.targets is None) != (options.noises is None):

@@ -1,12 +1,14 @@
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from na_ssl_hf.simulation import RoomPool, draw_room, mix_two_channel, simulate_impulse_responses
+from na_ssl_hf.simulation import RoomPool, draw_room, mix_two_channel, room_pool, simulate_impulse_responses
 
 NUM_ROOMS = 5
 
@@ -115,6 +117,110 @@ def test_missing_truncated_and_foreign_files(pool_file, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(OSError, match=r"another kind of file: .*model\.safetensors"):
         RoomPool.load(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Indices of the rooms that are simulated, in order; `simulated.stop_before` fails at a room."""
+
+    class Indices(list):
+        stop_before: int | None = None
+
+    indices, simulate_part = Indices(), room_pool._simulate_part
+
+    def simulate(seed, sampling_rate, part):
+        if indices.stop_before in part:
+            raise KeyboardInterrupt
+        indices.extend(part)
+        return simulate_part(seed, sampling_rate, part)
+
+    monkeypatch.setattr(room_pool, "_simulate_part", simulate)
+    return indices
+
+
+@pytest.fixture(scope="module")
+def parts_of_three_rooms(tmp_path_factory):
+    """What a killed simulation of five rooms of seed 7 leaves: the parts of rooms 0, 1 and 2."""
+    folder = tmp_path_factory.mktemp("killed")
+    code = f"""
+import time
+from na_ssl_hf.simulation import RoomPool, room_pool
+simulate = room_pool._simulate_part
+room_pool._simulate_part = lambda *args: time.sleep(600) if 3 in args[-1] else simulate(*args)
+RoomPool.simulate({NUM_ROOMS}, seed=7, path={str(folder / "rooms.safetensors")!r}, show_progress=False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    parts = folder / ".rooms.safetensors.parts"
+    while len(list(parts.glob("*.safetensors"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(folder.iterdir()) == [parts]
+    return parts
+
+
+@pytest.fixture
+def killed(parts_of_three_rooms, tmp_path):
+    """The path of that simulation, in a folder of its own."""
+    shutil.copytree(parts_of_three_rooms, tmp_path / parts_of_three_rooms.name)
+    return tmp_path / "rooms.safetensors"
+
+
+def test_killed_simulation_goes_on_to_the_same_file(pool_file, killed, simulated, capsys):
+    resumed = RoomPool.simulate(NUM_ROOMS, seed=7, path=killed)
+    assert simulated == [3, 4]
+    assert killed.read_bytes() == pool_file.read_bytes()
+    assert (resumed.path, list(killed.parent.iterdir())) == (killed, [killed])
+    bar = capsys.readouterr().err
+    assert "60%" in bar
+    assert " 0%" not in bar
+
+
+def test_simulation_can_be_stopped_again_and_end_smaller(pool, killed, simulated):
+    simulated.stop_before = 4
+    with pytest.raises(KeyboardInterrupt):
+        RoomPool.simulate(NUM_ROOMS, seed=7, path=killed, show_progress=False)
+    assert simulated == [3]
+    assert_equal_pools(RoomPool.simulate(4, seed=7, path=killed, show_progress=False), list(pool)[:4])
+    assert simulated == [3]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"sampling_rate": 8000}], ids=str)
+def test_parts_of_another_seed_or_rate_are_not_used(killed, change):
+    settings = {"num_rooms": 3, "seed": 7, "show_progress": False} | change
+    assert_equal_pools(RoomPool.simulate(path=killed, **settings), RoomPool.simulate(**settings))
+    assert list(killed.parent.iterdir()) == [killed]
+
+
+def test_damaged_parts_and_those_of_another_version_are_not_used(pool_file, killed, simulated, monkeypatch):
+    first, second, _ = sorted((killed.parent / ".rooms.safetensors.parts").iterdir())
+    first.write_bytes(first.read_bytes()[:-100])
+    data = second.read_bytes()
+    second.write_bytes(data.replace(b'"version":"1"', b'"version":"0"'))
+    assert second.read_bytes() != data
+    RoomPool.simulate(NUM_ROOMS, seed=7, path=killed, show_progress=False)
+    assert simulated == [0, 1, 3, 4]
+    assert killed.read_bytes() == pool_file.read_bytes()
+
+
+def test_finished_rooms_survive_a_full_disk(killed, simulated, monkeypatch):
+    def fail(tensors, file, metadata):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room_pool, "save_file", fail)
+        for _ in range(2):
+            with pytest.raises(OSError, match="disk full"):
+                RoomPool.simulate(3, seed=7, path=killed, show_progress=False)
+    assert not killed.exists()
+    RoomPool.simulate(3, seed=7, path=killed, show_progress=False)
+    assert simulated == []
+
+
+def test_equal_pools_are_equal_files(pool, pool_file, tmp_path):
+    for name in "abc":
+        assert pool.save(tmp_path / name).path.read_bytes() == pool_file.read_bytes()
 
 
 def test_failed_save_leaves_the_old_file(pool, tmp_path, monkeypatch):

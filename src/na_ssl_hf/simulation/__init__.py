@@ -6,6 +6,7 @@ pyroomacoustics is imported only when impulse responses are simulated, so readin
 from .dcase_benchmark import write_dcase_benchmark
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from .mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
 from .room_pool import RoomPool
 from .rooms import Room, draw_room
 from .simulated_recordings import simulate_recordings
@@ -17,9 +18,12 @@ __all__ = [
     "RoomPool",
     "TwoChannelMixture",
     "draw_room",
+    "mix_examples",
     "mix_two_channel",
+    "mixtures_of_process",
     "simulate_impulse_responses",
     "simulate_recordings",
+    "simulated_mixtures",
     "spatial_noises",
     "write_dcase_benchmark",
     "write_two_channel_dataset",

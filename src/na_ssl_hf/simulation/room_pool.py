@@ -3,8 +3,11 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +22,9 @@ from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .rooms import Room, draw_room
 
 FILE_FORMAT = "na_ssl_hf.room_pool"
+PART_FORMAT = "na_ssl_hf.room_pool.part"
 FILE_VERSION = "1"
+ROOMS_PER_PART = 32
 PER_POOL = ("direct_delay", "rt60", "dimensions", "positions")  # tensors with one row per room
 
 
@@ -58,36 +63,39 @@ class RoomPool:
     ) -> "RoomPool":
         """Simulates rooms 0 ... num_rooms - 1 of a seed and saves them if a path is given.
 
-        About 0.1 s of CPU time and 0.15 MB per room; the pool is held in memory until it is saved. The result does not
-        depend on `num_workers`. With several workers a script needs the usual `if __name__ == "__main__":`.
+        About 0.1 s of CPU time and 0.15 MB per room. The result does not depend on `num_workers`. With several workers
+        a script needs the usual `if __name__ == "__main__":`.
+
+        With a path, finished rooms are kept beside it, in the folder `.<name>.parts`, until all are there. The same
+        call goes on where another was stopped, up to 32 rooms a worker before, and ends in the same file, byte by byte;
+        parts of another seed, rate or version are not used.
 
         Raises:
             ValueError: `num_rooms` or `num_workers` below 1, a negative seed.
+            OSError: rooms cannot be saved; those that were stay there.
         """
         for name, value in (("num_rooms", num_rooms), ("num_workers", num_workers)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        simulate_room = partial(_simulate_room, seed, sampling_rate)
-        bar = partial(tqdm, total=num_rooms, desc="simulating rooms", unit="room", disable=not show_progress)
-        if num_workers == 1:
-            simulated = list(bar(map(simulate_room, range(num_rooms))))
-        else:
-            # Spawned, as a fork of a process with running torch threads may hang.
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(num_workers, num_rooms), mp_context=spawn) as workers:
-                chunk = max(1, min(32, num_rooms // (4 * num_workers)))
-                simulated = list(bar(workers.map(simulate_room, range(num_rooms), chunksize=chunk)))
-        responses = {_key(i): torch.from_numpy(response) for i, response in enumerate(simulated)}
-        rooms = [draw_room((seed, i)) for i in range(num_rooms)]
-        responses["direct_delay"] = torch.tensor([room.direct_delay(sampling_rate) for room in rooms])
-        responses["rt60"] = torch.tensor([room.rt60 for room in rooms], dtype=torch.float64)
-        responses["dimensions"] = torch.tensor([room.dimensions for room in rooms], dtype=torch.float64)
-        positions = [(room.target, room.close, room.far, *room.noises) for room in rooms]
-        responses["positions"] = torch.tensor(positions, dtype=torch.float64)  # (num_rooms, 7, 3)
-        pool = cls(responses, sampling_rate, seed)
-        return pool if path is None else pool.save(path)
+        simulate_parts = partial(_simulate_parts, seed, sampling_rate, num_rooms, num_workers, show_progress)
+        if path is None:
+            responses = {name: response for part in simulate_parts(()) for name, response in part.items()}
+            return cls(_with_geometry(responses, seed, sampling_rate, num_rooms), sampling_rate, seed)
+        path = Path(path)
+        folder = path.with_name(f".{path.name}.parts")
+        metadata = {"format": PART_FORMAT, "version": FILE_VERSION}
+        metadata |= {"seed": str(seed), "sampling_rate": str(sampling_rate)}
+        for part in simulate_parts(_read_parts(folder, metadata, num_rooms)):
+            _write(part, folder / f"{min(part)}.safetensors", metadata)
+        # Memory-mapped, so that a large pool is at no time in memory as a whole.
+        responses = _read_parts(folder, metadata, num_rooms)
+        if len(responses) < num_rooms:
+            raise OSError(f"path must be written by one process at a time, another one took parts of {path}")
+        pool = cls(_with_geometry(responses, seed, sampling_rate, num_rooms), sampling_rate, seed).save(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        return pool
 
     def save(self, path: str | os.PathLike) -> "RoomPool":
         """Writes the pool to one safetensors file, first beside it, then renamed; returns the pool of that file."""
@@ -99,13 +107,7 @@ class RoomPool:
             "seed": str(self.seed),
             "sampling_rate": str(self.sampling_rate),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file(self._responses, partial_file, metadata=metadata)
-            os.replace(partial_file, path)
-        finally:
-            partial_file.unlink(missing_ok=True)
+        _write(self._responses, path, metadata)
         return type(self).load(path, sampling_rate=self.sampling_rate)
 
     @classmethod
@@ -192,7 +194,92 @@ def _key(index: int) -> str:
     return f"impulse_responses.{index}"
 
 
-def _simulate_room(seed: int, sampling_rate: int, index: int) -> np.ndarray:
-    """(5, 2, R) float16, target first; NumPy, as tensors would travel between processes by file descriptor."""
-    simulated = simulate_impulse_responses(draw_room((seed, index)), sampling_rate)
-    return torch.cat([simulated.target[None], simulated.noise]).half().numpy()
+def _with_geometry(responses: dict[str, Tensor], seed: int, sampling_rate: int, num_rooms: int) -> dict[str, Tensor]:
+    rooms = [draw_room((seed, i)) for i in range(num_rooms)]
+    positions = [(room.target, room.close, room.far, *room.noises) for room in rooms]
+    return responses | {
+        "direct_delay": torch.tensor([room.direct_delay(sampling_rate) for room in rooms]),
+        "rt60": torch.tensor([room.rt60 for room in rooms], dtype=torch.float64),
+        "dimensions": torch.tensor([room.dimensions for room in rooms], dtype=torch.float64),
+        "positions": torch.tensor(positions, dtype=torch.float64),  # (num_rooms, 7, 3)
+    }
+
+
+def _simulate_parts(
+    seed: int, sampling_rate: int, num_rooms: int, num_workers: int, show_progress: bool, done: Collection[str]
+) -> Iterator[dict[str, Tensor]]:
+    """The responses of all rooms that are not done yet, a few rooms at a time."""
+    missing = [index for index in range(num_rooms) if _key(index) not in done]
+    size = max(1, min(ROOMS_PER_PART, len(missing) // (4 * num_workers)))
+    parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+    bar = partial(tqdm, desc="simulating rooms", unit="room", total=num_rooms, disable=not show_progress)
+    with bar(initial=num_rooms - len(missing)) as progress, _map_function(min(num_workers, len(parts))) as map_parts:
+        for part, arrays in zip(parts, map_parts(partial(_simulate_part, seed, sampling_rate), parts), strict=True):
+            yield {_key(index): torch.from_numpy(array) for index, array in zip(part, arrays, strict=True)}
+            progress.update(len(part))
+
+
+def _simulate_part(seed: int, sampling_rate: int, indices: list[int]) -> list[np.ndarray]:
+    """(5, 2, R) float16 a room, target first; NumPy, as tensors would travel between processes by file descriptor."""
+    rooms = (simulate_impulse_responses(draw_room((seed, index)), sampling_rate) for index in indices)
+    return [torch.cat([room.target[None], room.noise]).half().numpy() for room in rooms]
+
+
+@contextmanager
+def _map_function(num_workers: int) -> Iterator[Callable[..., Iterator]]:
+    """`map` in this process or in workers, which end with the block, and with a killed parent, too."""
+    if num_workers <= 1:
+        yield map
+        return
+    # Spawned, as a fork of a process with running torch threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    workers = ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_end_with_parent)
+    try:
+        yield workers.map
+    finally:
+        workers.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Saves tensors beside `path`, then renames; equal tensors give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial_file, metadata=metadata)
+        with partial_file.open("r+b") as file:
+            # safetensors shuffles the metadata from call to call.
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = metadata
+            ordered = json.dumps(header, separators=(",", ":")).encode()
+            assert len(ordered) <= size
+            file.seek(8)
+            file.write(ordered.ljust(size))
+        os.replace(partial_file, path)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def _read_parts(folder: Path, metadata: dict[str, str], num_rooms: int) -> dict[str, Tensor]:
+    """Memory-mapped responses of rooms below `num_rooms` in parts with these metadata."""
+    wanted = {_key(index) for index in range(num_rooms)}
+    responses: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                if file.metadata() == metadata:
+                    responses |= {name: file.get_tensor(name) for name in wanted.intersection(file.keys())}
+        except SafetensorError:
+            continue  # torn by a crash of the machine, to be simulated again
+    return responses

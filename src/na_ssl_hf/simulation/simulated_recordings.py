@@ -20,7 +20,7 @@ from .synthetic_dataset import SAMPLING_RATE, mix_in_room
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 LEVEL_MATCH_RMS = 0.05
-_SILENCE_RMS = 1e-5  # -100 dB of full scale, below the step of 16-bit PCM
+SILENCE_RMS = 1e-5  # -100 dB of full scale, below the step of 16-bit PCM
 _MIN_DURATION_S = 0.5
 
 
@@ -181,7 +181,7 @@ def _read_target(path: Path, level_match: bool) -> np.ndarray:
             f"target {path} must last at least {_MIN_DURATION_S} s, got {len(target) / SAMPLING_RATE:.2f} s"
         )
     rms = _rms(target)
-    if rms < _SILENCE_RMS:
+    if rms < SILENCE_RMS:
         raise ValueError(f"target {path} must not be silent, got an RMS of {rms:.1e} of full scale")
     return target * np.float32(LEVEL_MATCH_RMS / rms) if level_match else np.ascontiguousarray(target)
 
@@ -200,7 +200,7 @@ def _noise_crops(noises: list[_NoiseFile], num_samples: int, rng: np.random.Gene
         chosen = [noise for noise, _ in picked]
         starts = [slot * duration_s + shifts[noise.path] for noise, slot in picked]
     crops = [_noise_crop(noise, start, num_samples) for noise, start in zip(chosen, starts, strict=True)]
-    if max(_rms(crop) for crop in crops) < _SILENCE_RMS:
+    if max(_rms(crop) for crop in crops) < SILENCE_RMS:
         raise ValueError(f"noise must not be silent, got silence in {[str(noise.path) for noise in chosen]}")
     return np.stack(crops), [noise.path for noise in chosen]
 
