@@ -27,7 +27,7 @@ from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.pooling import pool_time
 
 if TYPE_CHECKING:
-    from . import convert, data, evaluation, simulation
+    from . import convert, data, evaluation, simulation, training
 
 __version__ = version("na-ssl-hf")
 
@@ -48,8 +48,8 @@ AutoModel.register(AutoencoderConfig, AutoencoderModel, exist_ok=True)
 if "anomaly-scoring" not in PIPELINE_REGISTRY.supported_tasks:
     PIPELINE_REGISTRY.register_pipeline("anomaly-scoring", AnomalyScorer, pt_model=AutoModel, type="audio")
 
-# Room simulation, metrics and conversion bring heavy libraries along and are imported when first used.
-_LAZY_SUBPACKAGES = ("convert", "data", "evaluation", "simulation")
+# Room simulation, metrics, training and conversion bring heavy libraries along and are imported when first used.
+_LAZY_SUBPACKAGES = ("convert", "data", "evaluation", "simulation", "training")
 
 __all__ = [
     "AnomalyScorer",
@@ -70,6 +70,7 @@ __all__ = [
     "evaluation",
     "pool_time",
     "simulation",
+    "training",
 ]
 
 

@@ -1,0 +1,400 @@
+"""Turn a BEATs or EAT checkpoint into NA-BEATs or NA-EAT: noise-aware distillation on simulated two-channel mixtures.
+
+    DATA="--targets targets.jsonl --noises noises.jsonl --rooms rooms.safetensors --validation-rooms val.safetensors"
+
+    # four GPUs; one CPU (examples/accelerate also has one GPU, FSDP, several machines and two CPU processes)
+    accelerate launch --config_file examples/accelerate/four_gpus.yaml \
+        examples/train_na_distillation.py --base BASE $DATA --output-dir OUT
+    accelerate launch --config_file examples/accelerate/cpu.yaml \
+        examples/train_na_distillation.py --base BASE $DATA --output-dir OUT --batch-size 8 --max-steps 2000
+
+    accelerate launch ... --output-dir OUT --resume  # after a kill, exactly as if nothing had happened
+
+BASE is a folder of `na-ssl convert` or a name on the hub; manifests come from `na-ssl corpora prepare`, rooms from
+`na-ssl simulate rooms`. Defaults are the paper's (Fujimura et al., IWAENC 2026). OUT becomes a checkpoint for
+`from_pretrained`, with README.md, loss.png and log.jsonl beside it; OUT/checkpoints holds what `--resume` needs.
+"""
+
+import math
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import is_tensorboard_available, is_trackio_available, set_seed
+from huggingface_hub import HfApi
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, HfArgumentParser
+
+from na_ssl_hf import NABeatsModel, NAEatModel, TwoChannelFeatureExtractor
+from na_ssl_hf.data.sound_manifest import SoundFile, read_manifest
+from na_ssl_hf.simulation.mixing import TwoChannelMixture
+from na_ssl_hf.simulation.mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
+from na_ssl_hf.simulation.room_pool import RoomPool
+from na_ssl_hf.training.checkpoint_folder import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    read_position,
+    save_checkpoint,
+)
+from na_ssl_hf.training.distillation import NoiseAwareDistillation
+from na_ssl_hf.training.ema import ExponentialMovingAverage
+from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
+from na_ssl_hf.training.loss_curve import plot_loss_curve
+from na_ssl_hf.training.model_card import write_model_card
+
+NOISE_AWARE_MODELS = {"beats": NABeatsModel, "eat": NAEatModel}
+INSTALLED_TRACKERS = [
+    *(["tensorboard"] if is_tensorboard_available() else []),
+    *(["trackio"] if is_trackio_available() else []),
+]
+VALIDATION_SEED = 1_000_003  # validation mixtures are the same whatever the seed of the training
+
+
+def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
+    return field(default=default, metadata={"help": help, **of_argparse})
+
+
+@dataclass(kw_only=True)
+class Settings:
+    # Data
+    base: str = field(metadata={"help": "BEATs or EAT: a folder or a name on the hub"})
+    targets: str = field(metadata={"help": "manifest of target sounds, splits train and validation"})
+    noises: str = field(metadata={"help": "manifest of noises, at least four files in each of the two splits"})
+    rooms: str = field(metadata={"help": "room pool for training"})
+    validation_rooms: str = field(metadata={"help": "room pool for validation"})
+    output_dir: str = field(metadata={"help": "where everything is written"})
+    duration: float = option("of a mixture, s", 10.0)
+    snr: list[float] = field(
+        default_factory=lambda: [-10.0, 10.0], metadata={"help": "lowest and highest SNR at the close microphone, dB"}
+    )
+    gain: list[float] = field(
+        default_factory=lambda: [0.0, 0.0], metadata={"help": "lowest and highest joint gain of both channels, dB"}
+    )
+    noise_coherence: list[float] = field(
+        default_factory=lambda: [0.0, 0.0], metadata={"help": "lowest and highest coherence of the noises, 0 to 1"}
+    )
+    num_workers: int = option("processes that read sounds, for each training process", 0)
+    # Model
+    layer_type: Literal["cross_attention", "aligned", "film", "self_attention"] = option(
+        "of the noise-aware layers", "cross_attention"
+    )
+    noise_aware_heads: int = option("attention heads of the noise-aware layers", 8)
+    noise_aware_width: int | None = option("of their SwiGLU (default: 3 x hidden size, film 4 x)")
+    noise_aware_dropout: float = option("on their attention weights", 0.1)
+    far_cancellation: str | None = option(
+        "cancel the far microphone in the close channel first, in training and in the saved extractor",
+        choices=["least_squares", "spectral_subtraction"],
+    )
+    band_loss: float = option("weight of the loss on time-averaged band vectors", 0.0)
+    # Optimisation
+    epochs: int = option("passes, as many mixtures each as there are training targets", 200)
+    max_steps: int | None = option("optimizer steps, instead of epochs")
+    batch_size: int = option("mixtures of a step, all processes and accumulated batches together", 160)
+    gradient_accumulation: int = option("batches of a process into which its part of a step is cut", 1)
+    lr: float = option("peak learning rate of AdamW", 1e-4)
+    schedule: Literal["constant", "cosine"] = option("of the learning rate, behind the warm-up", "constant")
+    warmup_steps: int = option("over which the learning rate rises from 0", 0)
+    weight_decay: float = option("of AdamW", 0.01)
+    max_grad_norm: float = option("gradients are clipped to it", 1.0)
+    ema_decay: float = option("of the average of the trained weights", 0.999)
+    ema_start: int = option("step from which on they are averaged", 20_000)
+    mixed_precision: str | None = option("default: of `accelerate launch`", choices=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = option("half the memory, 40 % more time", False)
+    seed: int = option("of weights, dropout and mixtures", 0)
+    cpu: bool = option("train on the CPU (needed with torchrun; `accelerate launch` says so itself)", False)
+    # Watching and saving
+    validate_every: int = option("steps", 1000)
+    validation_examples: int = option("mixtures, rounded down to whole batches", 1000)
+    save_every: int = option("steps between checkpoints", 1000)
+    keep: int = option("checkpoints kept, 0 for all", 3)
+    resume: str | None = option("go on from a checkpoint, or from the latest one", nargs="?", const="latest")
+    trackers: bool = option("log to tensorboard and trackio too, where they are installed", True)
+    fp16_weights: bool = option("save float16 weights, which load as float32", False)
+    licence: str = option("of the weights, for the model card", "other")
+    push_to_hub: str | None = option("name on the hub to upload OUT to, without its checkpoints")
+
+
+# A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
+LASTING = (
+    *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
+    *("batch_size", "duration", "snr", "gain", "noise_coherence", "ema_decay", "ema_start"),
+)
+
+
+def main() -> None:
+    settings = HfArgumentParser(Settings).parse_args_into_dataclasses()[0]
+    output_dir = Path(settings.output_dir)
+    json_lines = JsonLinesTracker(output_dir / "log.jsonl")
+    accelerator = Accelerator(
+        cpu=settings.cpu,
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        log_with=[json_lines, *(INSTALLED_TRACKERS if settings.trackers else [])],
+        project_dir=output_dir,
+    )
+    set_seed(settings.seed)
+
+    # Data; whatever can be wrong is found here, before the first step.
+    checkpoints = output_dir / "checkpoints"
+    lasting = {name: getattr(settings, name) for name in LASTING}
+    checkpoint = find_checkpoint(checkpoints, settings.resume, lasting)
+    first_step = read_position(checkpoint)["step"] if checkpoint else 0
+    sounds = {name: read_sounds(name, getattr(settings, name)) for name in ("targets", "noises")}
+    rooms, validation_rooms = (RoomPool.load(path) for path in (settings.rooms, settings.validation_rooms))
+    num_steps = settings.max_steps or settings.epochs * len(sounds["targets"]["train"]) // settings.batch_size
+    whole_batch = batch_size_of_process(settings, accelerator.num_processes) * accelerator.num_processes
+    num_validation = settings.validation_examples - settings.validation_examples % whole_batch
+    counts = {"steps": num_steps, "whole batches of validation_examples": num_validation}
+    for name, count in (counts | {each: getattr(settings, each) for each in ("save_every", "validate_every")}).items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    loader = partial(mixture_loader, settings, accelerator, sounds)
+    training = loader(
+        "train", rooms, settings.seed, range(first_step * settings.batch_size, num_steps * settings.batch_size)
+    )
+    validation = loader("validation", validation_rooms, VALIDATION_SEED, range(num_validation))
+
+    # Model
+    model = noise_aware_model(settings)
+    distillation = NoiseAwareDistillation(
+        model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
+    ).train()
+    trained = (parameter for parameter in distillation.parameters() if parameter.requires_grad)
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    distillation, optimizer = accelerator.prepare(distillation, optimizer)
+    named = dict(accelerator.unwrap_model(distillation).named_parameters())
+    ema = ExponentialMovingAverage(named, settings.ema_decay, settings.ema_start)
+    accelerator.register_for_checkpointing(ema)
+    if checkpoint:
+        load_checkpoint(accelerator, checkpoint)
+    json_lines.cut(first_step)
+    accelerator.init_trackers("na-distillation", {name: str(value) for name, value in asdict(settings).items()})
+
+    # Training
+    batches = iter(training)
+    results: dict[str, float] = {}
+    steps = range(first_step + 1, num_steps + 1)
+    bar = tqdm(steps, initial=first_step, total=num_steps, unit="step", disable=not accelerator.is_main_process)
+    for step in bar:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        # Dropout is a function of seed, step and process too, so that a resumed training repeats it.
+        torch.manual_seed(seed_of(settings.seed, step, accelerator.process_index))
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, num_steps, settings)
+        losses, indices = [], []
+        for _ in range(settings.gradient_accumulation):
+            batch = next(batches)
+            with accelerator.accumulate(distillation):
+                loss = distillation(*mixed(batch, rooms, accelerator.device))["loss"]
+                accelerator.backward(loss.total)
+                losses.append(torch.stack(loss).detach())
+                indices.append(batch["index"])
+                if accelerator.sync_gradients:
+                    gradient_norm = accelerator.clip_grad_norm_(list(ema.parameters.values()), settings.max_grad_norm)
+                    losses_of_all = accelerator.gather(torch.stack(losses))  # (processes * accumulated, 3)
+                    stop_if_not_finite(accelerator, losses_of_all, gradient_norm, indices, step, settings)
+                optimizer.step()
+                optimizer.zero_grad()
+        ema.update(step)
+
+        total, tokens, bands = losses_of_all.mean(dim=0).tolist()
+        logged = {"loss": total, "token_loss": tokens, "band_loss": bands, "gradient_norm": float(gradient_norm)}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        logged |= {"lr": lr, "s": seconds, "cpu_s": cpu_seconds, "clips_per_s": settings.batch_size / seconds}
+        accelerator.log(logged, step=step)
+        bar.set_postfix(loss=f"{total:.4f}", clips_per_s=f"{logged['clips_per_s']:.1f}")
+        if step % settings.validate_every == 0 or step == num_steps:
+            with ema.swapped_in():
+                results = validate(distillation, validation, validation_rooms, accelerator)
+            accelerator.log({f"validation/{name}": value for name, value in results.items()}, step=step)
+            if accelerator.is_main_process:
+                bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
+        if step % settings.save_every == 0 or step == num_steps:
+            save_checkpoint(accelerator, checkpoints, {"step": step, **lasting}, settings.keep)
+
+    # The trained model, its card and its curves
+    with ema.swapped_in():
+        results = results or validate(distillation, validation, validation_rooms, accelerator)
+        state = accelerator.get_state_dict(distillation)
+        if accelerator.is_main_process:
+            dtype = torch.float16 if settings.fp16_weights else torch.float32
+            weights = {name.removeprefix("model."): weight.to(dtype).contiguous() for name, weight in state.items()}
+            model.save_pretrained(output_dir, state_dict=weights)
+    if accelerator.is_main_process:
+        frontend = model.config.model_type.removeprefix("na-")
+        TwoChannelFeatureExtractor(frontend, far_cancellation=settings.far_cancellation).save_pretrained(output_dir)
+        plot_loss_curve(json_lines.path, output_dir / "loss.png")
+        write_model_card(
+            output_dir,
+            name=settings.push_to_hub or output_dir.name,
+            model=model,
+            base=settings.base,
+            licence=settings.licence,
+            step=num_steps,
+            num_validation=num_validation,
+            results=results,
+            log=read_json_lines(json_lines.path),
+            num_processes=accelerator.num_processes,
+            command=shlex.join(["accelerate", "launch", *sys.argv]),
+            settings=asdict(settings),
+            sounds={name: [*splits["train"], *splits["validation"]] for name, splits in sounds.items()},
+        )
+        if settings.push_to_hub:
+            hub = HfApi()
+            hub.create_repo(settings.push_to_hub, exist_ok=True)
+            hub.upload_folder(
+                repo_id=settings.push_to_hub,
+                folder_path=output_dir,
+                ignore_patterns=["checkpoints/*", "na-distillation/*"],
+            )
+    accelerator.end_training()
+
+
+# Before the first step
+
+
+def batch_size_of_process(settings: Settings, num_processes: int) -> int:
+    parts = num_processes * settings.gradient_accumulation
+    if settings.batch_size < 1 or settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size must be a multiple of processes x gradient_accumulation = {num_processes} x "
+            f"{settings.gradient_accumulation} = {parts}, got {settings.batch_size}"
+        )
+    return settings.batch_size // parts
+
+
+def read_sounds(name: str, manifest: str) -> dict[str, list[SoundFile]]:
+    """The sounds of a manifest by split."""
+    sounds = read_manifest(manifest)
+    splits = {split: [sound for sound in sounds if sound.split == split] for split in ("train", "validation")}
+    least = 4 if name == "noises" else 1  # one noise in each corner
+    for split, files in splits.items():
+        if len(files) < least:
+            raise ValueError(
+                f"{name} must hold at least {least} files of split {split}, got {len(files)} in {manifest}"
+            )
+    return splits
+
+
+def mixture_loader(
+    settings: Settings,
+    accelerator: Accelerator,
+    sounds: dict[str, dict[str, list[SoundFile]]],
+    split: str,
+    rooms: RoomPool,
+    seed: int,
+    examples: range,
+) -> DataLoader:
+    """This process' batches; all processes together take successive examples, so that the data of a step depend on
+    nothing but seed and step."""
+    batch_size = batch_size_of_process(settings, accelerator.num_processes)
+    mixtures = simulated_mixtures(
+        sounds["targets"][split],
+        sounds["noises"][split],
+        rooms,
+        num_examples=max(1, len(examples)),
+        seed=seed,
+        first_index=examples.start,
+        duration_s=settings.duration,
+        snr_db=tuple(settings.snr),
+        gain_db=tuple(settings.gain),
+        noise_coherence=tuple(settings.noise_coherence),
+        num_shards=accelerator.num_processes * max(1, settings.num_workers),
+        block_size=batch_size,
+    )
+    # Not prepared by Accelerate, which would split it once more.
+    part = mixtures_of_process(mixtures, accelerator.process_index, accelerator.num_processes, settings.num_workers)
+    return DataLoader(part, batch_size, num_workers=settings.num_workers, pin_memory=accelerator.device.type == "cuda")
+
+
+def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
+    model_type = AutoConfig.from_pretrained(settings.base).model_type
+    if model_type not in NOISE_AWARE_MODELS:
+        raise ValueError(
+            f"base must be a model of type {sorted(NOISE_AWARE_MODELS)}, got {model_type!r} in {settings.base}"
+        )
+    return NOISE_AWARE_MODELS[model_type].from_base(
+        AutoModel.from_pretrained(settings.base, dtype=torch.float32),
+        noise_aware_layer_type=settings.layer_type,
+        noise_aware_num_heads=settings.noise_aware_heads,
+        noise_aware_intermediate_size=settings.noise_aware_width,
+        noise_aware_attention_dropout=settings.noise_aware_dropout,
+    )
+
+
+# In every step
+
+
+def mixed(batch: dict[str, Tensor], rooms: RoomPool, device: torch.device) -> TwoChannelMixture:
+    sounds = {name: batch[name].to(device, non_blocking=True) for name in ("target", "noises")}
+    return mix_examples({**batch, **sounds}, rooms)
+
+
+def seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def learning_rate(step: int, num_steps: int, settings: Settings) -> float:
+    """Of optimizer step number `step`, counted from 1."""
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - 1 - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def stop_if_not_finite(
+    accelerator: Accelerator,
+    losses: Tensor,
+    gradient_norm: Tensor,
+    indices: list[Tensor],
+    step: int,
+    settings: Settings,
+) -> None:
+    """Raises in all processes before the weights of a spoilt step are changed."""
+    wrong = ~losses.isfinite().all(dim=1)  # (processes * accumulated,)
+    # float16 gradients may overflow: its scaler skips such a step and goes on.
+    gradients_wrong = accelerator.mixed_precision != "fp16" and not torch.isfinite(gradient_norm)
+    if not wrong.any() and not gradients_wrong:
+        return
+    indices_of_all = accelerator.gather(torch.stack(indices).to(losses.device))  # (processes * accumulated, B)
+    spoilt = indices_of_all[wrong] if wrong.any() else indices_of_all
+    raise FloatingPointError(
+        f"{'loss' if wrong.any() else 'gradient'} must be finite, got NaN or infinity in step {step}: seed "
+        f"{settings.seed}, mixtures {spoilt.flatten().tolist()}. The weights before it are in the last checkpoint, "
+        f"{latest_checkpoint(Path(settings.output_dir) / 'checkpoints')}."
+    )
+
+
+@torch.no_grad()
+def validate(
+    distillation: torch.nn.Module, loader: DataLoader, rooms: RoomPool, accelerator: Accelerator
+) -> dict[str, float]:
+    """Losses, and their ratios to those of the base itself, over all batches of all processes."""
+    distillation.eval()
+    batches = []
+    for batch in loader:
+        losses = distillation(*mixed(batch, rooms, accelerator.device), references=True)
+        batches.append(torch.stack([torch.stack(loss) for loss in losses.values()]))  # (losses, 3)
+    distillation.train()
+    means = accelerator.reduce(torch.stack(batches).mean(dim=0), "mean")
+    _, tokens, bands = (dict(zip(losses, column.tolist(), strict=True)) for column in means.T)
+    results = {"loss": tokens["loss"], "identity_loss": tokens["identity"]}
+    results["ratio"] = tokens["loss"] / tokens["identity"]
+    results["band_ratio"] = bands["loss"] / bands["identity"]
+    ablations = [name for name in losses if name.startswith("far_")]
+    return results | {f"ratio_{name}": tokens[name] / tokens["identity"] for name in ablations}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Training checkpoints that a kill or a full disk cannot spoil, the last few of them kept."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+_PREFIX = "step-"
+_PARTIAL = ".partial-"
+_POSITION_FILE = "position.json"
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[str, Any], keep: int) -> Path:
+    """Saves Accelerate's state and a position as `folder/step-<step>`; to be called by all processes together.
+
+    Everything is written beside and then renamed, and older checkpoints beyond `keep` go after that.
+
+    Args:
+        position: `step`, and what else a training can only be resumed with; plain JSON values.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is still there.
+    """
+    step = position["step"]
+    final, partial = folder / f"{_PREFIX}{step:08d}", folder / f"{_PARTIAL}{step:08d}"
+    if accelerator.is_main_process:
+        _remove_partial(folder)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            (partial / _POSITION_FILE).write_text(json.dumps(dict(position), indent=2))
+    except Exception as error:  # safetensors has a kind of its own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = latest_checkpoint(folder)
+        raise OSError(
+            f"The checkpoint of step {step} cannot be written to {folder}: {error}. "
+            + (f"The last good one is {kept}." if kept else "There is none before it.")
+        ) from error
+    # Every process has written its part before the folder gets its name.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if final.exists():  # a training resumed from an older checkpoint comes past here again
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        for old in _checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def find_checkpoint(folder: Path, resume: str | None, lasting: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to resume: a path, or the one with the latest step for "latest"; `None` to start from scratch.
+
+    Args:
+        resume: `None` for a new training, which must not find checkpoints of another one.
+        lasting: values that must be those of the checkpoint's position.
+
+    Raises:
+        OSError: `resume` is no checkpoint.
+        ValueError: a value has changed, or there are checkpoints already.
+    """
+    latest = latest_checkpoint(folder)
+    if resume is None and latest:
+        raise ValueError(f"checkpoints are only gone on from with resume, and found in {folder}: use another folder")
+    if resume is None or (resume == "latest" and latest is None):
+        return None
+    checkpoint = latest if resume == "latest" and latest else Path(resume)
+    position = read_position(checkpoint)
+    for name, value in lasting.items():
+        if position.get(name) != value:
+            raise ValueError(f"{name} must be {position.get(name)!r} as in {checkpoint}, got {value!r}")
+    return checkpoint
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Loads what `save_checkpoint` saved into the prepared and registered objects, in all processes together."""
+    accelerator.wait_for_everyone()
+    accelerator.load_state(str(path))
+    accelerator.wait_for_everyone()
+
+
+def read_position(path: Path) -> dict[str, Any]:
+    """The `position` of a checkpoint.
+
+    Raises:
+        OSError: it is none.
+    """
+    file = path / _POSITION_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} must be a folder of save_checkpoint, it holds no {_POSITION_FILE}")
+    return json.loads(file.read_text())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest step, `None` where there is none."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order of their steps."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if re.fullmatch(rf"{_PREFIX}\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+def _remove_partial(folder: Path) -> None:
+    """What a kill has left."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path)

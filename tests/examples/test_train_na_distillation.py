@@ -1,0 +1,352 @@
+"""The training script as a whole, on sounds and models small enough for a handful of steps a second."""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+from transformers import AutoFeatureExtractor, AutoModel
+
+from na_ssl_hf.data.sound_manifest import SoundFile, read_manifest, write_manifest
+from na_ssl_hf.simulation.room_pool import RoomPool
+from na_ssl_hf.training import checkpoint_folder
+from na_ssl_hf.training.checkpoint_folder import latest_checkpoint
+from na_ssl_hf.training.json_lines_tracker import read_json_lines
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_na_distillation.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+PROCESS_TIMEOUT = 240  # s, only so that a hanging test ends
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_na_distillation", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Bases, manifests and rooms; their names are in `arguments`."""
+    folder = tmp_path_factory.mktemp("data")
+    for model_type in ("beats", "eat", "na-beats"):
+        tiny_model(model_type).save_pretrained(folder / model_type)
+    random = np.random.default_rng(0)
+    for use, count in (("targets", 2), ("noises", 4)):
+        sounds = []
+        for name in [f"{split}{number}" for split in ("train", "validation") for number in range(count)]:
+            path = folder / f"{use}-{name}.flac"
+            envelope = np.abs(np.sin(np.arange(12000) * random.uniform(1e-4, 1e-2)))
+            soundfile.write(path, 0.1 * envelope * random.standard_normal(12000), 16000)
+            sounds.append(SoundFile(str(path), 12000, 16000, name.rstrip("0123456789"), "made-up", "CC0-1.0"))
+        write_manifest(folder / f"{use}.jsonl", sounds)
+    for name, seed in (("rooms", 0), ("validation", 1)):
+        RoomPool.simulate(2, seed, folder / f"{name}.safetensors", show_progress=False)
+    return folder
+
+
+def arguments(data: Path, out: Path, **changed) -> list[str]:
+    options = {
+        "base": data / "beats",
+        "targets": data / "targets.jsonl",
+        "noises": data / "noises.jsonl",
+        "rooms": data / "rooms.safetensors",
+        "validation_rooms": data / "validation.safetensors",
+        "output_dir": out,
+        "duration": 0.5,
+        "batch_size": 2,
+        "max_steps": 20,
+        "save_every": 4,
+        "validate_every": 10,
+        "validation_examples": 4,
+        "noise_aware_heads": 4,
+        "lr": 3e-3,
+        "ema_start": 5,
+        "ema_decay": 0.9,
+        "trackers": False,
+        "cpu": True,
+    } | changed
+    return [
+        word
+        for name, value in options.items()
+        if value is not None
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+
+
+@pytest.fixture
+def train(data, monkeypatch, tmp_path):
+    """Runs the script in this process, as a new one would; returns its output folder."""
+
+    def run(out: str | Path = "out", **changed) -> Path:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments(data, tmp_path / out, **changed)])
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        try:
+            script.main()
+        finally:
+            AcceleratorState._reset_state(True)
+            GradientState._reset_state()
+        return tmp_path / out
+
+    return run
+
+
+def losses(folder: Path) -> dict[int, tuple[float, ...]]:
+    """What must repeat itself exactly, by step."""
+    rows = [row for row in read_json_lines(folder / "log.jsonl") if "loss" in row]
+    return {
+        row["step"]: tuple(row[name] for name in ("loss", "token_loss", "band_loss", "gradient_norm")) for row in rows
+    }
+
+
+def latest_step(folder: Path) -> int:
+    return int(latest_checkpoint(folder / "checkpoints").name.removeprefix("step-"))
+
+
+def validations(folder: Path) -> dict[int, dict[str, float]]:
+    return {row["step"]: row for row in read_json_lines(folder / "log.jsonl") if "validation/ratio" in row}
+
+
+def started(command: list[str], num_processes: int = 1) -> list[subprocess.Popen]:
+    """The processes of a training, as torchrun starts them; its own would outlive it when it is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    group = place | {"WORLD_SIZE": str(num_processes)} if num_processes > 1 else {}
+    processes = []
+    for rank in range(num_processes):
+        environment = os.environ | ONE_THREAD | group
+        if group:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
+    return processes
+
+
+def killed_in_the_middle(processes: list[subprocess.Popen], log: Path, step: int) -> None:
+    """Kills the processes once `step` is logged."""
+    start = time.monotonic()
+    while all(process.poll() is None for process in processes) and time.monotonic() < start + PROCESS_TIMEOUT:
+        if log.exists() and log.read_text().count('"gradient_norm"') >= step:
+            break
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
+
+
+# What a training leaves
+
+
+@pytest.mark.parametrize("base", ["beats", "eat"])
+def test_leaves_a_checkpoint_with_the_averaged_weights_a_card_and_curves(train, data, base):
+    out = train(
+        base=data / base,
+        layer_type="aligned",
+        band_loss=0.5,
+        far_cancellation="spectral_subtraction",
+        licence="cc0-1.0",
+    )
+    model, extractor = AutoModel.from_pretrained(out), AutoFeatureExtractor.from_pretrained(out)
+    assert model.config.noise_aware_layer_type == "aligned"
+    assert (extractor.frontend, extractor.far_cancellation) == (base, "spectral_subtraction")
+    untouched = AutoModel.from_pretrained(data / base).state_dict()
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in untouched.items())
+
+    checkpoint = latest_checkpoint(out / "checkpoints")
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == [f"step-{n:08d}" for n in (12, 16, 20)]
+    averages = torch.load(checkpoint / "custom_checkpoint_0.pkl")
+    weights = load_file(checkpoint / "model.safetensors")
+    assert averages
+    for name, average in averages.items():
+        assert torch.equal(model.state_dict()[name.removeprefix("model.")], average)
+    assert any(not torch.equal(weights[name], average) for name, average in averages.items())
+
+    measured = validations(out)[20]
+    card = (out / "README.md").read_text()
+    assert f"| ratio | {measured['validation/ratio']:.4f} |" in card
+    assert "| targets | train | made-up | CC0-1.0 | 2 | 0.0 |" in card
+    assert "license: cc0-1.0" in card
+    assert "--band_loss 0.5" in card
+    assert (out / "loss.png").stat().st_size > 10_000
+
+
+def test_float16_weights_load_as_float32(train):
+    out = train(max_steps=2, fp16_weights=True)
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.float16}
+    assert AutoModel.from_pretrained(out).dtype == torch.float32
+
+
+def test_untrained_model_has_the_ratio_one(train):
+    measured = validations(train(max_steps=1, lr=0.0))[1]
+    ratios = [value for name, value in measured.items() if "ratio" in name]
+    assert ratios == [1.0] * 4
+
+
+def test_workers_accumulation_and_checkpointing_change_nothing_but_speed(train):
+    settings = {"max_steps": 3, "noise_aware_dropout": 0.0}
+    plain = losses(train("plain", **settings))
+    assert losses(train("workers", num_workers=2, gradient_checkpointing=True, **settings)) == plain
+    accumulated = losses(train("accumulated", gradient_accumulation=2, **settings))
+    for step, values in plain.items():
+        assert accumulated[step] == pytest.approx(values, rel=1e-4)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    class settings:
+        lr, warmup_steps, schedule = 1.0, 2, "cosine"
+
+    rates = [script.learning_rate(step, 6, settings) for step in range(1, 7)]
+    assert rates == pytest.approx([0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 4)) for done in range(4))])
+    settings.schedule = "constant"
+    assert script.learning_rate(6, 6, settings) == 1.0
+
+
+# Going on
+
+
+def test_resumed_training_equals_the_uninterrupted_one(train, data, tmp_path):
+    uninterrupted = train("uninterrupted")
+    out = tmp_path / "killed"
+    # Without an end of its own, so that it cannot finish before it is killed.
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, max_steps=100_000)]
+    killed_in_the_middle(started(command), out / "log.jsonl", step=10)
+    assert 8 <= latest_step(out) < 20
+    train("killed", resume="latest")
+    assert losses(out) == losses(uninterrupted)
+    assert len(losses(out)) == 20
+    assert validations(out) == validations(uninterrupted)
+    for name in ("model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
+def test_two_processes_are_killed_and_resumed(data, tmp_path):
+    out = tmp_path / "out"
+
+    def command(**changed) -> list[str]:
+        return [sys.executable, str(SCRIPT), *arguments(data, out, batch_size=4, save_every=6, **changed)]
+
+    killed_in_the_middle(started(command(max_steps=100_000), num_processes=2), out / "log.jsonl", step=10)
+    before, position = losses(out), latest_step(out)
+    resumed = started(command(resume="latest"), num_processes=2)
+    for process in resumed:
+        _, errors = process.communicate(timeout=PROCESS_TIMEOUT)
+        assert process.returncode == 0, errors.decode()[-3000:]
+    after = losses(out)
+    assert sorted(after) == list(range(1, 21))
+    # The steps between the checkpoint and the kill were done twice.
+    repeated = [step for step in before if position < step <= 20]
+    assert repeated
+    assert {step: after[step] for step in repeated} == {step: before[step] for step in repeated}
+    assert AutoModel.from_pretrained(out).config.model_type == "na-beats"
+
+
+def test_resume_starts_where_nothing_is_and_refuses_other_settings_and_used_folders(train, tmp_path):
+    out = train(max_steps=4, resume="latest")
+    with pytest.raises(ValueError, match="checkpoints are only gone on from with resume"):
+        train(max_steps=8)
+    with pytest.raises(ValueError, match=r"seed must be 0 as in .*step-00000004, got 1"):
+        train(max_steps=8, resume="latest", seed=1)
+    with pytest.raises(FileNotFoundError, match=r"holds no position\.json"):
+        train(max_steps=8, resume=tmp_path)
+    train(max_steps=8, resume=out / "checkpoints" / "step-00000004")
+    assert sorted(losses(out)) == list(range(1, 9))
+
+
+def test_full_disk_leaves_the_old_checkpoint(train, monkeypatch, tmp_path):
+    out = train(max_steps=4)
+    weights = (out / "checkpoints" / "step-00000004" / "model.safetensors").read_bytes()
+
+    def full(self, folder):
+        (Path(folder) / "model.safetensors").write_bytes(weights[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(accelerate.Accelerator, "save_state", full)
+    with pytest.raises(OSError, match=r"step 8 cannot be written.*No space left.*last good one is .*step-00000004"):
+        train(max_steps=8, resume="latest")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    assert checkpoint_folder.read_position(latest_checkpoint(out / "checkpoints"))["step"] == 4
+
+
+# What goes wrong
+
+
+def test_loss_that_is_not_finite_stops_and_names_the_batch(train, monkeypatch, tmp_path):
+    mixed = script.mixed
+
+    def spoilt(batch, rooms, device):
+        mixture = mixed(batch, rooms, device)
+        return mixture._replace(close=mixture.close * math.nan) if 10 in batch["index"] else mixture
+
+    monkeypatch.setattr(script, "mixed", spoilt)
+    message = r"loss must be finite.*step 6: seed 7, mixtures \[10, 11\].*step-00000004"
+    with pytest.raises(FloatingPointError, match=message):
+        train(seed=7)
+    assert sorted(losses(tmp_path / "out")) == [1, 2, 3, 4, 5]
+    assert latest_checkpoint(tmp_path / "out" / "checkpoints").name == "step-00000004"
+
+
+def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
+    few = tmp_path / "few.jsonl"
+    noises = read_manifest(data / "noises.jsonl")
+    write_manifest(few, [noise for noise in noises if noise.split == "train" or "validation0" in noise.path])
+    other_rate = tmp_path / "rooms.safetensors"
+    RoomPool.simulate(1, 0, other_rate, sampling_rate=8000, show_progress=False)
+    for wrong, message in (
+        ({"noises": few}, "noises must hold at least 4 files of split validation, got 1 in"),
+        ({"validation_rooms": other_rate}, "8000 Hz"),
+        ({"base": data / "na-beats"}, r"base must be a model of type \['beats', 'eat'\], got 'na-beats'"),
+        ({"batch_size": 3, "gradient_accumulation": 2}, "batch_size must be a multiple of processes x .* = 2, got 3"),
+        ({"validation_examples": 1}, "whole batches of validation_examples must be at least 1, got 0"),
+        ({"snr": [10, -10]}, r"snr_db must be .* got \(10.0, -10.0\)"),
+        ({"save_every": 0}, "save_every must be at least 1, got 0"),
+        ({"ema_decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train("wrong", **wrong)
+    assert not (tmp_path / "wrong" / "checkpoints").exists()
+    shutil.rmtree(tmp_path / "wrong", ignore_errors=True)
+
+
+def test_push_to_hub_uploads_all_but_the_checkpoints(train, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            calls.append((name, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path, ignore_patterns):
+            calls.append((repo_id, folder_path, ignore_patterns))
+
+    monkeypatch.setattr(script, "HfApi", Hub)
+    out = train(max_steps=1, push_to_hub="someone/na-beats")
+    assert calls == [("someone/na-beats", True), ("someone/na-beats", out, ["checkpoints/*", "na-distillation/*"])]
+    assert 'from_pretrained("someone/na-beats")' in (out / "README.md").read_text()
+
+
+def test_log_is_json_lines(train):
+    rows = [json.loads(line) for line in (train(max_steps=1) / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 1]
+    assert rows[0]["clips_per_s"] > 0
