@@ -5,8 +5,8 @@
 
 One row for each way: no network, the checkpoint's base and the NA model itself, on the close microphone as it is and
 after each kind of far-microphone cancellation (the NA model then hears the cancelled close and the raw far channel),
-and means of scores in units of each member's normal clips. Differences are to the base on the close microphone, over
-the same redrawn clips; higher is better. Several data sets stand side by side as machines. Embeddings stay in --out.
+and means of scores in units of each member's normal clips. Differences are to one row, over the same redrawn clips;
+higher is better. Several data sets stand side by side as machines. Embeddings stay in --out.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from na_ssl_hf.evaluation.system_run import run_system
 from na_ssl_hf.evaluation.workplace import Workplace
 
 LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
+TITLES = {"logmel": "log-mel", "logmel-centred": "log-mel without level"}
 SHORT = {None: "close only", LEAST_SQUARES: "least squares", SUBTRACTION: "subtraction"}
 
 
@@ -52,13 +53,18 @@ def score_all(data: Sequence[Path], noise_aware: str, checkpoint: str, workplace
 
     rows = {
         f"{title}, {SHORT[method]}": run(system, method)
-        for system, title in (("logmel", "log-mel"), (base, "base"), (noise_aware, "NA"))
+        for system, title in {**TITLES, base: "base", noise_aware: "NA"}.items()
         for method in (None, LEAST_SQUARES, SUBTRACTION)
     }
-    rows["log-mel, both cancellations fused"] = fuse(rows["log-mel, least squares"], rows["log-mel, subtraction"])
+    for title in TITLES.values():
+        rows[f"{title}, both cancellations fused"] = fuse(
+            rows[f"{title}, least squares"], rows[f"{title}, subtraction"]
+        )
     rows["base, both cancellations fused"] = fuse(rows["base, least squares"], rows["base, subtraction"])
     rows["NA + base with subtraction, fused"] = fuse(rows["NA, close only"], rows["base, subtraction"])
-    rows["NA + log-mel with subtraction, fused"] = fuse(rows["NA, close only"], rows["log-mel, subtraction"])
+    rows["NA + log-mel without level with subtraction, fused"] = fuse(
+        rows["NA, close only"], rows["log-mel without level, subtraction"]
+    )
     return rows
 
 
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--noise-aware", default="na-beats=na-beats-tiny", metavar="NAME=CHECKPOINT", help="na-beats=... or na-eat=..."
     )
+    parser.add_argument("--reference", default="base, close only", help="row that differences are taken to")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="keeps embeddings and gets the table")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args()
@@ -99,7 +106,9 @@ def main() -> None:
     if name not in ("na-beats", "na-eat") or not checkpoint:
         parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
     rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"))
-    text = table(rows, "base, close only", options.seed)
+    if options.reference not in rows:
+        parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
+    text = table(rows, options.reference, options.seed)
     (options.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

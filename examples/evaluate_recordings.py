@@ -3,24 +3,21 @@
     python examples/evaluate_recordings.py rooms/0dB/normal rooms/0dB/anomaly
 
 Every normal recording is scored against all others (leave one out), every anomalous one against all normal ones. Each
-system is the checkpoint's model, and per-band log-mel statistics without a network, on the close microphone as it is
-and after each kind of far-microphone cancellation.
+system is the checkpoint's model, the base inside it, and per-band log-mel statistics without a network, on the close
+microphone as it is and after each kind of far-microphone cancellation.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig
 from transformers.utils import logging
 
-from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.evaluation.log_mel_baseline import log_mel_embeddings
-from na_ssl_hf.hub.noise_cancellation import METHODS, cancel_far_microphone
-from na_ssl_hf.hub.recording import load_recording
+from na_ssl_hf.evaluation.frontends import Frontend, checkpoint_frontend, log_mel_frontend
+from na_ssl_hf.hub.noise_cancellation import METHODS
 
 NUM_DRAWS = 2000
 
@@ -36,28 +33,9 @@ def auc_interval(normal: np.ndarray, anomalous: np.ndarray, seed: int) -> tuple[
     return auc(normal, anomalous), *np.percentile(draws, [2.5, 97.5])
 
 
-def network_scores(
-    normal: list[Path], anomalous: list[Path], checkpoint: str, cancellation: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    extractor = AutoFeatureExtractor.from_pretrained(checkpoint, far_cancellation=cancellation)
-    scorer = AnomalyScorer(model=AutoModel.from_pretrained(checkpoint), feature_extractor=extractor)
-    scorer.fit(normal, batch_size=8, progress=None)
-    results = scorer(anomalous, batch_size=8)
-    return scorer.memory_bank.self_scores().numpy(), np.array([result["score"] for result in results])
-
-
-def log_mel_scores(
-    normal: list[Path], anomalous: list[Path], cancellation: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    def embed(files: list[Path]) -> torch.Tensor:
-        waves = []
-        for file in files:
-            close, far = torch.as_tensor(load_recording(file, 16000).samples)[:, None]  # (1, N) each
-            waves.append((cancel_far_microphone(close, far, cancellation) if cancellation else close)[0])
-        return log_mel_embeddings(waves)
-
-    bank = MemoryBank(distance="euclidean", normalize=False, rescaling="variance_min").fit(embed(normal))
-    return bank.self_scores().numpy(), bank.score(embed(anomalous)).numpy()
+def scores(frontend: Frontend, normal: list[Path], anomalous: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    bank = frontend.bank(rescaling="variance_min").fit(frontend.embed(normal))
+    return bank.self_scores().numpy(), bank.score(frontend.embed(anomalous)).numpy()
 
 
 def main() -> None:
@@ -70,15 +48,18 @@ def main() -> None:
     logging.disable_progress_bar()
 
     normal, anomalous = (sorted(folder.rglob("*.wav")) for folder in (options.normal, options.anomalous))
+    model_type = AutoConfig.from_pretrained(options.model).model_type
+    names = dict.fromkeys([model_type.removeprefix("na-"), model_type])
     print(f"{len(normal)} normal, {len(anomalous)} anomalous recordings; AUC in % [95 % interval over clips]")
     for cancellation in (None, *METHODS):
-        name = cancellation or "close only"
-        rows = {
-            f"{Path(options.model).name}, {name}": network_scores(normal, anomalous, options.model, cancellation),
-            f"log-mel, {name}": log_mel_scores(normal, anomalous, cancellation),
+        frontends = {
+            "log-mel": log_mel_frontend(cancellation),
+            "log-mel without level": log_mel_frontend(cancellation, center_level=True),
+            **{name: checkpoint_frontend(name, options.model, far_cancellation=cancellation) for name in names},
         }
-        for row, scores in rows.items():
-            estimate, low, high = auc_interval(*scores, options.seed)
+        for name, frontend in frontends.items():
+            estimate, low, high = auc_interval(*scores(frontend, normal, anomalous), options.seed)
+            row = f"{name}, {cancellation or 'close only'}"
             print(f"  {row:45} {100 * estimate:5.1f} [{100 * low:.1f}, {100 * high:.1f}]")
 
 

@@ -308,10 +308,10 @@ def test_simulate_dcase_writes_a_benchmark_that_dcase_check_reads(tmp_path, caps
 
     tiny = dcase_benchmark.BenchmarkPreset(1, 1, 1, duration_s=0.5, num_rooms=1, num_places=1)
     monkeypatch.setitem(dcase_benchmark.PRESETS, "smoke", tiny)
-    options = ["--preset", "smoke", "--seed", "3", "--noise-coherence", "0.5"]
+    options = ["--preset", "smoke", "--seed", "3", "--noise-coherence", "0.5", "--snr", "5"]
     assert main(["simulate", "dcase", "--out", str(tmp_path / "set"), *options]) == 0
     assert f"benchmark written to {tmp_path / 'set'}" in capsys.readouterr().out
-    dcase_benchmark.write_dcase_benchmark(tmp_path / "same", "smoke", 3, 0.5, show_progress=False)
+    dcase_benchmark.write_dcase_benchmark(tmp_path / "same", "smoke", 3, 0.5, (5.0, 5.0), show_progress=False)
     clip = "bearing/test/section_00_target_test_anomaly_0000_noAttribute.wav"
     assert (tmp_path / "set" / clip).read_bytes() == (tmp_path / "same" / clip).read_bytes()
     assert main(["dcase", "check", str(tmp_path / "set")]) == 0
@@ -342,8 +342,10 @@ def test_corpora_prepare_writes_a_manifest_and_lists_what_it_left_out(tmp_path, 
 
 def test_simulate_refuses_options_of_another_form(tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
-    error = one_line_error(capsys, "simulate", "dcase", *out, "--targets", tmp_path, "--snr", "0", "--rooms", "0")
-    assert "got also --targets --snr --rooms" in error
+    error = one_line_error(capsys, "simulate", "dcase", *out, "--targets", tmp_path, "--rooms", "0")
+    assert "got also --targets --rooms" in error
+    error = one_line_error(capsys, "simulate", "dcase", *out, "--snr", "0", "5", "10")
+    assert "one value or the two ends of a range, got [0.0, 5.0, 10.0]" in error
     assert "without dcase" in one_line_error(capsys, "simulate", *out, "--preset", "smoke")
     assert "without rooms" in one_line_error(capsys, "simulate", *out, "--num", "3")
     error = one_line_error(capsys, "simulate", "rooms", *out, "--preset", "smoke", "--noise-coherence", "1")

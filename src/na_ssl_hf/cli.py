@@ -113,7 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, help="directory (of rooms: file) to write")
     sub.add_argument("--targets", type=Path, help="folder of sound files of the machine; sub-folders are kept")
     sub.add_argument("--noises", type=Path, help="folder of sound files of backgrounds")
-    sub.add_argument("--snr", type=float, nargs="+", help="signal-to-noise ratios in dB (default: -5 0 5)")
+    sub.add_argument(
+        "--snr",
+        type=float,
+        nargs="+",
+        help="signal-to-noise ratios in dB (default: -5 0 5); of dcase: one, or both ends of a range (default: -10 10)",
+    )
     sub.add_argument("--rooms", type=int, help="number of simulated rooms (default: 20)")
     sub.add_argument(
         "--preset",
@@ -194,8 +199,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="baseline_mse, baseline_mahala, logmel, a frontend (beats, na-beats, dis-na-eat, ...), beats-rdp4, "
-        "beats-rdp8, fujimura_merl_task2_1 to _4",
+        help="baseline_mse, baseline_mahala, logmel, logmel-centred, a frontend (beats, na-beats, dis-na-eat, ...), "
+        "beats-rdp4, beats-rdp8, fujimura_merl_task2_1 to _4",
     )
     sub.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of <machine>/train and /test")
     sub.add_argument("--out", type=Path, required=True, help="gets one folder for each system, results.md and reports")
@@ -341,7 +346,7 @@ def _score(options: argparse.Namespace) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from .simulation import RoomPool, simulate_recordings, write_dcase_benchmark, write_two_channel_dataset
 
-    given = {
+    options_given = {
         "--targets": options.targets,
         "--noises": options.noises,
         "--snr": options.snr,
@@ -352,14 +357,24 @@ def _simulate(options: argparse.Namespace) -> None:
         "--num": options.num,
         "--workers": options.workers,
     }
-    taken = {"dcase": ("--preset", "--noise-coherence"), "rooms": ("--num", "--workers")}
+    taken = {"dcase": ("--preset", "--noise-coherence", "--snr"), "rooms": ("--num", "--workers")}
     if options.layout is not None:
-        foreign = [name for name, value in given.items() if value is not None and name not in taken[options.layout]]
+        used = [name for name, value in options_given.items() if value is not None]
+        foreign = [name for name in used if name not in taken[options.layout]]
         if foreign:
             own = ", ".join(taken[options.layout])
             raise ValueError(f"simulate {options.layout} takes {own} and --seed, got also {' '.join(foreign)}.")
     if options.layout == "dcase":
-        write_dcase_benchmark(options.out, options.preset or "small", options.seed, options.noise_coherence)
+        snr_db = options.snr or [-10.0, 10.0]
+        if len(snr_db) > 2:
+            raise ValueError(f"--snr of simulate dcase must be one value or the two ends of a range, got {snr_db}.")
+        write_dcase_benchmark(
+            options.out,
+            options.preset or "small",
+            options.seed,
+            options.noise_coherence,
+            snr_db=(snr_db[0], snr_db[-1]),
+        )
         print(f"benchmark written to {options.out}")
         return
     if options.layout == "rooms":
@@ -370,7 +385,7 @@ def _simulate(options: argparse.Namespace) -> None:
         pool = RoomPool.simulate(num_rooms, options.seed, options.out, num_workers)
         print(f"{len(pool)} rooms written to {options.out}")
         return
-    if foreign := [name for name in ("--num", "--workers") if given[name] is not None]:
+    if foreign := [name for name in ("--num", "--workers") if options_given[name] is not None]:
         raise ValueError(f"{foreign[0]} is of `na-ssl simulate rooms`, got it without rooms.")
     if options.preset is not None:
         raise ValueError(f"--preset is of `na-ssl simulate dcase`, got --preset {options.preset} without dcase.")

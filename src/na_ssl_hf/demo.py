@@ -1,22 +1,19 @@
 """The offline demo: simulated machines in simulated rooms, scored by several systems, with a table and a picture."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
 from .checkpoints import default_checkpoint
 from .data.dcase_names import DcaseName, parse_dcase_name
-from .evaluation.log_mel_baseline import log_mel_embeddings
+from .evaluation.frontends import log_mel_frontend
 from .evaluation.metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
-from .hub.memory_bank import MemoryBank
-from .hub.noise_cancellation import cancel_far_microphone
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
 from .quiet_checkpoints import quiet_checkpoints
@@ -108,13 +105,8 @@ def run_demo(
                 bar.update(len(train) + len(test))
 
     print(_table(results, seed))
-    note = getattr(AutoConfig.from_pretrained(checkpoint), "checkpoint_note", None)
-    if note:
-        print(f"\nThe NA model {Path(checkpoint).name} is {note}:")
-        print("the rows of its network show that the chain works, not what training gives.")
     picture = out / "demo.png"
-    title = f"{NOISE_AWARE} {Path(checkpoint).name}" + (f" ({note.split(':')[0]})" if note else "")
-    save_picture(results[NOISE_AWARE], picture, title)
+    save_picture(results[NOISE_AWARE], picture, f"{NOISE_AWARE} {Path(checkpoint).name}")
     print(f"\nrecordings: {data}\npicture:    {picture}")
     return results
 
@@ -135,7 +127,8 @@ def _systems(checkpoint: str, data: Path, clean: Path) -> dict[str, System]:
         "no network: log-mel": _log_mel(None),
         "no network: log-mel, least squares": _log_mel("least_squares"),
         "no network: log-mel, spectral subtraction": _log_mel("spectral_subtraction"),
-        "no network: log-mel of the clean target": _log_mel(None, lambda file: clean / file.relative_to(data)),
+        "no network: log-mel without level, subtraction": _log_mel("spectral_subtraction", center_level=True),
+        "no network: log-mel of the clean target": _log_mel(None, locate=lambda file: clean / file.relative_to(data)),
     }
 
 
@@ -153,15 +146,17 @@ def _network(model: Any, extractor: Any, far_cancellation: str | None) -> System
     return run
 
 
-def _log_mel(far_cancellation: str | None, locate: Callable[[Path], Path] = lambda file: file) -> System:
-    def embed(clips: Sequence[Clip]) -> torch.Tensor:
-        recordings = [load_recording(locate(clip.file), SAMPLING_RATE).samples for clip in clips]
-        close, far = torch.as_tensor(np.stack(recordings)).unbind(1)  # (B, N) each
-        return log_mel_embeddings(cancel_far_microphone(close, far, far_cancellation) if far_cancellation else close)
+def _log_mel(
+    far_cancellation: str | None,
+    center_level: bool = False,
+    locate: Callable[[Path], Path] = lambda file: file,
+) -> System:
+    frontend = log_mel_frontend(far_cancellation, center_level)
 
     def run(train: list[Clip], test: list[Clip]) -> MachineResult:
-        bank = MemoryBank(distance="euclidean", normalize=False, rescaling="variance_min").fit(embed(train))
-        return MachineResult(test, bank.score(embed(test)).numpy())
+        embeddings = [frontend.embed([locate(clip.file) for clip in clips]) for clips in (train, test)]
+        bank = frontend.bank(rescaling="variance_min").fit(embeddings[0])
+        return MachineResult(test, bank.score(embeddings[1]).numpy())
 
     return run
 

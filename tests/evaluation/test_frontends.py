@@ -83,6 +83,7 @@ def test_keys_tell_everything_that_changes_embeddings(checkpoints):
         make("na-beats", checkpoints["na-beats"], far_cancellation="least_squares"),
         log_mel_frontend(),
         log_mel_frontend("spectral_subtraction"),
+        log_mel_frontend(center_level=True),
     ]
     assert len({frontend.key for frontend in frontends}) == len(frontends)
     assert make("na-beats", checkpoints["na-beats"], batch_size=2).key == frontends[0].key
@@ -95,6 +96,17 @@ def test_log_mel_is_of_the_close_channel_after_cancellation(stereo, method):
         close, far = torch.from_numpy(soundfile.read(path, dtype="float32")[0].T)[:, None]
         waves.append((cancel_far_microphone(close, far, method) if method else close)[0])
     torch.testing.assert_close(log_mel_frontend(method).embed(stereo), log_mel_embeddings(waves))
+
+
+def test_centred_log_mel_does_not_hear_the_level(stereo):
+    waves = [torch.from_numpy(soundfile.read(path, dtype="float32")[0][:, 0].copy()) for path in stereo]
+    louder = [3.0 * wave for wave in waves]
+    centred = log_mel_embeddings(waves, center_level=True)
+    again = log_mel_embeddings(louder, center_level=True)
+    # The lowest mel filters lie between two FFT bins, where the floor stays at any level.
+    torch.testing.assert_close(centred[:, 1:], again[:, 1:], atol=3e-3, rtol=0)
+    assert (log_mel_embeddings(waves) - log_mel_embeddings(louder)).abs().max() > 0.1
+    torch.testing.assert_close(log_mel_frontend(center_level=True).embed(stereo), centred)
 
 
 def test_wrong_recordings_and_checkpoints_are_named(checkpoints, tmp_path):

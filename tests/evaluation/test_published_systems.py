@@ -2,7 +2,7 @@
 
 import pytest
 
-from na_ssl_hf.evaluation.published_systems import FRONTENDS, LOG_MEL, SYSTEMS, find_system
+from na_ssl_hf.evaluation.published_systems import FRONTENDS, LOG_MEL_FRONTENDS, SYSTEMS, find_system
 from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
 from na_ssl_hf.hub.memory_bank import MemoryBank
 from na_ssl_hf.hub.pooling import POOLING_METHODS
@@ -34,7 +34,7 @@ def test_every_system_is_made_of_legal_parts(name):
     MemoryBank(rescaling=system.rescaling, smote_ratio=system.smote_ratio)
     if system.autoencoder_score is None:
         ScoreEnsemble(system.frontends, labelled_members=system.frontends_with_attributes)
-        assert set(system.frontends) <= {*FRONTENDS, LOG_MEL}
+        assert set(system.frontends) <= {*FRONTENDS, *LOG_MEL_FRONTENDS}
 
 
 def test_published_scores_after_cancellation_are_those_of_least_squares_only():

@@ -12,5 +12,5 @@ def default_checkpoint() -> Path:
 
 def shipped_checkpoint(name: str) -> Path | None:
     """Directory of a checkpoint of the package by its name, such as `"na-beats-tiny"`; `None` for other names."""
-    names = {path.name: path for path in Path(__file__).parent.iterdir() if (path / "config.json").is_file()}
+    names = {path.name: path for path in Path(__file__).parent.iterdir() if any(path.glob("*model.safetensors"))}
     return names.get(name)

@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor
 
 from ..checkpoints import shipped_checkpoint
 from ..hub.memory_bank import MemoryBank
+from ..hub.merged_adapter import merge_adapter
 from ..hub.noise_cancellation import cancel_far_microphone
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer, model_fingerprint
 from ..hub.recording import Recording, load_recording
 from ..quiet_checkpoints import quiet_checkpoints
+from ..training.lora import load_model
 from .log_mel_baseline import log_mel_embeddings
 from .published_systems import FRONTENDS
 
@@ -52,18 +54,17 @@ class Frontend:
         return MemoryBank(**self.bank_settings, **settings)
 
 
-def log_mel_frontend(far_cancellation: str | None = None) -> Frontend:
+def log_mel_frontend(far_cancellation: str | None = None, center_level: bool = False) -> Frontend:
     """Per-band log-mel statistics of the close channel, see `log_mel_embeddings`; no network.
 
     far_cancellation: "least_squares" or "spectral_subtraction" first takes out what the far channel hears.
     """
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
-        return log_mel_embeddings(
-            close_channel(load_recording(file, SAMPLING_RATE), far_cancellation) for file in files
-        )
+        waves = (close_channel(load_recording(file, SAMPLING_RATE), far_cancellation) for file in files)
+        return log_mel_embeddings(waves, center_level=center_level)
 
-    key = _key({"frontend": "logmel", "far_cancellation": far_cancellation})
+    key = _key({"frontend": "logmel", "far_cancellation": far_cancellation, "center_level": center_level})
     return Frontend("logmel", key, embed, {"distance": "euclidean", "normalize": False})
 
 
@@ -153,7 +154,7 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         raise FileNotFoundError(f"no checkpoint directory {source}")
     try:
         with quiet_checkpoints():
-            return AutoModel.from_pretrained(source), AutoFeatureExtractor.from_pretrained(source)
+            return merge_adapter(load_model(source)), AutoFeatureExtractor.from_pretrained(source)
     except (ValueError, OSError, SafetensorError) as error:
         raise OSError(f"checkpoint {source} cannot be loaded: {' '.join(str(error).split())}") from error
 

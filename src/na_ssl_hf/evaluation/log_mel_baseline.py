@@ -10,19 +10,25 @@ import torch
 from ..hub.fbank import kaldi_fbank
 
 
-def log_mel_embeddings(waveforms: Iterable[np.ndarray | torch.Tensor], num_bands: int = 8) -> torch.Tensor:
+def log_mel_embeddings(
+    waveforms: Iterable[np.ndarray | torch.Tensor], num_bands: int = 8, center_level: bool = False
+) -> torch.Tensor:
     """Mean and standard deviation over time of the BEATs log-mel spectrogram, cut into `num_bands` equal mel bands.
 
-    waveforms: single-channel clips (N,) at 16 kHz, lengths may differ. Returns (clips, num_bands, 2 * 128 / num_bands)
-    float32 for a `MemoryBank(distance="euclidean", normalize=False)`, whose scores are higher for more anomalous clips.
-    Raises ValueError when `num_bands` does not divide 128 or there is no clip.
+    waveforms: single-channel clips (N,) at 16 kHz, lengths may differ. center_level: subtract the clip's level, the
+    average over all 128 means, so that loudness has no say. Returns (clips, num_bands, 2 * 128 / num_bands) float32 for
+    a `MemoryBank(distance="euclidean", normalize=False)`, whose scores are higher for more anomalous clips. Raises
+    ValueError when `num_bands` does not divide 128 or there is no clip.
     """
     if num_bands < 1 or 128 % num_bands:
         raise ValueError(f"num_bands must divide 128, got {num_bands}")
     embeddings = []
     for waveform in waveforms:
         log_mel = kaldi_fbank(torch.as_tensor(waveform, dtype=torch.float32), flavour="beats")  # (T, 128)
-        statistics = torch.stack([log_mel.mean(dim=0), log_mel.std(dim=0, correction=0)])  # (2, 128)
+        mean = log_mel.mean(dim=0)  # (128,)
+        if center_level:
+            mean = mean - mean.mean()
+        statistics = torch.stack([mean, log_mel.std(dim=0, correction=0)])  # (2, 128)
         embeddings.append(statistics.unflatten(1, (num_bands, -1)).transpose(0, 1).flatten(1))  # (F, 2 * 128 / F)
     if not embeddings:
         raise ValueError("waveforms must hold at least one clip, got none")

@@ -19,7 +19,7 @@ from .autoencoder_run import run_autoencoder
 from .feature_cache import cached_embeddings
 from .frontends import Frontend, checkpoint_frontend, log_mel_frontend
 from .machine_clips import MachineClips, list_machines, read_test_labels
-from .published_systems import LOG_MEL, PublishedSystem, find_system
+from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
 from .score_ensemble import ScoreEnsemble
 from .scored_machine import ScoredMachine
 from .workplace import Workplace
@@ -84,7 +84,7 @@ def run_system(
     """
     recipe = find_system(system)
     given = checkpoints or {}
-    seeds = {name: tuple(given.get(name, ())) for name in recipe.frontends if name != LOG_MEL}
+    seeds = {name: tuple(given.get(name, ())) for name in recipe.frontends if name not in LOG_MEL_FRONTENDS}
     if missing := [name for name, paths in seeds.items() if not paths]:
         raise ValueError(
             f"system {system!r} must have a checkpoint for each of its frontends, got none for {', '.join(missing)}: "
@@ -135,8 +135,8 @@ def _frontends(
     far_cancellation: str | None,
     workplace: Workplace,
 ) -> list[Frontend]:
-    if name == LOG_MEL:
-        return [log_mel_frontend(far_cancellation)]
+    if name in LOG_MEL_FRONTENDS:
+        return [log_mel_frontend(far_cancellation, center_level=LOG_MEL_FRONTENDS[name])]
     device = workplace.device if workplace.device is not None else workplace.processes.device
     return [
         checkpoint_frontend(name, seed, recipe.pooling, recipe.gamma, far_cancellation, workplace.batch_size, device)

@@ -3,6 +3,7 @@
 Letters in shape comments: B recordings, C channels, T' patch rows in time, F bands, D hidden size.
 """
 
+import copy
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
+from .merged_adapter import has_adapter, merge_adapter
 from .pooling import pool_time
 from .recording import Recording, is_single_recording, load_recording
 from .threshold import conformal_p_values, fit_threshold, required_self_scores
@@ -28,8 +30,8 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_FALSE_ALARM_RATE = 0.05
 
-# How transformers names weights, in one file or in shards.
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+# How transformers and peft name weights, in one file or in shards, and what makes a folder an adapter's.
+_WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_config\.json")
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
@@ -89,7 +91,8 @@ class AnomalyScorer(Pipeline):
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
         source = getattr(self.model, "name_or_path", None)
-        if source:
+        # A model with an adapter has the name of its base, whose memory is of other embeddings.
+        if source and not has_adapter(self.model):
             self.memory_bank = _saved_bank(source, getattr(self.model.config, "_commit_hash", None))
 
     # Fitting
@@ -251,6 +254,8 @@ class AnomalyScorer(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model, extractor, code, and the memory with its threshold; all files are written before any is replaced.
 
+        An adapter is merged into what is saved, which so needs neither peft nor the base.
+
         Args:
             save_directory: created if missing; files of other names in it are left alone.
             **kwargs: for the model's `save_pretrained`; `push_to_hub=True` uploads with the memory.
@@ -268,7 +273,9 @@ class AnomalyScorer(Pipeline):
         # The renames below must stay on one file system, and a destination that exists may be a mount point or a link.
         beside = destination if destination.is_dir() else destination.parent
         staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=beside))
+        own = self.model, self.memory_bank
         try:
+            self.model, self.memory_bank = _without_adapter(*own)
             super().save_pretrained(staging, **kwargs)
             if self.memory_bank is not None:
                 self.memory_bank.save_pretrained(staging)
@@ -281,6 +288,7 @@ class AnomalyScorer(Pipeline):
                 if file.name not in written and (file.name == MEMORY_BANK_FILE or _WEIGHTS.fullmatch(file.name)):
                     file.unlink()
         finally:
+            self.model, self.memory_bank = own
             shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
             self.push_to_hub(hub_kwargs.pop("repo_id", destination.name), **hub_kwargs)
@@ -429,6 +437,17 @@ def _calibration(self_scores: list[float], method: str, asked_rate: float | None
         "false_alarm_rate": rate,
         "asked_false_alarm_rate": asked_rate,
     }
+
+
+def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBank | None]:
+    """Copies in which an adapter is merged and the memory belongs to the merged weights; others stay as they are."""
+    if not has_adapter(model):
+        return model, bank
+    merged = merge_adapter(copy.deepcopy(model))
+    if bank is not None and bank.metadata.get("model") == model_fingerprint(model):
+        bank = copy.copy(bank)
+        bank.metadata = bank.metadata | {"model": model_fingerprint(merged)}
+    return merged, bank
 
 
 def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:

@@ -131,7 +131,7 @@ def _data_rows(sounds: Mapping[str, Sequence[SoundFile]]) -> str:
     counts: Counter[tuple[str, ...]] = Counter()
     seconds: defaultdict[tuple[str, ...], float] = defaultdict(float)
     for use, files in sounds.items():
-        for sound in files:
+        for sound in set(files):  # a manifest may name a sound several times, to have it drawn more often
             row = (use, sound.split, sound.corpus, sound.licence or "not stated")
             counts[row] += 1
             seconds[row] += sound.num_frames / sound.sampling_rate

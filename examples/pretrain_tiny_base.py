@@ -1,0 +1,303 @@
+"""Give a tiny BEATs or EAT a useful representation of clean sounds, as the base of a tiny noise-aware model.
+
+    accelerate launch --config_file examples/accelerate/cpu.yaml \
+        examples/pretrain_tiny_base.py --model-type beats --targets targets.jsonl --output-dir base
+
+    # go on after a kill, exactly as if nothing had happened
+    accelerate launch ... --output-dir base --resume
+
+The manifest comes from `na-ssl corpora prepare`. OUTPUT_DIR becomes a folder for `from_pretrained` and the `--base` of
+train_na_distillation.py; log.jsonl beside it holds the loss curves. Two objectives:
+
+bands: a band's tokens, averaged over time, hold its log-mel statistics (mean less the level of the clip, and standard
+    deviation) in a linear read-out, and the cosine distances between such band vectors follow the distances of the
+    statistics. This is the geometry in which a memory bank compares clips; the level of a clip says more about noise
+    and mounting than about faults. Neighbours of every sound (another gain, colour, or a second sound beside it, as a
+    fault would be) teach the small distances.
+masked: masked patches of the spectrogram are predicted from the visible ones, as an average over the layers of an EMA
+    teacher that sees them all, and so is the teacher's mean over the clip (EAT; Chen et al., IJCAI 2024).
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss, interpolate, layer_norm, mse_loss, normalize, rms_norm
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
+from na_ssl_hf.data.sound_manifest import SoundFile, read_crop, read_manifest
+from na_ssl_hf.hub.fbank import FLAVOURS, kaldi_fbank
+from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
+from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker
+
+# Letters: B clips, N samples, T frames, M mel bins, R rows of patches in time, F bands, D hidden size.
+SAMPLING_RATE, FRAME_SHIFT, PATCH = 16000, 160, 16
+GAIN_DB, NEIGHBOUR_GAIN_DB, COLOUR_DB = 8.0, 4.0, 2.5
+COMPANY_SHARE, COMPANY_DB = 0.6, (-30.0, 5.0)
+# Of the units of the statistics below: their variance over sounds is about a twentieth.
+READ_OUT_WEIGHT, DEVIATION_WEIGHT, DISTANCE_FLOOR = 20.0, 1.5, 1e-4
+VISIBLE_SHARE, EMA_START, EMA_END = 0.3, 0.99, 0.9995
+
+
+def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
+    return field(default=default, metadata={"help": help, **of_argparse})
+
+
+@dataclass(kw_only=True)
+class Settings:
+    targets: str = field(metadata={"help": "manifest of sounds; those of the split train are used"})
+    output_dir: str = field(metadata={"help": "where everything is written"})
+    model_type: Literal["beats", "eat"] = option("architecture", "beats")
+    objective: Literal["bands", "masked"] = option("see above", "bands")
+    hidden_size: int = option("width of the tokens", 128)
+    num_layers: int = option("transformer layers", 4)
+    level_weight: float = option("of the levels that `bands` keeps readable in all layers but the last", 20.0)
+    duration: float = option("of a crop, s", 1.3)
+    max_steps: int = option("optimizer steps", 700)
+    batch_size: int = option("clips a step and process; for `bands`, a third of them are originals", 48)
+    lr: float = option("peak learning rate of AdamW; 50 steps of warm-up, then a cosine", 2e-3)
+    seed: int = option("of weights and crops", 0)
+    save_every: int = option("steps between checkpoints", 200)
+    resume: bool = option("go on from the latest checkpoint", False)
+    cpu: bool = option("train on the CPU (`accelerate launch` says so itself)", False)
+
+
+# A training can only be resumed with the same ones.
+LASTING = (
+    *("model_type", "objective", "hidden_size", "num_layers", "level_weight"),
+    *("duration", "max_steps", "batch_size", "lr", "seed"),
+)
+
+
+def main() -> None:
+    settings = HfArgumentParser(Settings).parse_args_into_dataclasses()[0]
+    output_dir = Path(settings.output_dir)
+    json_lines = JsonLinesTracker(output_dir / "log.jsonl")
+    accelerator = Accelerator(cpu=settings.cpu, log_with=[json_lines], project_dir=output_dir)
+    set_seed(settings.seed)
+    lasting = {name: getattr(settings, name) for name in LASTING}
+    checkpoint = find_checkpoint(output_dir / "checkpoints", "latest" if settings.resume else None, lasting)
+    first_step = read_position(checkpoint)["step"] if checkpoint else 0
+    sounds = [sound for sound in read_manifest(settings.targets) if sound.split == "train"]
+    if not sounds:
+        raise ValueError(f"targets must hold sounds of the split 'train', got none in {settings.targets}")
+
+    encoder = tiny_encoder(settings)
+    objective = (
+        MaskedObjective(encoder) if settings.objective == "masked" else BandObjective(encoder, settings.level_weight)
+    )
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.02)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    if checkpoint:
+        load_checkpoint(accelerator, checkpoint)
+    json_lines.cut(first_step)
+    accelerator.init_trackers("tiny-base")
+
+    steps = range(first_step + 1, settings.max_steps + 1)
+    bar = tqdm(
+        steps, initial=first_step, total=settings.max_steps, unit="step", disable=not accelerator.is_main_process
+    )
+    for step in bar:
+        # All that is random in a step follows from these three numbers, so that a resumed training repeats it.
+        rng = np.random.default_rng([settings.seed, step, accelerator.process_index])
+        torch.manual_seed(int(rng.integers(2**63)))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * learning_rate_factor(step, settings.max_steps)
+        waves = (crops if settings.objective == "masked" else crops_with_neighbours)(sounds, settings, rng)  # (B, N)
+        fbank = kaldi_fbank(waves.to(accelerator.device), settings.model_type)  # (B, T, M)
+        if settings.objective == "bands":
+            fbank = fbank + colours(len(fbank), settings.model_type).to(fbank)
+        losses = objective(fbank[:, : fbank.shape[1] // PATCH * PATCH])
+        loss = torch.stack(list(losses.values())).sum()
+        accelerator.backward(loss)
+        gradient_norm = accelerator.clip_grad_norm_(trained, 2.0)
+        if not torch.isfinite(gradient_norm):
+            raise FloatingPointError(f"The loss of step {step} is {float(loss)}; the last checkpoint is kept.")
+        optimizer.step()
+        optimizer.zero_grad()
+        if settings.objective == "masked":
+            accelerator.unwrap_model(objective).update_teacher(step / settings.max_steps)
+
+        accelerator.log({name: value.item() for name, value in losses.items()}, step=step)
+        bar.set_postfix({name: f"{value.item():.3f}" for name, value in losses.items()})
+        if step % settings.save_every == 0 or step == settings.max_steps:
+            save_checkpoint(accelerator, output_dir / "checkpoints", {"step": step, **lasting}, keep=2)
+
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(objective).encoder.eval().save_pretrained(output_dir)
+        TwoChannelFeatureExtractor(settings.model_type).save_pretrained(output_dir)
+    accelerator.end_training()
+
+
+def tiny_encoder(settings: Settings) -> Any:
+    # Two wide heads: at this size the softmax costs more than what it weighs.
+    sizes = {
+        "hidden_size": settings.hidden_size,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 4 * settings.hidden_size,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    if settings.model_type == "eat":
+        return EatModel(EatConfig(**sizes))
+    # BEATs norms a patch before anything is added to it, which takes its level away; so large an epsilon keeps it.
+    beats = {"layer_norm_eps": 0.1, "position_convolution_kernel": 32, "input_dropout": 0.0}
+    return BeatsModel(BeatsConfig(**sizes, **beats, patch_embedding_size=settings.hidden_size))
+
+
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    return min(1.0, step / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / num_steps)))
+
+
+# Data
+
+
+def crops(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
+    """`batch_size` random crops of random sounds at random gains, (B, N)."""
+    num_samples = round(settings.duration * SAMPLING_RATE)
+    waves = []
+    for index in rng.integers(len(sounds), size=settings.batch_size):
+        start = int(rng.integers(max(1, sounds[index].num_samples() - num_samples + 1)))
+        waves.append(read_crop(sounds[index], start, num_samples) * decibels(rng.uniform(-GAIN_DB, GAIN_DB)))
+    return torch.from_numpy(np.stack(waves).astype(np.float32))
+
+
+def crops_with_neighbours(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
+    """(B, N): a third of the batch are originals, and two thirds neighbours of theirs in the same order."""
+    waves = crops(sounds, settings, rng)
+    waves = waves[: len(waves) // 3 * 3]
+    originals, *others = waves.chunk(3)
+    neighbours = []
+    for other in others:
+        size = (len(originals), 1)
+        company = decibels(rng.uniform(*COMPANY_DB, size)) * (rng.random(size) < COMPANY_SHARE)
+        gain = decibels(rng.uniform(-NEIGHBOUR_GAIN_DB, NEIGHBOUR_GAIN_DB, size) * (rng.random(size) < 0.5))
+        neighbours.append(torch.from_numpy(gain).float() * (originals + torch.from_numpy(company).float() * other))
+    return torch.cat([originals, *neighbours])
+
+
+def colours(num_clips: int, model_type: str) -> Tensor:
+    """Smooth random frequency responses of the neighbours, `(B, 1, M)` in units of the fbank; originals have none."""
+    nats_to_units = 1 / FLAVOURS[model_type][3]
+    size = (num_clips, 1, 1)
+    curves = interpolate(torch.randn(num_clips, 1, 6), size=128, mode="linear")
+    strength = torch.rand(size) * (torch.rand(size) < 0.5) * COLOUR_DB * math.log(10) / 10 * nats_to_units
+    strength[: num_clips // 3] = 0.0
+    return curves * strength
+
+
+def decibels(gain_db: Any) -> Any:
+    return 10 ** (gain_db / 20)
+
+
+# Objectives
+
+
+class BandObjective(nn.Module):
+    """Band vectors hold the log-mel statistics of their band, and lie as far apart as these do.
+
+    The layers before the last also hold the levels of their patch, which the last one may forget: the noise-aware
+    layers compare the levels of two microphones, and do so behind a norm that leaves nothing but a token's direction.
+    """
+
+    def __init__(self, encoder: Any, level_weight: float):
+        super().__init__()
+        self.encoder = encoder
+        self.level_weight = level_weight
+        size = encoder.config.hidden_size
+        self.read_out = nn.Linear(size, 2 * PATCH)
+        num_level_layers = encoder.config.num_hidden_layers - 1 if level_weight else 0
+        self.level_read_outs = nn.ModuleList(nn.Linear(size, PATCH) for _ in range(num_level_layers))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, fbank: Tensor) -> dict[str, Tensor]:
+        output = self.encoder(fbank, output_hidden_states=True)
+        grid = self.encoder.time_frequency_grid(output.last_hidden_state)  # (B, R, F, D)
+        statistics = band_statistics(fbank)  # (B, F, 2 * 16)
+        read_out = READ_OUT_WEIGHT * mse_loss(
+            self.read_out(grid), statistics[:, None].expand(-1, grid.shape[1], -1, -1)
+        )
+        losses = {"read_out": read_out}
+        if self.level_read_outs:
+            losses["levels"] = self.level_weight * self.level_loss(output.hidden_states[1:-1], fbank)
+        return losses | {"distances": self.distance_loss(grid.mean(1), statistics)}
+
+    def level_loss(self, hidden_states: tuple[Tensor, ...], fbank: Tensor) -> Tensor:
+        """Of reading the levels of a patch's mel bins out of the directions of the tokens `(B, N, D)` of each layer."""
+        levels = fbank.unflatten(1, (-1, PATCH)).mean(2).unflatten(2, (-1, PATCH))  # (B, R, F, 16)
+        losses = []
+        for states, read_out in zip(hidden_states, self.level_read_outs, strict=True):
+            directions = rms_norm(self.encoder.time_frequency_grid(states), states.shape[-1:])  # (B, R, F, D)
+            losses.append(mse_loss(read_out(directions), levels))
+        return torch.stack(losses).mean()
+
+    def distance_loss(self, bands: Tensor, statistics: Tensor) -> Tensor:
+        """Between logarithms, so that small distances count like large ones; near pairs weigh as much as all others.
+
+        Args:
+            bands: `(B, F, D)`.
+            statistics: `(B, F, 2 * 16)`.
+        """
+        first, second = torch.triu_indices(len(bands), len(bands), 1)
+        directions = normalize(bands, dim=-1)
+        distance = (directions[first] - directions[second]).square().sum(-1) / 4  # (pairs, F), (1 - cos) / 2
+        wanted = (statistics[first] - statistics[second]).square().sum(-1)
+        # A sphere is bounded: what is far apart is no farther than a right angle.
+        wanted = 0.5 * self.log_scale.exp() * wanted / (wanted + 1)
+        error = huber_loss((distance + DISTANCE_FLOOR).log(), (wanted + DISTANCE_FLOOR).log(), reduction="none")
+        is_near = (second - first) % (len(bands) // 3) == 0
+        return error[is_near].mean() + error[~is_near].mean()
+
+
+class MaskedObjective(nn.Module):
+    """Hidden patches, and the clip as a whole, as an EMA teacher that sees everything represents them."""
+
+    def __init__(self, encoder: Any):
+        super().__init__()
+        self.encoder = encoder
+        self.teacher = copy.deepcopy(encoder).eval().requires_grad_(False)
+        size = encoder.config.hidden_size
+        self.predictor = nn.Sequential(nn.Linear(size, 2 * size), nn.GELU(), nn.Linear(2 * size, size))
+
+    def forward(self, fbank: Tensor) -> dict[str, Tensor]:
+        rows, bands = fbank.shape[1] // PATCH, fbank.shape[2] // PATCH
+        visible = torch.rand(len(fbank), rows, bands, device=fbank.device) < VISIBLE_SHARE  # (B, R, F)
+        shown = fbank * visible.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)  # 0 is an average level
+        student = self.encoder.time_frequency_grid(self.encoder(shown).last_hidden_state)  # (B, R, F, D)
+        with torch.no_grad():
+            layers = self.teacher(fbank, output_hidden_states=True).hidden_states[1:]
+            average = torch.stack([layer_norm(layer, layer.shape[-1:]) for layer in layers]).mean(0)
+            target = self.teacher.time_frequency_grid(average)
+        hidden = ~visible
+        return {
+            "patches": mse_loss(self.predictor(student[hidden]), target[hidden]),
+            "clip": mse_loss(self.predictor(student.mean((1, 2))), target.mean((1, 2))),
+        }
+
+    @torch.no_grad()
+    def update_teacher(self, progress: float) -> None:
+        decay = EMA_START + (EMA_END - EMA_START) * progress
+        for mean, parameter in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - decay)
+
+
+def band_statistics(fbank: Tensor) -> Tensor:
+    """Mean, less the clip's level, and standard deviation over time of `(B, T, M)` by band: `(B, F, 2 * 16)`."""
+    mean, deviation = fbank.mean(1), fbank.std(1)  # (B, M) each
+    statistics = torch.stack([mean - mean.mean(1, keepdim=True), DEVIATION_WEIGHT * deviation], dim=1)  # (B, 2, M)
+    return statistics.unflatten(2, (-1, PATCH)).transpose(1, 2).flatten(2)
+
+
+if __name__ == "__main__":
+    main()

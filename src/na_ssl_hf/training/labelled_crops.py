@@ -1,0 +1,71 @@
+"""Training clips as two-channel crops of one length with their classes, and what they must satisfy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..data.dcase_clips import DcaseClip
+from ..hub.recording import load_recording
+
+SAMPLING_RATE = 16000
+
+
+class LabelledCrops(Dataset):
+    """Item `(index, seed)` is a crop `(2, N)` float32 of clip `index`, and its class.
+
+    Longer clips are cut from a start that `seed` draws (0: from the beginning), shorter ones are repeated. A mono clip
+    is both channels.
+
+    Args:
+        clips: n of them.
+        labels: `(n,)` class numbers.
+        duration_s: of a crop.
+    """
+
+    def __init__(self, clips: Sequence[DcaseClip], labels: Tensor, duration_s: float = 10.0):
+        self.clips, self.labels = clips, labels
+        self.num_samples = round(duration_s * SAMPLING_RATE)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, seed = item
+        samples = torch.as_tensor(load_recording(self.clips[index].path, SAMPLING_RATE).samples)  # (channels, n)
+        missing = self.num_samples - samples.shape[1]
+        if missing > 0:
+            samples = samples.repeat(1, -(-self.num_samples // samples.shape[1]))
+        start = int(np.random.default_rng(seed).integers(1 - missing)) if seed and missing < 0 else 0
+        return samples[:, start : start + self.num_samples].expand(2, -1), self.labels[index]  # (2, N)
+
+
+def check_recordings(clips: Sequence[DcaseClip], two_channels: bool) -> None:
+    """Reads the headers of all files.
+
+    Args:
+        two_channels: mono files will not do, as for noise-aware models and far-microphone cancellation.
+
+    Raises:
+        OSError: a file has no readable header.
+        ValueError: another number of channels, another rate than 16 kHz, or no samples; the first file is named.
+    """
+    channels = (2,) if two_channels else (1, 2)
+    for clip in tqdm(clips, "headers", unit="clip", delay=5):
+        try:
+            header = soundfile.info(clip.path)
+        except soundfile.SoundFileError as error:
+            raise OSError(f"{clip.path} cannot be read as a sound file: {error}") from error
+        if header.channels not in channels:
+            wanted = "two channels, close and far, for this model" if two_channels else "one or two channels"
+            raise ValueError(f"{clip.path} must have {wanted}, got {header.channels}")
+        if header.samplerate != SAMPLING_RATE:
+            raise ValueError(f"{clip.path} must have {SAMPLING_RATE} Hz, got {header.samplerate} Hz")
+        if not header.frames:
+            raise ValueError(f"{clip.path} must have samples, got none")

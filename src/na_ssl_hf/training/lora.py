@@ -1,0 +1,108 @@
+"""Low-rank adapters of the encoders' attention (Hu et al., "LoRA", ICLR 2022): added, saved, found and loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel
+
+from ..checkpoints import shipped_checkpoint
+from ..hub.merged_adapter import has_adapter
+
+# q, k and v of every attention, and the output of the noise-aware layers' cross attention too.
+TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d+\.noise_aware\.attention\.out_proj"
+_CONFIG_FILE = "adapter_config.json"
+
+
+def add_lora(model: Any, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
+    """Freezes an encoder and adds trainable low-rank matrices, which start without effect, to `TARGET_MODULES`.
+
+    Args:
+        model: BEATs, EAT, NA-BEATs or NA-EAT, changed in place.
+        rank: r of the matrices.
+        alpha: their product is scaled by `alpha / rank`.
+        dropout: on their input, in training.
+
+    Raises:
+        ImportError: peft is missing.
+        ValueError: a setting is out of range, or the model has an adapter already.
+    """
+    if has_adapter(model):
+        raise ValueError("`model` must be one without an adapter (merge that one first), got one with an adapter.")
+    if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
+        raise ValueError(
+            f"`rank` must be at least 1, `alpha` positive and `dropout` in [0, 1), got {rank}, {alpha} and {dropout}."
+        )
+    from peft import LoraConfig
+
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=TARGET_MODULES))
+
+
+def is_lora_parameter(name: str) -> bool:
+    """Whether a parameter's name is that of a low-rank matrix."""
+    return ".lora_" in name
+
+
+def save_adapter(model: Any, folder: str | Path, base: str) -> None:
+    """Saves the adapter of a model, small, without the base; every file is written beside and then renamed.
+
+    Args:
+        base: what `AutoModel.from_pretrained(folder)` is to load first, written into `adapter_config.json`: a local
+            folder is written as an absolute path, anything else (a name on the hub) as it is.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+    try:
+        model.save_pretrained(staging)
+        # Written here: given a name on the hub, peft would look there for a vocabulary.
+        config = json.loads((staging / _CONFIG_FILE).read_text())
+        config["base_model_name_or_path"] = os.path.abspath(base) if Path(base).is_dir() else base
+        (staging / _CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
+        for file in sorted(staging.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(staging)
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """What the adapter in `folder` was trained on; `None` where there is no adapter.
+
+    A path that is not there is also looked for beside the adapter, so that a relative one ("../base") may travel with
+    both folders, and a name among the checkpoints of the package; another one is a name on the hub.
+
+    Raises:
+        ValueError: the adapter's configuration names no base.
+    """
+    folder = Path(folder)
+    if not (folder / _CONFIG_FILE).is_file():
+        return None
+    base = json.loads((folder / _CONFIG_FILE).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{folder / _CONFIG_FILE} must have a base_model_name_or_path, got {base!r}")
+    for path in (Path(base), folder / base, shipped_checkpoint(base)):
+        if path and path.is_dir():
+            return str(path)
+    return base
+
+
+def load_model(source: str | Path, **kwargs: Any) -> Any:
+    """As `AutoModel.from_pretrained`, but an adapter's base is looked for as `adapter_base` says.
+
+    Raises:
+        OSError: the base of an adapter is not found; else as `AutoModel.from_pretrained`.
+    """
+    base = adapter_base(source)
+    if base is None or (Path(source) / "config.json").is_file():
+        return AutoModel.from_pretrained(source, **kwargs)
+    try:
+        model = AutoModel.from_pretrained(base, **kwargs)
+    except OSError as error:
+        raise OSError(f"the base {base} of the adapter {source} cannot be loaded: {error}") from error
+    model.load_adapter(str(source))
+    return model

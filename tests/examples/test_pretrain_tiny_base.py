@@ -1,0 +1,103 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState
+from transformers import AutoFeatureExtractor, AutoModel
+
+from na_ssl_hf.data.random_sounds import synthesize_random_sound
+from na_ssl_hf.data.sound_manifest import SoundFile, write_manifest
+from na_ssl_hf.hub.modeling_beats import BeatsModel
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_tiny_base.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("pretrain_tiny_base", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture
+def targets(tmp_path):
+    sounds = []
+    for index in range(4):
+        path = tmp_path / f"{index}.flac"
+        soundfile.write(path, synthesize_random_sound(index, 2.0).clip(-1, 1), 16000)
+        sounds.append(SoundFile(str(path), 32000, 16000, "train" if index else "validation", "random"))
+    write_manifest(tmp_path / "targets.jsonl", sounds)
+    return tmp_path / "targets.jsonl"
+
+
+@pytest.fixture
+def run(targets, tmp_path, monkeypatch):
+    def run(name, *options):
+        arguments = ["--targets", targets, "--output_dir", tmp_path / name, "--cpu", "--duration", "0.5"]
+        arguments += ["--hidden_size", "32", "--num_layers", "2", "--batch_size", "6", "--max_steps", "4", *options]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        script.main()
+        return tmp_path / name
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("objective", ["bands", "masked"])
+@pytest.mark.parametrize("model_type", ["beats", "eat"])
+def test_writes_a_base_and_its_loss_curve(run, objective, model_type):
+    folder = run("base", "--model_type", model_type, "--objective", objective)
+    model, extractor = AutoModel.from_pretrained(folder), AutoFeatureExtractor.from_pretrained(folder)
+    assert model.config.model_type == extractor.frontend == model_type
+    features = extractor(torch.randn(2, 16000).numpy(), sampling_rate=16000)
+    assert model(**features).last_hidden_state.isfinite().all()
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("objective", ["bands", "masked"])
+def test_resumed_training_equals_uninterrupted(run, objective, monkeypatch):
+    options = ("--objective", objective, "--save_every", "2")
+    expected = BeatsModel.from_pretrained(run("whole", *options)).state_dict()
+    save = script.save_checkpoint
+
+    def save_and_stop(*arguments, **settings):
+        save(*arguments, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed", *options)
+    monkeypatch.setattr(script, "save_checkpoint", save)
+    state = BeatsModel.from_pretrained(run("resumed", *options, "--resume")).state_dict()
+    for name, weight in expected.items():
+        torch.testing.assert_close(state[name], weight, rtol=0, atol=0)
+
+
+def test_other_settings_and_a_used_folder_are_refused(run):
+    run("base")
+    with pytest.raises(ValueError, match="checkpoints are only gone on from with resume"):
+        run("base")
+    with pytest.raises(ValueError, match=r"seed must be 0 .* got 1"):
+        run("base", "--resume", "--seed", "1")
+
+
+def test_neighbours_lie_where_the_distance_loss_looks_for_them(targets):
+    settings = script.Settings(targets=str(targets), output_dir="", batch_size=9, duration=0.5)
+    sounds = [sound for sound in script.read_manifest(targets) if sound.split == "train"]
+    waves = script.crops_with_neighbours(sounds, settings, script.np.random.default_rng(0))
+    assert waves.shape == (9, 8000)
+    first, second = torch.triu_indices(9, 9, 1)
+    is_near = (second - first) % 3 == 0
+    alike = torch.corrcoef(waves)[first, second].abs()
+    assert alike[is_near].median() > 0.5 > alike[~is_near].median()
+    assert script.colours(9, "beats")[:3].abs().max() == 0
