@@ -20,12 +20,16 @@ RATE = 16000
 COMMANDS = ["demo", "fit", "score", "simulate", "convert", "evaluate-submission"]
 
 
-def write_clips(folder: Path, count: int, seed: int = 0, gain: float = 0.05, rate: int = RATE) -> list[Path]:
+def write_clips(folder: Path, count: int, seed: int = 0, tone: float = 0.0, rate: int = RATE) -> list[Path]:
+    """Half a second of white noise, with a whistle at the close microphone where `tone` is its amplitude."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = [folder / f"clip_{index:02}.wav" for index in range(count)]
+    whistle = tone * np.sin(2 * np.pi * 1000 * np.arange(rate // 2) / rate)
     for path in paths:
-        soundfile.write(path, gain * rng.standard_normal((rate // 2, 2)), rate)
+        samples = 0.05 * rng.standard_normal((rate // 2, 2))
+        samples[:, 0] += whistle
+        soundfile.write(path, samples, rate)
     return paths
 
 
@@ -35,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     write_clips(folder / "normal" / "monday", 10, seed=1)
     write_clips(folder / "normal" / "tuesday", 10, seed=2)
-    _, flac, ogg = write_clips(folder / "today", 3, seed=3, gain=0.2)
+    _, flac, ogg = write_clips(folder / "today", 3, seed=3, tone=0.3)
     for path, suffix in ((flac, ".flac"), (ogg, ".ogg")):
         samples, rate = soundfile.read(path)
         soundfile.write(path.with_suffix(suffix), samples, rate)

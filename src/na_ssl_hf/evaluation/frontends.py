@@ -30,6 +30,8 @@ from .published_systems import FRONTENDS
 SAMPLING_RATE = 16000
 # Of the embeddings: a new number makes cached ones of older versions unknown.
 FORMAT_VERSION = 1
+# What an extractor does; its file also says where its code is.
+_EXTRACTOR_FIELDS = ("frontend", "sampling_rate", "num_mel_bins", "resample", "far_cancellation")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def checkpoint_frontend(
             recordings = [_with_two_channels(recording) for recording in recordings]
         return scorer.embed([_as_dict(one) for one in recordings], batch_size, pooling=pooling, gamma=gamma)
 
-    settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype), "extractor": extractor.to_dict()}
+    settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
+    settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}
     return Frontend(name, _key({"model": model_fingerprint(model), **settings}), embed, {})
 
 
