@@ -9,7 +9,7 @@ IndexKind = Literal["flat", "ivf", "hnsw"]
 INDEX_KINDS = (None, "flat", "ivf", "hnsw")
 # IVF: many short lists follow the data better than few long ones. So many lists per sqrt(R), the share of them that is
 # read, and the number that is always read; clips per list and rounds of the clustering.
-LISTS_PER_ROOT, PROBED_SHARE, LEAST_PROBED = 6, 1 / 64, 16
+LISTS_PER_ROOT, PROBED_SHARE, LEAST_PROBED = 6, 1 / 70, 16
 CLIPS_PER_LIST, CLUSTERING_ROUNDS = 40, 5
 # HNSW: links of a vector, and breadth of the search while building and scoring.
 HNSW_LINKS, HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH = 32, 80, 128
