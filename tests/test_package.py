@@ -29,6 +29,7 @@ HOUSE = [
     "hub",
     "one_thread",
     "quiet_checkpoints",
+    "whole_file",
 ]
 
 

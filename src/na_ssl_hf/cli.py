@@ -3,13 +3,13 @@
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import default_checkpoint
+from .whole_file import whole_file
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -330,15 +330,8 @@ def _score(options: argparse.Namespace) -> None:
     if options.csv is None:
         csv.writer(sys.stdout).writerows([header, *rows])
         return
-    options.csv.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target and renamed: a kill leaves the old file.
-    unfinished = options.csv.with_name(f".{options.csv.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-        os.replace(unfinished, options.csv)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(options.csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
     anomalies = sum(result["is_anomaly"] for result in results)
     print(f"{len(files)} recordings, {anomalies} anomalous, scores in {options.csv}")
 

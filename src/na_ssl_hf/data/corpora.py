@@ -22,6 +22,7 @@ import soxr
 from tqdm.auto import tqdm
 
 from ..hub.recording import missing_wav_bytes
+from ..whole_file import whole_file
 from .corpus_layouts import (
     KINDS,
     ListedSound,
@@ -355,15 +356,10 @@ def _in_order(function: Callable, items: Iterable, num_workers: int) -> Iterator
 
 
 def _write_rejected(path: Path, rejected: list[RejectedSound]) -> None:
-    partial_file = path.with_name(f".{path.name}.partial")
-    try:
-        with partial_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([field.name for field in fields(RejectedSound)])
-            writer.writerows(astuple(sound) for sound in rejected)
-        os.replace(partial_file, path)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(RejectedSound)])
+        writer.writerows(astuple(sound) for sound in rejected)
 
 
 def _check_settings(

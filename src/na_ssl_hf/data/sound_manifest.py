@@ -13,6 +13,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from ..whole_file import whole_file
+
 SPLITS = ("train", "validation", "test")
 
 # Read on either side of a crop that is resampled; soxr's filter is shorter, so that crops equal cut-outs of the whole.
@@ -85,18 +87,12 @@ def write_manifest(path: str | os.PathLike, sounds: Iterable[SoundFile]) -> None
     Paths below the manifest's folder are kept relative to it, so that the folder can be moved.
     """
     path = Path(os.path.abspath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for sound in sounds:
-                row = asdict(sound)
-                if Path(sound.path).is_relative_to(path.parent):
-                    row["path"] = Path(sound.path).relative_to(path.parent).as_posix()
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for sound in sounds:
+            row = asdict(sound)
+            if Path(sound.path).is_relative_to(path.parent):
+                row["path"] = Path(sound.path).relative_to(path.parent).as_posix()
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_crop(sound: SoundFile, start: int, num_samples: int, sampling_rate: int = 16000) -> np.ndarray:

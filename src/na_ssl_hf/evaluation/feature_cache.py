@@ -6,7 +6,6 @@ Letters: N files, B files of a batch, F bands, D channels.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from ..whole_file import whole_file
 from .frontends import Frontend
 from .processes import Processes
 
@@ -48,7 +48,6 @@ def cached_embeddings(
         raise ValueError("files must hold at least one recording, got none")
     processes = processes or Processes()
     folder = Path(folder) / frontend.key
-    folder.mkdir(parents=True, exist_ok=True)
     batches = [list(files[start : start + batch_size]) for start in range(0, len(files), batch_size)]
     own = processes.share(batches)
     embedded: list[torch.Tensor] = []
@@ -84,9 +83,5 @@ def _read(place: Path) -> torch.Tensor | None:
 
 
 def _write(place: Path, embedding: torch.Tensor) -> None:
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        save_file({_EMBEDDING: embedding.contiguous()}, unfinished)
-        os.replace(unfinished, place)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(place) as partial:
+        save_file({_EMBEDDING: embedding.contiguous()}, partial)

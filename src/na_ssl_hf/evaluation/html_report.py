@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..data.dcase_names import NO_ATTRIBUTE
 from ..hub.recording import load_recording
+from ..whole_file import whole_file
 from .metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
 from .report_figures import (
     Picture,
@@ -128,14 +129,9 @@ def write_html_report(
     file = Path(os.path.abspath(file))
     with report_style():
         page = _page(system, facts, machines, seed, num_worst)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(file) as partial:
         # File names on disk need not be valid Unicode.
         partial.write_text(page, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
     return file
 
 

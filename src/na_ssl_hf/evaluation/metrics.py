@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class MachineMetrics:
     def official_score(self) -> float:
         """Harmonic mean of the three values, each clamped from below to the float epsilon."""
         return official_score([self])
+
+    def as_dict(self) -> dict[str, float]:
+        """The three values and their official score, by name."""
+        return {**asdict(self), "official_score": self.official_score}
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,17 @@ def decision_metrics(is_alarm: np.ndarray, is_anomaly: np.ndarray) -> DecisionMe
     hits = int((alarm & anomaly).sum())
     precision, recall = hits / max(1, int(alarm.sum())), hits / int(anomaly.sum())
     return DecisionMetrics(precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0)
+
+
+def domain_decision_metrics(
+    is_alarm: np.ndarray, is_anomaly: np.ndarray, is_target: np.ndarray
+) -> dict[str, DecisionMetrics]:
+    """`decision_metrics` of the "source" and of the "target" clips of one machine; is_target (N,) bool or 0/1."""
+    is_target = np.asarray(is_target).astype(bool)
+    return {
+        domain: decision_metrics(is_alarm[members], is_anomaly[members])
+        for domain, members in (("source", ~is_target), ("target", is_target))
+    }
 
 
 def mean_decision_metrics(metrics: Iterable[DecisionMetrics]) -> DecisionMetrics:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from ..whole_file import whole_file
 from .metrics import bootstrap_interval
 from .published_systems import SYSTEMS
 from .scored_machine import ScoredMachine
@@ -41,7 +40,7 @@ def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 
         _write_csv(folder / f"anomaly_score_{file}", zip(names, machine.scores.tolist(), strict=True))
         _write_csv(folder / f"decision_result_{file}", zip(names, machine.is_alarm.astype(int).tolist(), strict=True))
     metrics = _metrics(run, str(data), seed)
-    write_whole(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    _write(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
@@ -60,13 +59,13 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
     cells = [[row.get(column, "") for column in columns] for row in rows]
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows([columns, *cells])
-    write_whole(folder / f"{TABLE_NAME}.csv", stream.getvalue())
+    _write(folder / f"{TABLE_NAME}.csv", stream.getvalue())
     lines = [" | ".join(line) for line in (columns, ["---"] * len(columns), *cells)]
     note = (
         "Official scores in %, 95 % bootstrap interval over clips. Published: the papers' numbers, on the challenge's "
         "data with the authors' checkpoints; on other data or checkpoints they are not comparable.\n"
     )
-    write_whole(folder / f"{TABLE_NAME}.md", "".join(f"| {line} |\n" for line in lines) + "\n" + note)
+    _write(folder / f"{TABLE_NAME}.md", "".join(f"| {line} |\n" for line in lines) + "\n" + note)
     return rows
 
 
@@ -85,14 +84,9 @@ def describe(metrics: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it, so that a kill leaves the old one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _metrics(run: SystemRun, data: str, seed: int) -> dict[str, Any]:
@@ -110,9 +104,7 @@ def _metrics(run: SystemRun, data: str, seed: int) -> dict[str, Any]:
         interval = bootstrap_interval({one.machine: one.labelled_scores for one in run.machines}, seed=seed)
         metrics["official_score"] = interval.estimate
         metrics["interval"] = {"confidence": 0.95, "low": interval.low, "high": interval.high, "seed": seed}
-        metrics["machines"] = {
-            one.machine: {**asdict(one.metrics), "official_score": one.metrics.official_score} for one in run.machines
-        }
+        metrics["machines"] = {one.machine: one.metrics.as_dict() for one in run.machines}
     return metrics
 
 
@@ -143,4 +135,4 @@ def _percent(share: float | None) -> str:
 def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
-    write_whole(path, stream.getvalue())
+    _write(path, stream.getvalue())

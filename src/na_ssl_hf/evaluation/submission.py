@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import decision_metrics, machine_metrics, official_score
+from .metrics import domain_decision_metrics, machine_metrics, official_score
 
 _SCORE_FILE = re.compile(r"anomaly_score_(?P<machine>.+)_section_00_test\.csv")
 _TRUTH_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_00_test\.csv")
@@ -46,7 +46,7 @@ def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path
         except ValueError as error:
             raise ValueError(f"machine {name!r}: {error}") from error
         metrics[name] = one
-        machines[name] = {**asdict(one), "official_score": one.official_score, **decisions}
+        machines[name] = {**one.as_dict(), **decisions}
     return {"official_score": official_score(metrics), "machines": machines}
 
 
@@ -58,8 +58,8 @@ def _decision_values(score_file: Path, truth_file: Path, ground_truth_dir: Path)
     is_alarm, is_anomaly, is_target = _joined(decision_file, truth_file, ground_truth_dir)
     return {
         f"{value}_{domain}": number
-        for domain, members in (("source", is_target == 0), ("target", is_target == 1))
-        for value, number in asdict(decision_metrics(is_alarm[members], is_anomaly[members])).items()
+        for domain, values in domain_decision_metrics(is_alarm, is_anomaly, is_target).items()
+        for value, number in asdict(values).items()
     }
 
 

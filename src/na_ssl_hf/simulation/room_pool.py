@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..whole_file import whole_file
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .rooms import Room, draw_room
 
@@ -253,9 +254,7 @@ def _end_with_parent() -> None:
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Saves tensors beside `path`, then renames; equal tensors give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as partial_file:
         save_file(tensors, partial_file, metadata=metadata)
         with partial_file.open("r+b") as file:
             # safetensors shuffles the metadata from call to call.
@@ -266,9 +265,6 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
             assert len(ordered) <= size
             file.seek(8)
             file.write(ordered.ljust(size))
-        os.replace(partial_file, path)
-    finally:
-        partial_file.unlink(missing_ok=True)
 
 
 def _read_parts(folder: Path, metadata: dict[str, str], num_rooms: int) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """A training log of one JSON object a line, as one of Accelerate's trackers."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
+
+from ..whole_file import whole_file
 
 
 class JsonLinesTracker(GeneralTracker):
@@ -26,10 +27,8 @@ class JsonLinesTracker(GeneralTracker):
     def cut(self, last_step: int) -> None:
         """Drop what was logged after `last_step`, to go on from there; 0 empties the log."""
         kept = [row for row in read_json_lines(self.path) if row["step"] <= last_step] if self.path.exists() else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:

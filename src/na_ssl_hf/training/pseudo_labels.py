@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..data.dcase_clips import DcaseClip
 from ..data.dcase_names import NO_ATTRIBUTE
+from ..whole_file import whole_file
 
 SILHOUETTE = "silhouette"
 _CANDIDATES = (2, 4, 8, 16, 32)
@@ -66,11 +66,8 @@ class LabelMap:
 
     def save(self, path: str | Path) -> None:
         """Writes readable JSON, beside and then renamed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps({"format_version": _FORMAT_VERSION, **asdict(self)}, indent=1))
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps({"format_version": _FORMAT_VERSION, **asdict(self)}, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> LabelMap:

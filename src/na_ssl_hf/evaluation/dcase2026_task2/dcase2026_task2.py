@@ -14,7 +14,7 @@ import numpy as np
 from na_ssl_hf.evaluation.metrics import (
     DecisionMetrics,
     MachineMetrics,
-    decision_metrics,
+    domain_decision_metrics,
     machine_metrics,
     mean_decision_metrics,
     official_score,
@@ -103,11 +103,12 @@ class Dcase2026Task2(evaluate.Metric):
             clips = names == machine
             try:
                 of_machines.append(machine_metrics(scores[clips], is_anomaly[clips], is_target[clips]))
-                result = asdict(of_machines[-1]) | {"official_score": of_machines[-1].official_score}
+                result = of_machines[-1].as_dict()
                 if is_alarm is not None:
-                    for domain, members in (("source", clips & ~is_target), ("target", clips & is_target)):
-                        of_domains.append(decision_metrics(is_alarm[members], is_anomaly[members]))
-                        result |= {f"{name}_{domain}": value for name, value in asdict(of_domains[-1]).items()}
+                    by_domain = domain_decision_metrics(is_alarm[clips], is_anomaly[clips], is_target[clips])
+                    for domain, values in by_domain.items():
+                        of_domains.append(values)
+                        result |= {f"{name}_{domain}": value for name, value in asdict(values).items()}
             except ValueError as error:
                 raise ValueError(f"machine {machine!r}: {error}") from error
             results[machine] = result
