@@ -9,7 +9,7 @@ IndexKind = Literal["flat", "ivf", "hnsw"]
 INDEX_KINDS = (None, "flat", "ivf", "hnsw")
 # IVF: many short lists follow the data better than few long ones. So many lists per sqrt(R), the share of them that is
 # read, and the number that is always read; clips per list and rounds of the clustering.
-LISTS_PER_ROOT, PROBED_SHARE, LEAST_PROBED = 6, 1 / 70, 16
+LISTS_PER_ROOT, PROBED_SHARE, LEAST_PROBED = 6, 1 / 60, 16
 CLIPS_PER_LIST, CLUSTERING_ROUNDS = 40, 5
 # HNSW: links of a vector, and breadth of the search while building and scoring.
 HNSW_LINKS, HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH = 32, 80, 128
@@ -19,8 +19,9 @@ class ApproximateIndex:
     """FAISS (Douze et al., 2024) over the references of one band.
 
     `"flat"` looks at every reference (and so proposes the true nearest ones), `"ivf"` (Jégou et al., 2011) at those in
-    the nearest of about `6 sqrt(R)` clusters, `"hnsw"` (Malkov and Yashunin, 2018) walks a graph. The last two store
-    one byte a channel. The seeds are fixed: one memory gives one index.
+    the nearest of about `6 sqrt(R)` clusters, of which it stores one bit a channel (RaBitQ; Gao and Long, 2024), and
+    `"hnsw"` (Malkov and Yashunin, 2018) walks a graph of one byte a channel. The seeds are fixed: one memory gives one
+    index.
 
     Args:
         memory: `(R, D)` float32.
@@ -36,20 +37,19 @@ class ApproximateIndex:
         vectors = memory.cpu().contiguous().numpy()
         num_references, dim = vectors.shape
         measure = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
-        one_byte = faiss.ScalarQuantizer.QT_8bit
         self.device = memory.device
         self.index: Any
         if kind == "flat":
             self.index = faiss.IndexFlat(dim, measure)
         elif kind == "hnsw":
-            self.index = faiss.IndexHNSWSQ(dim, one_byte, HNSW_LINKS, measure)
+            self.index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, HNSW_LINKS, measure)
             self.index.hnsw.efConstruction = HNSW_BUILD_BREADTH
             self.index.hnsw.efSearch = HNSW_SEARCH_BREADTH
         else:
             num_lists = max(1, min(LISTS_PER_ROOT * math.isqrt(num_references), num_references // 8))
             # The index must outlive its coarse quantiser, which faiss refers to but does not own.
             self.lists = faiss.IndexFlat(dim, measure)
-            self.index = faiss.IndexIVFScalarQuantizer(self.lists, dim, num_lists, one_byte, measure)
+            self.index = faiss.IndexIVFRaBitQ(self.lists, dim, num_lists, measure)
             self.index.nprobe = min(num_lists, max(LEAST_PROBED, math.ceil(num_lists * PROBED_SHARE)))
             # Small banks are legal; faiss would print that it prefers 39 points a list.
             self.index.cp.min_points_per_centroid = 1

@@ -14,7 +14,7 @@ CHUNK_ROWS, CHUNK_ELEMENTS = 512, 512 * 100_000
 # Distances from a float32 matmul only rank the references; two more than asked are kept and measured exactly.
 SPARE_CANDIDATES = 2
 # An index knows nothing of the rescaling and compresses its vectors: more candidates leave room for both.
-SPARE_INDEX_CANDIDATES, RESCALED_INDEX_CANDIDATES = 6, 48
+SPARE_INDEX_CANDIDATES, RESCALED_INDEX_CANDIDATES = 15, 48
 # Rank weights below this share of the first one are left out of a rank-weighted mean.
 SMALLEST_RANK_WEIGHT = 1e-9
 
