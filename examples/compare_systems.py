@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from na_ssl_hf.evaluation.metrics import bootstrap_interval
+from na_ssl_hf.evaluation.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
 from na_ssl_hf.evaluation.scored_machine import ScoredMachine
 from na_ssl_hf.evaluation.system_run import run_system
@@ -68,29 +66,6 @@ def score_all(data: Sequence[Path], noise_aware: str, checkpoint: str, workplace
     return rows
 
 
-def table(rows: dict[str, list[ScoredMachine]], reference: str, seed: int) -> str:
-    """Markdown, in %: official score, difference to `reference`, and on how many machines that is positive."""
-    intervals = {
-        row: bootstrap_interval({one.machine: one.labelled_scores for one in machines}, seed=seed)
-        for row, machines in rows.items()
-    }
-    by_machine = {row: np.array([one.metrics.official_score for one in machines]) for row, machines in rows.items()}
-    lines = [
-        f"| system | official score [95 %] | minus *{reference}* [95 %, paired] | better on machines |",
-        "|---|---|---|---|",
-    ]
-    for row, interval in intervals.items():
-        difference = interval.draws - intervals[reference].draws
-        low, high = np.quantile(difference, [0.025, 0.975])
-        better = (by_machine[row] > by_machine[reference]).sum()
-        lines.append(
-            f"| {row} | {100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] | "
-            f"{100 * (interval.estimate - intervals[reference].estimate):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | "
-            f"{better} of {len(by_machine[row])} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="DCASE-shaped folders with labelled test clips")
@@ -108,7 +83,7 @@ def main() -> None:
     rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"))
     if options.reference not in rows:
         parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
-    text = table(rows, options.reference, options.seed)
+    text = comparison_table(rows, options.reference, options.seed)
     (options.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

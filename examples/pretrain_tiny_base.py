@@ -38,6 +38,7 @@ from na_ssl_hf.data.sound_manifest import SoundFile, read_crop, read_manifest
 from na_ssl_hf.hub.fbank import FLAVOURS, kaldi_fbank
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker
+from na_ssl_hf.training.optimizers import make_optimizers
 
 # Letters: B clips, N samples, T frames, M mel bins, R rows of patches in time, F bands, D hidden size.
 SAMPLING_RATE, FRAME_SHIFT, PATCH = 16000, 160, 16
@@ -64,7 +65,8 @@ class Settings:
     duration: float = option("of a crop, s", 1.3)
     max_steps: int = option("optimizer steps", 700)
     batch_size: int = option("clips a step and process; for `bands`, a third of them are originals", 48)
-    lr: float = option("peak learning rate of AdamW; 50 steps of warm-up, then a cosine", 2e-3)
+    optimizer: Literal["adamw", "muon"] = option("muon learns faster at a larger rate (1e-2)", "adamw")
+    lr: float = option("peak learning rate; 50 steps of warm-up, then a cosine", 2e-3)
     seed: int = option("of weights and crops", 0)
     save_every: int = option("steps between checkpoints", 200)
     resume: bool = option("go on from the latest checkpoint", False)
@@ -74,7 +76,7 @@ class Settings:
 # A training can only be resumed with the same ones.
 LASTING = (
     *("model_type", "objective", "hidden_size", "num_layers", "level_weight"),
-    *("duration", "max_steps", "batch_size", "lr", "seed"),
+    *("duration", "max_steps", "batch_size", "optimizer", "lr", "seed"),
 )
 
 
@@ -96,8 +98,8 @@ def main() -> None:
         MaskedObjective(encoder) if settings.objective == "masked" else BandObjective(encoder, settings.level_weight)
     )
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.02)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
+    optimizers = make_optimizers(objective, settings.optimizer, settings.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    objective, *optimizers = accelerator.prepare(objective, *optimizers)
     if checkpoint:
         load_checkpoint(accelerator, checkpoint)
     json_lines.cut(first_step)
@@ -111,8 +113,8 @@ def main() -> None:
         # All that is random in a step follows from these three numbers, so that a resumed training repeats it.
         rng = np.random.default_rng([settings.seed, step, accelerator.process_index])
         torch.manual_seed(int(rng.integers(2**63)))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * learning_rate_factor(step, settings.max_steps)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = settings.lr * learning_rate_factor(step, settings.max_steps)
         waves = (crops if settings.objective == "masked" else crops_with_neighbours)(sounds, settings, rng)  # (B, N)
         fbank = kaldi_fbank(waves.to(accelerator.device), settings.model_type)  # (B, T, M)
         if settings.objective == "bands":
@@ -123,8 +125,9 @@ def main() -> None:
         gradient_norm = accelerator.clip_grad_norm_(trained, 2.0)
         if not torch.isfinite(gradient_norm):
             raise FloatingPointError(f"The loss of step {step} is {float(loss)}; the last checkpoint is kept.")
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if settings.objective == "masked":
             accelerator.unwrap_model(objective).update_teacher(step / settings.max_steps)
 

@@ -51,6 +51,7 @@ from na_ssl_hf.training.ema import ExponentialMovingAverage
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
 from na_ssl_hf.training.loss_curve import plot_loss_curve
 from na_ssl_hf.training.model_card import write_model_card
+from na_ssl_hf.training.optimizers import make_optimizers
 
 NOISE_AWARE_MODELS = {"beats": NABeatsModel, "eat": NAEatModel}
 INSTALLED_TRACKERS = [
@@ -101,10 +102,11 @@ class Settings:
     max_steps: int | None = option("optimizer steps, instead of epochs")
     batch_size: int = option("mixtures of a step, all processes and accumulated batches together", 160)
     gradient_accumulation: int = option("batches of a process into which its part of a step is cut", 1)
-    lr: float = option("peak learning rate of AdamW", 1e-4)
+    optimizer: Literal["adamw", "muon"] = option("muon learns faster at a larger rate (1e-2), without FSDP", "adamw")
+    lr: float = option("peak learning rate", 1e-4)
     schedule: Literal["constant", "cosine"] = option("of the learning rate, behind the warm-up", "constant")
     warmup_steps: int = option("over which the learning rate rises from 0", 0)
-    weight_decay: float = option("of AdamW", 0.01)
+    weight_decay: float = option("of the optimizer", 0.01)
     max_grad_norm: float = option("gradients are clipped to it", 1.0)
     ema_decay: float = option("of the average of the trained weights", 0.999)
     ema_start: int = option("step from which on they are averaged", 20_000)
@@ -115,6 +117,7 @@ class Settings:
     # Watching and saving
     validate_every: int = option("steps", 1000)
     validation_examples: int = option("mixtures, rounded down to whole batches", 1000)
+    validation_duration: float | None = option("of each of them, s (default: as in training)")
     save_every: int = option("steps between checkpoints", 1000)
     keep: int = option("checkpoints kept, 0 for all", 3)
     resume: str | None = option("go on from a checkpoint, or from the latest one", nargs="?", const="latest")
@@ -127,7 +130,7 @@ class Settings:
 # A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
-    *("batch_size", "duration", "snr", "gain", "noise_coherence", "ema_decay", "ema_start"),
+    *("batch_size", "duration", "snr", "gain", "noise_coherence", "optimizer", "ema_decay", "ema_start"),
 )
 
 
@@ -159,19 +162,18 @@ def main() -> None:
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     loader = partial(mixture_loader, settings, accelerator, sounds)
-    training = loader(
-        "train", rooms, settings.seed, range(first_step * settings.batch_size, num_steps * settings.batch_size)
-    )
-    validation = loader("validation", validation_rooms, VALIDATION_SEED, range(num_validation))
+    examples = range(first_step * settings.batch_size, num_steps * settings.batch_size)
+    training = loader("train", rooms, settings.seed, examples, settings.duration)
+    validation_duration = settings.validation_duration or settings.duration
+    validation = loader("validation", validation_rooms, VALIDATION_SEED, range(num_validation), validation_duration)
 
     # Model
     model = noise_aware_model(settings)
     distillation = NoiseAwareDistillation(
         model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
     ).train()
-    trained = (parameter for parameter in distillation.parameters() if parameter.requires_grad)
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    distillation, optimizer = accelerator.prepare(distillation, optimizer)
+    optimizers = make_optimizers(distillation, settings.optimizer, settings.lr, settings.weight_decay)
+    distillation, *optimizers = accelerator.prepare(distillation, *optimizers)
     named = dict(accelerator.unwrap_model(distillation).named_parameters())
     ema = ExponentialMovingAverage(named, settings.ema_decay, settings.ema_start)
     accelerator.register_for_checkpointing(ema)
@@ -189,7 +191,9 @@ def main() -> None:
         start, cpu_start = time.perf_counter(), time.process_time()
         # Dropout is a function of seed, step and process too, so that a resumed training repeats it.
         torch.manual_seed(seed_of(settings.seed, step, accelerator.process_index))
-        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, num_steps, settings)
+        lr = learning_rate(step, num_steps, settings)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = lr
         losses, indices = [], []
         for _ in range(settings.gradient_accumulation):
             batch = next(batches)
@@ -202,8 +206,9 @@ def main() -> None:
                     gradient_norm = accelerator.clip_grad_norm_(list(ema.parameters.values()), settings.max_grad_norm)
                     losses_of_all = accelerator.gather(torch.stack(losses))  # (processes * accumulated, 3)
                     stop_if_not_finite(accelerator, losses_of_all, gradient_norm, indices, step, settings)
-                optimizer.step()
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
         ema.update(step)
 
         total, tokens, bands = losses_of_all.mean(dim=0).tolist()
@@ -293,6 +298,7 @@ def mixture_loader(
     rooms: RoomPool,
     seed: int,
     examples: range,
+    duration: float,
 ) -> DataLoader:
     """This process' batches; all processes together take successive examples, so that the data of a step depend on
     nothing but seed and step."""
@@ -304,7 +310,7 @@ def mixture_loader(
         num_examples=max(1, len(examples)),
         seed=seed,
         first_index=examples.start,
-        duration_s=settings.duration,
+        duration_s=duration,
         snr_db=tuple(settings.snr),
         gain_db=tuple(settings.gain),
         noise_coherence=tuple(settings.noise_coherence),

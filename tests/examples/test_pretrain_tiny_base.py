@@ -42,6 +42,7 @@ def targets(tmp_path):
 def run(targets, tmp_path, monkeypatch):
     def run(name, *options):
         arguments = ["--targets", targets, "--output_dir", tmp_path / name, "--cpu", "--duration", "0.5"]
+        arguments += ["--optimizer", "muon"]
         arguments += ["--hidden_size", "32", "--num_layers", "2", "--batch_size", "6", "--max_steps", "4", *options]
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
         AcceleratorState._reset_state(reset_partial_state=True)

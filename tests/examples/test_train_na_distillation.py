@@ -226,14 +226,15 @@ def test_learning_rate_warms_up_and_falls_as_a_cosine():
 # Going on
 
 
-def test_resumed_training_equals_the_uninterrupted_one(train, data, tmp_path):
-    uninterrupted = train("uninterrupted")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_training_equals_the_uninterrupted_one(train, data, tmp_path, optimizer):
+    uninterrupted = train("uninterrupted", optimizer=optimizer)
     out = tmp_path / "killed"
     # Without an end of its own, so that it cannot finish before it is killed.
-    command = [sys.executable, str(SCRIPT), *arguments(data, out, max_steps=100_000)]
+    command = [sys.executable, str(SCRIPT), *arguments(data, out, max_steps=100_000, optimizer=optimizer)]
     killed_in_the_middle(started(command), out / "log.jsonl", step=10)
     assert 8 <= latest_step(out) < 20
-    train("killed", resume="latest")
+    train("killed", resume="latest", optimizer=optimizer)
     assert losses(out) == losses(uninterrupted)
     assert len(losses(out)) == 20
     assert validations(out) == validations(uninterrupted)

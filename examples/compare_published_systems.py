@@ -1,0 +1,138 @@
+"""Every published system on one data set, from tiny checkpoints: fine-tune the Dis frontends, score, compare.
+
+    na-ssl simulate dcase --out benchmark --preset small --seed 0
+    python examples/compare_published_systems.py benchmark --out published
+
+The rows are Table 3 (single frontends) and Table 5 (the challenge's baselines and the four submissions) of Fujimura et
+al., DCASE 2026 Task 2, and log-mel statistics, which need no network. Four frontends are fine-tuned on the data's
+training clips, once a seed, by finetune_discriminative.py; the seeds' scores are averaged. Whatever is finished is kept
+in --out, so that a killed run goes on. Half of the CPU time is fine-tuning; words behind `--` go to it:
+
+    python examples/compare_published_systems.py benchmark --seeds 0 -- --epochs 25
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoFeatureExtractor, AutoModel
+
+from na_ssl_hf import TwoChannelFeatureExtractor
+from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.evaluation.paired_comparison import comparison_table
+from na_ssl_hf.evaluation.published_systems import SYSTEMS
+from na_ssl_hf.evaluation.result_files import write_run, write_table
+from na_ssl_hf.evaluation.scored_machine import ScoredMachine
+from na_ssl_hf.evaluation.system_run import run_system
+from na_ssl_hf.evaluation.workplace import Workplace
+
+TABLE_3 = (
+    *("beats", "eat", "eat-large", "na-beats", "na-eat"),
+    *("dis-beats", "dis-eat", "dis-na-beats", "dis-na-eat"),
+)
+TABLE_5 = ("baseline_mse", "baseline_mahala", *(f"fujimura_merl_task2_{number}" for number in range(1, 5)))
+NO_NETWORK = (("logmel", None), ("logmel-centred", None), ("logmel-centred", "spectral_subtraction"))
+ROWS = (*((system, None) for system in (*TABLE_3, *TABLE_5)), *NO_NETWORK)
+# For models of a hundredth of the published size and data of a tenth: shorter crops, fewer steps, larger rates.
+FINE_TUNING = (
+    *("--duration", "3", "--epochs", "10", "--lr", "1e-3", "--warmup_steps", "100", "--mixed_precision", "bf16"),
+    *("--num_clusters", "4"),
+)
+
+
+def fine_tune(base: str, seed: int, data: Path, folder: Path, options: Sequence[str]) -> None:
+    """Trains the adapter of one frontend and seed, unless it is there already.
+
+    Raises:
+        ValueError: what is there was trained by another command.
+        RuntimeError: the training failed.
+    """
+    script = Path(__file__).with_name("finetune_discriminative.py")
+    config = Path(__file__).with_name("accelerate") / "cpu.yaml"
+    command = ["accelerate", "launch", "--config_file", str(config), str(script), "--base", base, "--data", str(data)]
+    command += ["--output_dir", str(folder), "--seed", str(seed), "--resume", *options]
+    folder.mkdir(parents=True, exist_ok=True)
+    file, line = folder / "command.txt", shlex.join(command)
+    if file.exists() and file.read_text() != line:
+        raise ValueError(f"out must hold adapters of the same command, got those of {file}")
+    file.write_text(line)
+    if (folder / "adapter_config.json").is_file():
+        return
+    with (folder / "output.txt").open("w") as output:
+        finished = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if finished.returncode:
+        raise RuntimeError(f"fine-tuning of {base} failed, see {folder / 'output.txt'}")
+
+
+def write_base(noise_aware: str, folder: Path) -> Path:
+    """The single-channel base inside of a noise-aware checkpoint, as a checkpoint of its own."""
+    model = AutoModel.from_pretrained(noise_aware, dtype=torch.float32)
+    model.to_base().save_pretrained(folder)
+    extractor = AutoFeatureExtractor.from_pretrained(noise_aware)
+    TwoChannelFeatureExtractor(extractor.frontend).save_pretrained(folder)
+    return folder
+
+
+def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[ScoredMachine]]:
+    """Title of the row -> scored machines; the submission files of every row are written beside."""
+    workplace = Workplace(options.out / "cache", show_progress=False)
+    rows = {}
+    for system, far_cancellation in tqdm(ROWS, "systems"):
+        wanted = {name: checkpoints[name] for name in SYSTEMS[system].frontends if name in checkpoints}
+        run = run_system(system, options.data, workplace, wanted, far_cancellation)
+        write_run(options.out / "systems" / run.name, run, options.data)
+        rows[run.name] = list(run.machines)
+    write_table(options.out / "systems")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="DCASE-shaped folder with labelled test clips")
+    parser.add_argument("--out", type=Path, default=Path("published"), help="keeps adapters, embeddings and tables")
+    parser.add_argument("--na-beats", default="na-beats-tiny", help="NA-BEATs, with its base inside")
+    parser.add_argument("--na-eat", default="na-eat-tiny", help="NA-EAT, with its base inside")
+    parser.add_argument("--eat-large", default="eat-tiny-deep", help="a second size of EAT")
+    parser.add_argument("--reference", default="na-beats", help="row that differences are taken to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the fine-tuning")
+    parser.add_argument("--jobs", type=int, default=2, help="fine-tunings side by side")
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
+    fine_tuning = [*FINE_TUNING, *words[end + 1 :]]
+
+    given = {"na-beats": options.na_beats, "na-eat": options.na_eat}
+    noise_aware = {name: str(shipped_checkpoint(path) or path) for name, path in given.items()}
+    bases = {
+        name.removeprefix("na-"): str(write_base(path, options.out / "bases" / name.removeprefix("na-")))
+        for name, path in noise_aware.items()
+    }
+    frozen = {**noise_aware, **bases}
+    adapters = {
+        (name, seed): options.out / "adapters" / f"dis-{name}-{seed}" for seed in options.seeds for name in frozen
+    }
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trained = [
+            pool.submit(fine_tune, frozen[name], seed, options.data, folder, fine_tuning)
+            for (name, seed), folder in adapters.items()
+        ]
+        for one in tqdm(as_completed(trained), "fine-tunings", len(trained)):
+            one.result()
+
+    checkpoints = {name: [path] for name, path in frozen.items()} | {"eat-large": [options.eat_large]}
+    for (name, _), folder in adapters.items():
+        checkpoints.setdefault(f"dis-{name}", []).append(str(folder))
+    rows = score(options, checkpoints)
+    text = comparison_table(rows, options.reference)
+    (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

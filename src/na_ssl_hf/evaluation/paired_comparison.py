@@ -1,0 +1,37 @@
+"""Many systems on the same clips: official scores, and their differences to one system over the same redrawn clips."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .metrics import bootstrap_interval
+from .scored_machine import ScoredMachine
+
+
+def comparison_table(rows: Mapping[str, Sequence[ScoredMachine]], reference: str, seed: int = 0) -> str:
+    """Markdown, in %: official score, difference to `reference`, and on how many machines that is positive.
+
+    Args:
+        rows: name of the row -> its scored machines, the same ones with the same clips in every row.
+        reference: a row.
+        seed: of the bootstrap over clips (95 % intervals).
+    """
+    intervals = {
+        row: bootstrap_interval({one.machine: one.labelled_scores for one in machines}, seed=seed)
+        for row, machines in rows.items()
+    }
+    by_machine = {row: np.array([one.metrics.official_score for one in machines]) for row, machines in rows.items()}
+    lines = [
+        f"| system | official score [95 %] | minus *{reference}* [95 %, paired] | better on machines |",
+        "|---|---|---|---|",
+    ]
+    for row, interval in intervals.items():
+        difference = interval.draws - intervals[reference].draws
+        low, high = np.quantile(difference, [0.025, 0.975])
+        better = (by_machine[row] > by_machine[reference]).sum()
+        lines.append(
+            f"| {row} | {100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] | "
+            f"{100 * (interval.estimate - intervals[reference].estimate):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | "
+            f"{better} of {len(by_machine[row])} |"
+        )
+    return "\n".join(lines)
