@@ -26,7 +26,7 @@ def make_optimizers(
     Raises:
         ValueError: another name.
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trained: list[torch.Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if name == "adamw":
         return [_adamw(trained, lr, weight_decay, betas)]
     if name != "muon":
@@ -37,11 +37,11 @@ def make_optimizers(
     return [muon, _adamw([each for each in trained if id(each) not in of_muon], lr, weight_decay, betas)]
 
 
-def _adamw(parameters: list[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
+def _adamw(parameters: list[torch.Tensor], lr: float, weight_decay: float, betas: tuple[float, float]) -> Optimizer:
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
-def _linear_weights(module: nn.Module) -> Iterator[nn.Parameter]:
+def _linear_weights(module: nn.Module) -> Iterator[torch.Tensor]:
     for part in module.modules():
         if isinstance(part, nn.Linear) and part.weight.requires_grad:
             yield part.weight
