@@ -55,8 +55,9 @@ def fine_tune(base: str, seed: int, data: Path, folder: Path, options: Sequence[
     """
     script = Path(__file__).with_name("finetune_discriminative.py")
     config = Path(__file__).with_name("accelerate") / "cpu.yaml"
-    command = ["accelerate", "launch", "--config_file", str(config), str(script), "--base", base, "--data", str(data)]
-    command += ["--output_dir", str(folder), "--seed", str(seed), "--resume", *options]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
+    command += ["--base", base, "--data", str(data), "--output_dir", str(folder), "--seed", str(seed), "--resume"]
+    command += options
     folder.mkdir(parents=True, exist_ok=True)
     file, line = folder / "command.txt", shlex.join(command)
     if file.exists() and file.read_text() != line:
@@ -81,7 +82,7 @@ def write_base(noise_aware: str, folder: Path) -> Path:
 
 def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[ScoredMachine]]:
     """Title of the row -> scored machines; the submission files of every row are written beside."""
-    workplace = Workplace(options.out / "cache", show_progress=False)
+    workplace = Workplace(options.out / "cache", num_epochs=options.autoencoder_epochs, show_progress=False)
     rows = {}
     for system, far_cancellation in tqdm(ROWS, "systems"):
         wanted = {name: checkpoints[name] for name in SYSTEMS[system].frontends if name in checkpoints}
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--eat-large", default="eat-tiny-deep", help="a second size of EAT")
     parser.add_argument("--reference", default="na-beats", help="row that differences are taken to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the fine-tuning")
+    parser.add_argument("--autoencoder-epochs", type=int, default=100, help="of the challenge's baselines")
     parser.add_argument("--jobs", type=int, default=2, help="fine-tunings side by side")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from na_ssl_hf.simulation import write_dcase_benchmark
+
 # A seconds-long bar for every tiny model that a test loads would bury pytest's own output.
 logging.disable_progress_bar()
 
@@ -66,3 +68,10 @@ def golden_fbank(goldens) -> Callable[[str, str], torch.Tensor]:
 
     waves = np.load(goldens / "models" / "waves.npz")
     return lambda flavour, wave: kaldi_fbank(torch.from_numpy(waves[wave])[None], flavour)
+
+
+@pytest.fixture(scope="session")
+def benchmark_root(tmp_path_factory) -> Path:
+    """A DCASE-shaped data set of three machines (the valve without attributes), 15 + 16 clips of 1.5 s each."""
+    root = tmp_path_factory.mktemp("benchmark") / "data"
+    return write_dcase_benchmark(root, "smoke", seed=3, machines=("fan", "gearbox", "valve"), show_progress=False)
