@@ -243,6 +243,9 @@ class MemoryBank(MemoryBankSettings):
         MemMixup made from it as the target clip are removed too). With `coreset_size`, the clips that were not kept are
         scored as well: N is the number of clips given to `fit`, in their order. Higher = more anomalous.
 
+        With a rescaling they lie a little above the scores of new normal clips, as the density of a reference still
+        counts the removed clip: thresholds that are made of them let fewer clips alarm than stated.
+
         Raises:
             ValueError: not fitted, a memory of a single clip, or no faiss with `index`.
         """
