@@ -2,8 +2,8 @@
 
     python examples/pack_checkpoint.py OUT src/na_ssl_hf/checkpoints/na-beats-tiny --card model_cards/na-beats-tiny.md
 
-OUT is a folder of train_na_distillation.py. Weights, configuration, extractor and, as README.md, the card with
-its pictures are copied; the code that `save_pretrained` puts beside them is this package itself.
+OUT is a folder of train_na_distillation.py or pretrain_tiny_base.py. Weights, configuration, extractor and, as
+README.md, the card with its pictures are copied; the code that `save_pretrained` puts beside them is this package.
 """
 
 import argparse
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="folder that a training wrote")
     parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--card", type=Path, required=True, help="model card")
+    parser.add_argument("--fp16-weights", action="store_true", help="halves the file; they load as float32")
     options = parser.parse_args()
 
     options.destination.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,8 @@ def main() -> None:
         (options.destination / name).write_text(text, encoding="utf-8")
     # Written anew rather than copied, for ordinary file permissions.
     weights = load_file(options.source / "model.safetensors")
+    if options.fp16_weights:
+        weights = {name: weight.half() for name, weight in weights.items()}
     save_file(weights, options.destination / "model.safetensors", metadata={"format": "pt"})
     (options.destination / "model.safetensors").chmod(0o644)
     shutil.copyfile(options.card, options.destination / "README.md")
