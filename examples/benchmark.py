@@ -35,6 +35,7 @@ NUM_THREADS = 2
 os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
 
 import numpy as np  # noqa: E402
+import scipy.signal  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 from transformers import PreTrainedModel, pipeline  # noqa: E402
@@ -46,12 +47,22 @@ from na_ssl_hf.checkpoints import default_checkpoint  # noqa: E402
 from na_ssl_hf.hub.fbank import kaldi_fbank  # noqa: E402
 from na_ssl_hf.hub.recording import load_recording  # noqa: E402
 from na_ssl_hf.one_thread import one_thread  # noqa: E402
+from na_ssl_hf.simulation import RoomPool, draw_room, simulate_impulse_responses  # noqa: E402
+from na_ssl_hf.simulation.mixture_stream import mix_examples  # noqa: E402
+from na_ssl_hf.training.attentive_statistics import ProjectionHead  # noqa: E402
+from na_ssl_hf.training.classification_losses import SubClusterAdaCos  # noqa: E402
+from na_ssl_hf.training.discriminative import DiscriminativeModel  # noqa: E402
+from na_ssl_hf.training.distillation import NoiseAwareDistillation  # noqa: E402
+from na_ssl_hf.training.lora import add_lora  # noqa: E402
+from na_ssl_hf.training.optimizers import make_optimizers  # noqa: E402
 
 SEED = 0
 SAMPLING_RATE = 16000
 NUM_SAMPLES = 10 * SAMPLING_RATE
 NUM_FRAMES = 998  # fbank frames of 10 s
 NUM_CLIPS = 4
+NUM_ROOMS, MIXTURES = 8, 32
+LORA_CLIPS = 8
 BANK_SHAPE = (10_000, 8, 768)
 BANK_CHUNK = 500
 SMALL_BANK_SHAPE = (1_000, 8, 768)
@@ -82,6 +93,11 @@ def main() -> None:
         "beats": beats_forward,
         "na-beats-forward": na_beats_forward,
         "na-beats-training": na_beats_training_step,
+        "rooms": rooms,
+        "mixing": mixing,
+        "distillation": distillation_step,
+        "distillation-memory": distillation_memory,
+        "fine-tuning-memory": fine_tuning_memory,
         "tiny": tiny_scoring,
         "pipeline": pipeline_overhead,
         "features": features_and_scoring,
@@ -308,6 +324,122 @@ def na_beats_training_step() -> list[Row]:
         model.zero_grad(set_to_none=True)
 
     return against_matmuls("NA-BEATs base training step, 4 x 10 s", run, products, 0.70)
+
+
+# Training
+
+
+def rooms() -> list[Row]:
+    def simulate() -> None:
+        for seed in range(NUM_ROOMS):
+            simulate_impulse_responses(draw_room([SEED, seed]), SAMPLING_RATE)
+
+    simulate()
+    seconds = statistics.median(cpu_seconds(simulate) for _ in range(3)) / NUM_ROOMS
+    return [Row("a room of 10 impulse responses", seconds, None, "-", "<= 0.2 s", seconds <= 0.2)]
+
+
+def mixing() -> list[Row]:
+    pool = RoomPool.simulate(NUM_ROOMS, SEED, show_progress=False)
+    target, noises = torch.randn(MIXTURES, NUM_SAMPLES), torch.randn(MIXTURES, 4, NUM_SAMPLES)
+    examples = {
+        "target": target,
+        "noises": noises,
+        "room": torch.arange(MIXTURES) % NUM_ROOMS,
+        "snr_db": torch.zeros(MIXTURES),
+        "gain_db": torch.zeros(MIXTURES),
+        "noise_coherence": torch.zeros(MIXTURES),
+    }
+    responses = [simulate_impulse_responses(draw_room([SEED, seed]), SAMPLING_RATE) for seed in range(NUM_ROOMS)]
+
+    def one_by_one() -> None:
+        for index in range(MIXTURES):
+            room = responses[index % NUM_ROOMS]
+            for channel in range(2):
+                scipy.signal.fftconvolve(target[index].numpy(), room.target[channel].numpy())
+                for noise, response in zip(noises[index].numpy(), room.noise[:, channel].numpy(), strict=True):
+                    scipy.signal.fftconvolve(noise, response)
+            scipy.signal.fftconvolve(target[index].numpy(), room.target[0, :1000].numpy())  # early reflections
+
+    ours, straightforward = alternate(3, lambda: mix_examples(examples, pool), one_by_one)
+    rate = MIXTURES / ours
+    note = f"{rate:.0f} triples per CPU s"
+    return [
+        Row(
+            f"mixing {MIXTURES} triples of 10 s, beside scipy's fftconvolve",
+            ours,
+            straightforward,
+            f"{ours / straightforward:.2f} x",
+            ">= 40 triples per CPU s",
+            rate >= 40,
+            note=note,
+        )
+    ]
+
+
+def distillation_of_base_size(**settings: bool) -> Callable[[], None]:
+    """A whole step: fbank, frozen streams, student, backward, AdamW."""
+    distillation = NoiseAwareDistillation(NABeatsModel.from_base(BeatsModel(BeatsConfig())), **settings).train()
+    optimizers = make_optimizers(distillation)
+    waves = torch.randn(3, NUM_CLIPS, NUM_SAMPLES)
+
+    def run() -> None:
+        distillation(*waves)["loss"].total.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def distillation_step() -> list[Row]:
+    config = NABeatsConfig()
+    depth = config.num_hidden_layers
+    products = (
+        embedding_products(config, 3)
+        + base_layer_products(config, 2 * depth + 1)
+        + base_layer_products(config, depth - 1, backward=True)
+        + noise_aware_products(config, backward=True)
+    )
+    what = "distillation step of base size, 4 x 10 s, waveforms to AdamW"
+    return against_matmuls(what, distillation_of_base_size(), products, 0.75)
+
+
+def peak_row(what: str, measure: Callable[[], tuple[float, ...]], limit: float) -> list[Row]:
+    target = f"< {limit:,.0f} MB"
+    if not HAS_PROC:
+        return [Row(what, None, None, "-", target, None, note="not measured: needs Linux")]
+    (peak,) = in_its_own_process(measure)
+    return [Row(what, peak, None, "-", target, peak < limit, unit="MB", note="the whole process")]
+
+
+def peak_of_distillation() -> tuple[float, ...]:
+    step = distillation_of_base_size(gradient_checkpointing=True)
+    step()
+    step()
+    return (peak_megabytes(),)
+
+
+def distillation_memory() -> list[Row]:
+    return peak_row("its peak memory with gradient checkpointing", peak_of_distillation, 4000)
+
+
+def peak_of_fine_tuning() -> tuple[float, ...]:
+    encoder = NABeatsModel(NABeatsConfig())
+    add_lora(encoder)
+    head, loss = ProjectionHead(encoder.config.hidden_size), SubClusterAdaCos(256, 30)
+    model = DiscriminativeModel(encoder, head, loss, gradient_checkpointing=True).train()
+    optimizers = make_optimizers(model)
+    labels = torch.nn.functional.one_hot(torch.arange(LORA_CLIPS), 30).float()
+    model(torch.randn(LORA_CLIPS, 2, NUM_SAMPLES), labels).loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return (peak_megabytes(),)
+
+
+def fine_tuning_memory() -> list[Row]:
+    what = f"LoRA step of NA-BEATs base, {LORA_CLIPS} x 10 s, peak memory with gradient checkpointing"
+    return peak_row(what, peak_of_fine_tuning, 6000)
 
 
 # Scoring
