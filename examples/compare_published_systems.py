@@ -41,7 +41,7 @@ NO_NETWORK = (("logmel", None), ("logmel-centred", None), ("logmel-centred", "sp
 ROWS = (*((system, None) for system in (*TABLE_3, *TABLE_5)), *NO_NETWORK)
 # For models of a hundredth of the published size and data of a tenth: shorter crops, fewer steps, larger rates.
 FINE_TUNING = (
-    *("--duration", "3", "--epochs", "10", "--lr", "1e-3", "--warmup_steps", "100", "--mixed_precision", "bf16"),
+    *("--duration", "3", "--epochs", "5", "--lr", "1e-3", "--warmup_steps", "50", "--mixed_precision", "bf16"),
     *("--num_clusters", "4"),
 )
 
