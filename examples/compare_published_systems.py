@@ -25,6 +25,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.evaluation.machine_clips import list_machines
 from na_ssl_hf.evaluation.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.published_systems import SYSTEMS
 from na_ssl_hf.evaluation.result_files import write_run, write_table
@@ -109,6 +110,9 @@ def main() -> None:
     options = parser.parse_args(words[:end])
     fine_tuning = [*FINE_TUNING, *words[end + 1 :]]
 
+    if options.reference not in (names := [f"{name}+{how}" if how else name for name, how in ROWS]):
+        parser.error(f"--reference must be one of {names}, got {options.reference!r}")
+    list_machines(options.data)  # says what is wrong with it before any work
     given = {"na-beats": options.na_beats, "na-eat": options.na_eat}
     noise_aware = {name: str(shipped_checkpoint(path) or path) for name, path in given.items()}
     bases = {
