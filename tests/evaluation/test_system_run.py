@@ -16,6 +16,7 @@ from tiny_models import tiny_model
 
 from na_ssl_hf import MemoryBank, TwoChannelFeatureExtractor
 from na_ssl_hf.cli import main
+from na_ssl_hf.evaluation.autoencoder_baseline import AutoencoderBaseline
 from na_ssl_hf.evaluation.published_systems import SYSTEMS
 from na_ssl_hf.evaluation.result_files import write_run, write_table
 from na_ssl_hf.evaluation.submission import evaluate_submission
@@ -265,3 +266,22 @@ def test_ground_truth_that_lacks_a_clip(benchmark_root, checkpoints, workplace, 
     (tmp_path / "fan" / "test" / "section_00_0999.wav").symlink_to(clip)
     with pytest.raises(ValueError, match=r"labels of all test clips of fan, got none for 1, first section_00_0999"):
         run_system("logmel", tmp_path, workplace, ground_truth=benchmark_root)
+
+
+def test_another_run_with_the_same_cache_may_train_the_same_autoencoder_first(benchmark_root, tmp_path, monkeypatch):
+    workplace = Workplace(tmp_path / "cache", device="cpu", num_epochs=1, show_progress=False)
+
+    def run() -> np.ndarray:
+        return run_system("baseline_mse", benchmark_root, workplace, machines=["fan"]).machines[0].scores
+
+    save = AutoencoderBaseline.save_pretrained
+
+    def save_after_the_other_run(baseline, folder):
+        monkeypatch.setattr(AutoencoderBaseline, "save_pretrained", save)
+        other.append(run())
+        save(baseline, folder)
+
+    other = []
+    monkeypatch.setattr(AutoencoderBaseline, "save_pretrained", save_after_the_other_run)
+    np.testing.assert_array_equal(run(), other[0])
+    assert [path.name.startswith("autoencoder-") for path in workplace.cache.iterdir()] == [True]

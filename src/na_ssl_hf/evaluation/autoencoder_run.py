@@ -79,5 +79,9 @@ def _save_whole(baseline: AutoencoderBaseline, place: Path) -> None:
         with quiet_checkpoints():
             baseline.save_pretrained(staging)
         staging.rename(place)
+    except OSError:
+        # Another run with the same cache may have trained the same one meanwhile.
+        if not place.is_dir():
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
