@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from example_scripts import EXAMPLES
 from tiny_models import tiny_model
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "compare_published_systems.py"
+SCRIPT = EXAMPLES / "compare_published_systems.py"
 ROWS = [
     *("beats", "eat", "eat-large", "na-beats", "na-eat", "dis-beats", "dis-eat", "dis-na-beats", "dis-na-eat"),
     *("baseline_mse", "baseline_mahala", *(f"fujimura_merl_task2_{number}" for number in range(1, 5))),

@@ -1,43 +1,35 @@
 """The fine-tuning script as a whole, on sounds and models small enough for a handful of steps a second."""
 
-import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from example_scripts import EXAMPLES, ONE_THREAD, kill_in_the_middle, load_example, run_here
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
+from without_package import WITHOUT_PACKAGE
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.training.checkpoint_folder import latest_checkpoint
 from na_ssl_hf.training.json_lines_tracker import read_json_lines
 from na_ssl_hf.training.pseudo_labels import LabelMap
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "finetune_discriminative.py"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+SCRIPT = EXAMPLES / "finetune_discriminative.py"
 PROCESS_TIMEOUT = 480  # s, only so that a hanging test ends
 
 # What a process without the package does with an adapter: load it, fit and score.
-REMOTE = """
+REMOTE = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "na_ssl_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocked())
 import soundfile, torch
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
@@ -56,17 +48,10 @@ print(json.dumps({
     "scores": [result["score"] for result in scorer(files[:3])],
 }))
 """
+)
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("finetune_discriminative", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_example("finetune_discriminative")
 
 
 def write_machine(root: Path, machine: str, attributes: list[str], channels: int = 2) -> list[Path]:
@@ -122,14 +107,7 @@ def train(data, monkeypatch, tmp_path):
     """Runs the script in this process, as a new one would; returns its output folder."""
 
     def run(out: str | Path = "out", **changed) -> Path:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments(data, tmp_path / out, **changed)])
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        try:
-            script.main()
-        finally:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
+        run_here(script, arguments(data, tmp_path / out, **changed), monkeypatch)
         return tmp_path / out
 
     return run
@@ -219,14 +197,7 @@ def test_killed_and_resumed_training_equals_the_uninterrupted_one(train, data, t
     # Without an end of its own, so that it cannot finish before it is killed.
     command = [sys.executable, str(SCRIPT), *arguments(data, out, lora_dropout=0.1, epochs=100_000, keep=0)]
     process = subprocess.Popen(command, env=os.environ | ONE_THREAD, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    start = time.monotonic()
-    while process.poll() is None and time.monotonic() < start + PROCESS_TIMEOUT:
-        if (out / "log.jsonl").exists() and (out / "log.jsonl").read_text().count('"gradient_norm"') >= 5:
-            break
-        time.sleep(0.01)
-    process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
+    kill_in_the_middle([process], out / "log.jsonl", step=5, timeout=PROCESS_TIMEOUT)
     # Not the latest, which on a busy machine may lie behind the end of the uninterrupted one.
     train("killed", lora_dropout=0.1, resume=out / "checkpoints" / "step-00000004")
     assert repeatable(out) == repeatable(uninterrupted)

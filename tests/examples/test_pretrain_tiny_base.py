@@ -1,30 +1,16 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState
+from example_scripts import load_example, run_here
 from transformers import AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf.data.random_sounds import synthesize_random_sound
 from na_ssl_hf.data.sound_manifest import SoundFile, write_manifest
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_tiny_base.py"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_base", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_example("pretrain_tiny_base")
 
 
 @pytest.fixture
@@ -44,13 +30,10 @@ def run(targets, tmp_path, monkeypatch):
         arguments = ["--targets", targets, "--output_dir", tmp_path / name, "--cpu", "--duration", "0.5"]
         arguments += ["--optimizer", "muon"]
         arguments += ["--hidden_size", "32", "--num_layers", "2", "--batch_size", "6", "--max_steps", "4", *options]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        script.main()
+        run_here(script, arguments, monkeypatch)
         return tmp_path / name
 
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return run
 
 
 @pytest.mark.parametrize("objective", ["bands", "masked"])

@@ -1,15 +1,12 @@
 """The training script as a whole, on sounds and models small enough for a handful of steps a second."""
 
-import importlib.util
 import json
 import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import accelerate
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from example_scripts import EXAMPLES, ONE_THREAD, kill_in_the_middle, load_example, run_here
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel
@@ -28,20 +25,11 @@ from na_ssl_hf.training import checkpoint_folder
 from na_ssl_hf.training.checkpoint_folder import latest_checkpoint
 from na_ssl_hf.training.json_lines_tracker import read_json_lines
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_na_distillation.py"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+SCRIPT = EXAMPLES / "train_na_distillation.py"
 PROCESS_TIMEOUT = 240  # s, only so that a hanging test ends
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("train_na_distillation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_example("train_na_distillation")
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +86,7 @@ def train(data, monkeypatch, tmp_path):
     """Runs the script in this process, as a new one would; returns its output folder."""
 
     def run(out: str | Path = "out", **changed) -> Path:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments(data, tmp_path / out, **changed)])
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        try:
-            script.main()
-        finally:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
+        run_here(script, arguments(data, tmp_path / out, **changed), monkeypatch)
         return tmp_path / out
 
     return run
@@ -140,20 +121,6 @@ def started(command: list[str], num_processes: int = 1) -> list[subprocess.Popen
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL))
     return processes
-
-
-def killed_in_the_middle(processes: list[subprocess.Popen], log: Path, step: int) -> None:
-    """Kills the processes once `step` is logged."""
-    start = time.monotonic()
-    while all(process.poll() is None for process in processes) and time.monotonic() < start + PROCESS_TIMEOUT:
-        if log.exists() and log.read_text().count('"gradient_norm"') >= step:
-            break
-        time.sleep(0.01)
-    for process in processes:
-        process.kill()
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
 
 
 # What a training leaves
@@ -232,7 +199,7 @@ def test_resumed_training_equals_the_uninterrupted_one(train, data, tmp_path, op
     out = tmp_path / "killed"
     # Without an end of its own, so that it cannot finish before it is killed.
     command = [sys.executable, str(SCRIPT), *arguments(data, out, max_steps=100_000, optimizer=optimizer)]
-    killed_in_the_middle(started(command), out / "log.jsonl", step=10)
+    kill_in_the_middle(started(command), out / "log.jsonl", step=10, timeout=PROCESS_TIMEOUT)
     assert 8 <= latest_step(out) < 20
     train("killed", resume="latest", optimizer=optimizer)
     assert losses(out) == losses(uninterrupted)
@@ -248,7 +215,9 @@ def test_two_processes_are_killed_and_resumed(data, tmp_path):
     def command(**changed) -> list[str]:
         return [sys.executable, str(SCRIPT), *arguments(data, out, batch_size=4, save_every=6, **changed)]
 
-    killed_in_the_middle(started(command(max_steps=100_000), num_processes=2), out / "log.jsonl", step=10)
+    kill_in_the_middle(
+        started(command(max_steps=100_000), num_processes=2), out / "log.jsonl", step=10, timeout=PROCESS_TIMEOUT
+    )
     before, position = losses(out), latest_step(out)
     resumed = started(command(resume="latest"), num_processes=2)
     for process in resumed:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
+from without_package import WITHOUT_PACKAGE
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
@@ -17,15 +18,10 @@ RATE = 16000
 SCORERS = ["na-beats", "na-eat", "beats", "unfitted"]
 
 # What the process without the package does: load everything, score, save again, and load that.
-REMOTE = """
+REMOTE = (
+    WITHOUT_PACKAGE
+    + """
 import json, os, sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "na_ssl_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocked())
 import numpy as np
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
@@ -52,6 +48,7 @@ for name in names:
 report["package_imported"] = "na_ssl_hf" in sys.modules
 print(json.dumps(report))
 """
+)
 
 
 @pytest.fixture(scope="module")

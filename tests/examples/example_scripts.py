@@ -1,0 +1,52 @@
+"""Scripts of `examples/` in tests: loaded as modules, run in this process, killed in one of their own."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from accelerate.state import AcceleratorState, GradientState
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(script: ModuleType, arguments: Sequence[object], monkeypatch) -> None:
+    """Runs the script in this process, as a new one would."""
+    monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+    _forget_accelerator()
+    try:
+        script.main()
+    finally:
+        _forget_accelerator()
+
+
+def kill_in_the_middle(processes: Sequence[subprocess.Popen], log: Path, step: int, timeout: float) -> None:
+    """Kills the processes of a training, which must still run, once `step` is logged; `timeout` in s."""
+    start = time.monotonic()
+    while all(process.poll() is None for process in processes) and time.monotonic() < start + timeout:
+        if log.exists() and log.read_text().count('"gradient_norm"') >= step:
+            break
+        time.sleep(0.01)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
+
+
+def _forget_accelerator() -> None:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
