@@ -30,13 +30,13 @@ def comparisons(frontend: Frontend, normal: list[Path], anomalous: list[Path]) -
     One memory for both: with rescaling, the leave-one-out scores of the recordings that a memory was fitted on lie
     higher than those of new ones, so that AUCs between the two would lie below 50 by chance.
     """
-    normal_embeddings, anomalous_embeddings = (torch.as_tensor(frontend.embed(files)) for files in (normal, anomalous))
+    normal_embeddings, anomalous_embeddings = (frontend.embed(files) for files in (normal, anomalous))
     rows = []
     for left_out in tqdm(range(len(normal)), frontend.name, delay=5, leave=False):
         others = normal_embeddings[torch.arange(len(normal)) != left_out]
         bank = frontend.bank(rescaling="variance_min").fit(others)
-        score, *scores = bank.score(torch.cat([normal_embeddings[left_out, None], anomalous_embeddings]))
-        rows.append(np.heaviside(np.array(scores) - float(score), 0.5))
+        scores = bank.score(torch.cat([normal_embeddings[left_out, None], anomalous_embeddings])).numpy()
+        rows.append(np.heaviside(scores[1:] - scores[0], 0.5))
     return np.stack(rows)
 
 
