@@ -9,6 +9,7 @@
         examples/train_na_distillation.py --base BASE $DATA --output-dir OUT --batch-size 8 --max-steps 2000
 
     accelerate launch ... --output-dir OUT --resume  # after a kill, exactly as if nothing had happened
+    accelerate launch ... --base OUT --output-dir MORE  # go on from OUT: other sounds, rooms, duration or rates
 
 BASE is a folder of `na-ssl convert` or a name on the hub; manifests come from `na-ssl corpora prepare`, rooms from
 `na-ssl simulate rooms`. Defaults are the paper's (Fujimura et al., IWAENC 2026). OUT becomes a checkpoint for
@@ -68,7 +69,7 @@ def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
 @dataclass(kw_only=True)
 class Settings:
     # Data
-    base: str = field(metadata={"help": "BEATs or EAT: a folder or a name on the hub"})
+    base: str = field(metadata={"help": "BEATs or EAT, or NA-BEATs or NA-EAT to go on: a folder or a name on the hub"})
     targets: str = field(metadata={"help": "manifest of target sounds, splits train and validation"})
     noises: str = field(metadata={"help": "manifest of noises, at least four files in each of the two splits"})
     rooms: str = field(metadata={"help": "room pool for training"})
@@ -323,18 +324,32 @@ def mixture_loader(
 
 
 def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
-    model_type = AutoConfig.from_pretrained(settings.base).model_type
-    if model_type not in NOISE_AWARE_MODELS:
+    """Around a plain base with new noise-aware layers, which change nothing yet; of a noise-aware one its own."""
+    config = AutoConfig.from_pretrained(settings.base)
+    base_type = config.model_type.removeprefix("na-")
+    if base_type not in NOISE_AWARE_MODELS:
         raise ValueError(
-            f"base must be a model of type {sorted(NOISE_AWARE_MODELS)}, got {model_type!r} in {settings.base}"
+            f"base must be a model of type {sorted(NOISE_AWARE_MODELS)}, plain or noise-aware, got "
+            f"{config.model_type!r} in {settings.base}"
         )
-    return NOISE_AWARE_MODELS[model_type].from_base(
-        AutoModel.from_pretrained(settings.base, dtype=torch.float32),
-        noise_aware_layer_type=settings.layer_type,
-        noise_aware_num_heads=settings.noise_aware_heads,
-        noise_aware_intermediate_size=settings.noise_aware_width,
-        noise_aware_attention_dropout=settings.noise_aware_dropout,
-    )
+    layers = {
+        "noise_aware_layer_type": settings.layer_type,
+        "noise_aware_num_heads": settings.noise_aware_heads,
+        "noise_aware_intermediate_size": settings.noise_aware_width,
+    }
+    dropout = {"noise_aware_attention_dropout": settings.noise_aware_dropout}
+    if config.model_type == base_type:
+        base = AutoModel.from_pretrained(settings.base, dtype=torch.float32)
+        return NOISE_AWARE_MODELS[base_type].from_base(base, **layers, **dropout)
+    for (field_name, value), option_name in zip(
+        layers.items(), ("layer_type", "noise_aware_heads", "noise_aware_width"), strict=True
+    ):
+        if value not in (None, getattr(config, field_name)):
+            raise ValueError(
+                f"{option_name} must be {getattr(config, field_name)!r}, as in the noise-aware base {settings.base}, "
+                f"got {value!r}"
+            )
+    return AutoModel.from_pretrained(settings.base, dtype=torch.float32, **dropout)
 
 
 # In every step

@@ -17,7 +17,7 @@ import torch
 from example_scripts import EXAMPLES, ONE_THREAD, kill_in_the_middle, load_example, run_here
 from safetensors.torch import load_file
 from tiny_models import tiny_model
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel, DistilBertConfig
 
 from na_ssl_hf.data.sound_manifest import SoundFile, read_manifest, write_manifest
 from na_ssl_hf.simulation.room_pool import RoomPool
@@ -171,6 +171,29 @@ def test_untrained_model_has_the_ratio_one(train):
     assert ratios == [1.0] * 4
 
 
+@pytest.mark.parametrize("base", ["beats", "eat"])
+def test_goes_on_from_a_noise_aware_model(train, data, base):
+    first = train("first", base=data / base, layer_type="aligned")
+    same = train("same", base=first, layer_type="aligned", lr=0.0, max_steps=1)
+    weights, kept = (load_file(folder / "model.safetensors") for folder in (first, same))
+    assert weights.keys() == kept.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, kept[name]), name
+    assert validations(same)[1]["validation/loss"] == pytest.approx(validations(first)[20]["validation/loss"], rel=1e-5)
+    assert "from the noise-aware model `first`" in (same / "README.md").read_text()
+    assert "around the frozen base" in (first / "README.md").read_text()
+
+    assert (same / f"modeling_na_{base}.py").exists()  # its code goes with it, as with the first
+
+    more = train("more", base=first, layer_type="aligned", noise_aware_dropout=0.0, max_steps=2)
+    changed = {
+        name for name, weight in load_file(more / "model.safetensors").items() if not torch.equal(weight, weights[name])
+    }
+    assert changed
+    assert all("noise_aware" in name for name in changed)
+    assert AutoModel.from_pretrained(more).config.noise_aware_attention_dropout == 0.0
+
+
 def test_workers_accumulation_and_checkpointing_change_nothing_but_speed(train):
     settings = {"max_steps": 3, "noise_aware_dropout": 0.0}
     plain = losses(train("plain", **settings))
@@ -282,12 +305,18 @@ def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
     few = tmp_path / "few.jsonl"
     noises = read_manifest(data / "noises.jsonl")
     write_manifest(few, [noise for noise in noises if noise.split == "train" or "validation0" in noise.path])
+    DistilBertConfig().save_pretrained(data / "other")
     other_rate = tmp_path / "rooms.safetensors"
     RoomPool.simulate(1, 0, other_rate, sampling_rate=8000, show_progress=False)
     for wrong, message in (
         ({"noises": few}, "noises must hold at least 4 files of split validation, got 1 in"),
         ({"validation_rooms": other_rate}, "8000 Hz"),
-        ({"base": data / "na-beats"}, r"base must be a model of type \['beats', 'eat'\], got 'na-beats'"),
+        ({"base": data / "other"}, r"base must be a model of type \['beats', 'eat'\], plain or .*, got 'distilbert'"),
+        (
+            {"base": data / "na-beats", "layer_type": "film"},
+            "layer_type must be 'cross_attention', as in .* got 'film'",
+        ),
+        ({"base": data / "na-beats", "noise_aware_heads": 1}, "noise_aware_heads must be 8, as in .*, got 1"),
         ({"batch_size": 3, "gradient_accumulation": 2}, "batch_size must be a multiple of processes x .* = 2, got 3"),
         ({"validation_examples": 1}, "whole batches of validation_examples must be at least 1, got 0"),
         ({"snr": [10, -10]}, r"snr_db must be .* got \(10.0, -10.0\)"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
 
 from ..data.sound_manifest import SoundFile
 
@@ -15,7 +16,7 @@ _TEMPLATE = """---
 
 # {{ name }}
 
-{{ architecture }} around the frozen base `{{ base }}`, distilled on simulated
+{{ architecture }} {{ origin }}, distilled on simulated
 two-channel mixtures to give the base's tokens of the clean close recording (Fujimura et al., IWAENC and DCASE 2026).
 
 ```python
@@ -78,13 +79,16 @@ def write_model_card(
 
     Args:
         model: the noise-aware model.
-        base: name of the base; a name on the hub also goes into the metadata.
+        base: folder or name of the plain base, or of the noise-aware model from which training went on; a name on the
+            hub also goes into the metadata.
         licence: of the weights, a hub identifier.
         results: of the last validation.
         log: rows of the training log, with the seconds of every step.
         settings: of the training; paths are left to the command.
         sounds: what was used, by use, such as "target" and "noise".
     """
+    goes_on = AutoConfig.from_pretrained(base).model_type == model.config.model_type
+    origin = "from the noise-aware model" if goes_on else "around the frozen base"
     base_on_hub = base if base.count("/") == 1 and not Path(base).exists() else None
     metadata = ModelCardData(
         model_name=name,
@@ -108,7 +112,7 @@ def write_model_card(
         metadata,
         template_str=_TEMPLATE,
         name=name,
-        base=base_on_hub or Path(base).name,
+        origin=f"{origin} `{base_on_hub or Path(base).name}`",
         architecture=f"{model.config.model_type}, {model.config.noise_aware_layer_type} layers,",
         step=step,
         num_validation=num_validation,
