@@ -44,11 +44,12 @@ from transformers.utils import logging  # noqa: E402
 import na_ssl_hf  # noqa: E402
 from na_ssl_hf import BeatsConfig, BeatsModel, MemoryBank, NABeatsConfig, NABeatsModel, pool_time  # noqa: E402
 from na_ssl_hf.checkpoints import default_checkpoint  # noqa: E402
+from na_ssl_hf.data.sound_manifest import SoundFile  # noqa: E402
 from na_ssl_hf.hub.fbank import kaldi_fbank  # noqa: E402
 from na_ssl_hf.hub.recording import load_recording  # noqa: E402
 from na_ssl_hf.one_thread import one_thread  # noqa: E402
 from na_ssl_hf.simulation import RoomPool, draw_room, simulate_impulse_responses  # noqa: E402
-from na_ssl_hf.simulation.mixture_stream import mix_examples  # noqa: E402
+from na_ssl_hf.simulation.mixture_stream import mix_examples, simulated_mixtures  # noqa: E402
 from na_ssl_hf.training.attentive_statistics import ProjectionHead  # noqa: E402
 from na_ssl_hf.training.classification_losses import SubClusterAdaCos  # noqa: E402
 from na_ssl_hf.training.discriminative import DiscriminativeModel  # noqa: E402
@@ -62,6 +63,8 @@ NUM_SAMPLES = 10 * SAMPLING_RATE
 NUM_FRAMES = 998  # fbank frames of 10 s
 NUM_CLIPS = 4
 NUM_ROOMS, MIXTURES = 8, 32
+NUM_SOUNDS, SOUND_SECONDS = 8, 30
+GPU_RATE, GPU_CORES = 300, 16  # clips/s that one H100 may ask for in training, and CPU cores beside it
 LORA_CLIPS = 8
 BANK_SHAPE = (10_000, 8, 768)
 BANK_CHUNK = 500
@@ -95,6 +98,7 @@ def main() -> None:
         "na-beats-training": na_beats_training_step,
         "rooms": rooms,
         "mixing": mixing,
+        "stream": stream,
         "distillation": distillation_step,
         "distillation-memory": distillation_memory,
         "fine-tuning-memory": fine_tuning_memory,
@@ -373,6 +377,43 @@ def mixing() -> list[Row]:
             ">= 40 triples per CPU s",
             rate >= 40,
             note=note,
+        )
+    ]
+
+
+def sound_files(folder: str) -> list[SoundFile]:
+    """Noises as `na-ssl corpora prepare` leaves them: 16 kHz, 16 bit FLAC."""
+    random = np.random.default_rng(SEED)
+    num_frames = SOUND_SECONDS * SAMPLING_RATE
+    paths = [str(Path(folder) / f"{number}.flac") for number in range(NUM_SOUNDS)]
+    for path in paths:
+        soundfile.write(path, 0.05 * random.standard_normal(num_frames), SAMPLING_RATE, subtype="PCM_16")
+    return [SoundFile(path, num_frames, SAMPLING_RATE, "train", "noise", "") for path in paths]
+
+
+def stream() -> list[Row]:
+    pool = RoomPool.simulate(NUM_ROOMS, SEED, show_progress=False)
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        sounds = sound_files(folder)
+
+        def read(mixed: bool) -> None:
+            examples = simulated_mixtures(sounds, sounds, pool, num_examples=MIXTURES, mixed=mixed)
+            for _ in torch.utils.data.DataLoader(examples, FEATURE_BATCH):
+                pass
+
+        read(mixed=False)
+        unmixed, mixed = (seconds / MIXTURES for seconds in alternate(3, lambda: read(False), lambda: read(True)))
+    cores, megabytes = GPU_RATE * unmixed, GPU_RATE * 5 * NUM_SAMPLES * 4 / 1e6
+    return [
+        Row(
+            "stream of a 10 s example, mixed later on the GPU; beside it mixed at once, 1 thread",
+            unmixed * 1e3,
+            mixed * 1e3,
+            f"{unmixed / mixed:.2f} x",
+            f"<= {GPU_CORES} cores for {GPU_RATE} clips/s",
+            cores <= GPU_CORES,
+            unit="ms",
+            note=f"{cores:.1f} cores and {megabytes:,.0f} MB/s to the GPU for {GPU_RATE} clips/s",
         )
     ]
 
