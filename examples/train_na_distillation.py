@@ -59,6 +59,7 @@ INSTALLED_TRACKERS = [
     *(["tensorboard"] if is_tensorboard_available() else []),
     *(["trackio"] if is_trackio_available() else []),
 ]
+BOOTSTRAP_DRAWS = 1000
 VALIDATION_SEED = 1_000_003  # validation mixtures are the same whatever the seed of the training
 
 
@@ -401,17 +402,23 @@ def stop_if_not_finite(
 def validate(
     distillation: torch.nn.Module, loader: DataLoader, rooms: RoomPool, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Losses, and their ratios to those of the base itself, over all batches of all processes."""
+    """Losses, and their ratios to those of the base itself, over all batches of all processes; of the ratio that counts
+    also the 95 % interval of the bootstrap over batches."""
     distillation.eval()
     batches = []
     for batch in loader:
         losses = distillation(*mixed(batch, rooms, accelerator.device), references=True)
         batches.append(torch.stack([torch.stack(loss) for loss in losses.values()]))  # (losses, 3)
     distillation.train()
-    means = accelerator.reduce(torch.stack(batches).mean(dim=0), "mean")
-    _, tokens, bands = (dict(zip(losses, column.tolist(), strict=True)) for column in means.T)
+    measured = accelerator.gather(torch.stack(batches)).cpu()  # (batches of all processes, losses, 3)
+    _, tokens, bands = (dict(zip(losses, column.tolist(), strict=True)) for column in measured.mean(dim=0).T)
     results = {"loss": tokens["loss"], "identity_loss": tokens["identity"]}
     results["ratio"] = tokens["loss"] / tokens["identity"]
+    names = list(losses)
+    pairs = measured[:, [names.index("loss"), names.index("identity")], 1].numpy()  # (batches, 2)
+    drawn = np.random.default_rng(VALIDATION_SEED).integers(len(pairs), size=(BOOTSTRAP_DRAWS, len(pairs)))
+    loss, identity = pairs[drawn].mean(axis=1).T  # (draws,) each
+    results["ratio_low"], results["ratio_high"] = np.quantile(loss / identity, [0.025, 0.975]).tolist()
     results["band_ratio"] = bands["loss"] / bands["identity"]
     ablations = [name for name in losses if name.startswith("far_")]
     return results | {f"ratio_{name}": tokens[name] / tokens["identity"] for name in ablations}

@@ -151,6 +151,8 @@ def test_leaves_a_checkpoint_with_the_averaged_weights_a_card_and_curves(train, 
     assert any(not torch.equal(weights[name], average) for name, average in averages.items())
 
     measured = validations(out)[20]
+    low, high = (measured[f"validation/ratio_{end}"] for end in ("low", "high"))
+    assert low < measured["validation/ratio"] < high
     card = (out / "README.md").read_text()
     assert f"| ratio | {measured['validation/ratio']:.4f} |" in card
     assert "| targets | train | made-up | CC0-1.0 | 2 | 0.0 |" in card
@@ -168,7 +170,7 @@ def test_float16_weights_load_as_float32(train):
 def test_untrained_model_has_the_ratio_one(train):
     measured = validations(train(max_steps=1, lr=0.0))[1]
     ratios = [value for name, value in measured.items() if "ratio" in name]
-    assert ratios == [1.0] * 4
+    assert ratios == [1.0] * 6
 
 
 @pytest.mark.parametrize("base", ["beats", "eat"])
