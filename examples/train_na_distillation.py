@@ -77,6 +77,7 @@ class Settings:
     validation_rooms: str = field(metadata={"help": "room pool for validation"})
     output_dir: str = field(metadata={"help": "where everything is written"})
     duration: float = option("of a mixture, s", 10.0)
+    shortest_duration: float | None = option("cut every batch to a random duration of at least this, s")
     snr: list[float] = field(
         default_factory=lambda: [-10.0, 10.0], metadata={"help": "lowest and highest SNR at the close microphone, dB"}
     )
@@ -132,7 +133,17 @@ class Settings:
 # A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
-    *("batch_size", "duration", "snr", "gain", "noise_coherence", "optimizer", "ema_decay", "ema_start"),
+    *(
+        "batch_size",
+        "duration",
+        "shortest_duration",
+        "snr",
+        "gain",
+        "noise_coherence",
+        "optimizer",
+        "ema_decay",
+        "ema_start",
+    ),
 )
 
 
@@ -159,6 +170,11 @@ def main() -> None:
     num_steps = settings.max_steps or settings.epochs * len(sounds["targets"]["train"]) // settings.batch_size
     whole_batch = batch_size_of_process(settings, accelerator.num_processes) * accelerator.num_processes
     num_validation = settings.validation_examples - settings.validation_examples % whole_batch
+    if settings.shortest_duration is not None and not 0 < settings.shortest_duration <= settings.duration:
+        raise ValueError(
+            f"shortest_duration must be positive and at most duration {settings.duration} s, got "
+            f"{settings.shortest_duration} s"
+        )
     counts = {"steps": num_steps, "whole batches of validation_examples": num_validation}
     for name, count in (counts | {each: getattr(settings, each) for each in ("save_every", "validate_every")}).items():
         if count < 1:
@@ -200,7 +216,7 @@ def main() -> None:
         for _ in range(settings.gradient_accumulation):
             batch = next(batches)
             with accelerator.accumulate(distillation):
-                loss = distillation(*mixed(batch, rooms, accelerator.device))["loss"]
+                loss = distillation(*mixed(shortened(batch, step, settings), rooms, accelerator.device))["loss"]
                 accelerator.backward(loss.total)
                 losses.append(torch.stack(loss).detach())
                 indices.append(batch["index"])
@@ -359,6 +375,16 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
 def mixed(batch: dict[str, Tensor], rooms: RoomPool, device: torch.device) -> TwoChannelMixture:
     sounds = {name: batch[name].to(device, non_blocking=True) for name in ("target", "noises")}
     return mix_examples({**batch, **sounds}, rooms)
+
+
+def shortened(batch: dict[str, Tensor], step: int, settings: Settings) -> dict[str, Tensor]:
+    """The first part of all sounds of a step, of a log-uniform duration, so that short clips are learned as well."""
+    if settings.shortest_duration is None:
+        return batch
+    shortest = settings.shortest_duration / settings.duration
+    share = shortest ** np.random.default_rng([settings.seed, step]).uniform()
+    num_samples = round(share * batch["target"].shape[-1])
+    return batch | {name: batch[name][..., :num_samples] for name in ("target", "noises")}
 
 
 def seed_of(*numbers: int) -> int:

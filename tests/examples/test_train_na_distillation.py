@@ -205,6 +205,20 @@ def test_workers_accumulation_and_checkpointing_change_nothing_but_speed(train):
         assert accumulated[step] == pytest.approx(values, rel=1e-4)
 
 
+def test_batches_are_cut_to_random_durations(train, monkeypatch):
+    lengths = []
+    mixed = script.mixed
+    monkeypatch.setattr(
+        script, "mixed", lambda batch, *rest: lengths.append(batch["target"].shape[-1]) or mixed(batch, *rest)
+    )
+    train(shortest_duration=0.2, max_steps=8, gradient_accumulation=2, validate_every=8)
+    of_training, of_validation = lengths[:16], lengths[16:]
+    assert of_training[::2] == of_training[1::2]  # a step has one duration, whatever it is cut into
+    assert len(set(of_training)) == 8
+    assert 0.2 * 16000 <= min(of_training) < max(of_training) <= 0.5 * 16000
+    assert set(of_validation) == {8000}
+
+
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
     class settings:
         lr, warmup_steps, schedule = 1.0, 2, "cosine"
@@ -321,6 +335,7 @@ def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
         ({"base": data / "na-beats", "noise_aware_heads": 1}, "noise_aware_heads must be 8, as in .*, got 1"),
         ({"batch_size": 3, "gradient_accumulation": 2}, "batch_size must be a multiple of processes x .* = 2, got 3"),
         ({"validation_examples": 1}, "whole batches of validation_examples must be at least 1, got 0"),
+        ({"shortest_duration": 0.6}, "shortest_duration must be positive and at most duration 0.5 s, got 0.6 s"),
         ({"snr": [10, -10]}, r"snr_db must be .* got \(10.0, -10.0\)"),
         ({"save_every": 0}, "save_every must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
