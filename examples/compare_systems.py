@@ -37,7 +37,9 @@ def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
     return fused
 
 
-def score_all(data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace) -> dict[str, list]:
+def score_all(
+    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescale: bool = True
+) -> dict[str, list]:
     """Row -> its scored machines; the machines of several data sets stand side by side."""
     base = noise_aware.removeprefix("na-")
     checkpoints = {noise_aware: [checkpoint], base: [checkpoint]}
@@ -45,7 +47,7 @@ def score_all(data: Sequence[Path], noise_aware: str, checkpoint: str, workplace
     def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:
         machines = []
         for folder in data:
-            found = run_system(system, folder, workplace, checkpoints, far_cancellation).machines
+            found = run_system(system, folder, workplace, checkpoints, far_cancellation, rescale=rescale).machines
             machines += [replace(one, machine=f"{folder.name}/{one.machine}") for one in found]
         return machines
 
@@ -73,6 +75,7 @@ def main() -> None:
         "--noise-aware", default="na-beats=na-beats-tiny", metavar="NAME=CHECKPOINT", help="na-beats=... or na-eat=..."
     )
     parser.add_argument("--reference", default="base, close only", help="row that differences are taken to")
+    parser.add_argument("--no-rescaling", action="store_true", help="plain distances instead of variance minimisation")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="keeps embeddings and gets the table")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args()
@@ -80,11 +83,12 @@ def main() -> None:
     name, _, checkpoint = options.noise_aware.partition("=")
     if name not in ("na-beats", "na-eat") or not checkpoint:
         parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
-    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"))
+    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"), not options.no_rescaling)
     if options.reference not in rows:
         parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
     text = comparison_table(rows, options.reference, options.seed)
-    (options.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    file = f"{name}-plain.md" if options.no_rescaling else f"{name}.md"
+    (options.out / file).write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

@@ -77,8 +77,9 @@ def test_every_system_runs_by_name(benchmark_root, checkpoints, shared_cache, sy
             np.testing.assert_allclose(one.band_scores.mean(axis=1), one.scores, rtol=1e-5, atol=1e-7)
 
 
-def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace):
-    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"])
+@pytest.mark.parametrize(("rescale", "rescaling"), [(True, "variance_min"), (False, None)])
+def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace, rescale, rescaling):
+    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"], rescale=rescale)
     model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
 
     def embed(split):
@@ -88,7 +89,7 @@ def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, wo
             tokens = model(extractor(waves, sampling_rate=16000)["input_values"]).last_hidden_state
         return model.time_frequency_grid(tokens).mean(dim=1)
 
-    bank = MemoryBank(rescaling="variance_min").fit(embed("train"))
+    bank = MemoryBank(rescaling=rescaling).fit(embed("train"))
     np.testing.assert_allclose(run.machines[0].scores, bank.score(embed("test")), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(run.machines[0].normal_scores, bank.self_scores(), rtol=1e-4, atol=1e-6)
 

@@ -65,6 +65,7 @@ def run_system(
     far_cancellation: str | None = None,
     machines: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
+    rescale: bool = True,
 ) -> SystemRun:
     """Fit a system on the training clips of every machine and score its test clips; higher is more anomalous.
 
@@ -76,6 +77,7 @@ def run_system(
         far_cancellation: "least_squares" or "spectral_subtraction", before everything else.
         machines: which ones; default all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
+        rescale: `False` scores by plain distances where the system would rescale them.
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
@@ -83,6 +85,8 @@ def run_system(
             not take; all but the last before any work.
     """
     recipe = find_system(system)
+    if not rescale:
+        recipe = replace(recipe, rescaling=None)
     given = checkpoints or {}
     seeds = {name: tuple(given.get(name, ())) for name in recipe.frontends if name not in LOG_MEL_FRONTENDS}
     if missing := [name for name, paths in seeds.items() if not paths]:
