@@ -1,15 +1,20 @@
 """The `na-ssl` command: parses, calls, prints."""
 
+from __future__ import annotations
+
 import argparse
 import csv
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checkpoints import default_checkpoint
 from .whole_file import whole_file
+
+if TYPE_CHECKING:
+    from .evaluation.processes import Processes
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -441,8 +446,14 @@ def _dcase_check(options: argparse.Namespace) -> int:
 
 
 def _dcase_run(options: argparse.Namespace) -> None:
-    from .evaluation.html_report import write_html_report
     from .evaluation.processes import launched_processes
+
+    with launched_processes() as processes:
+        _run_systems(options, processes)
+
+
+def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
+    from .evaluation.html_report import write_html_report
     from .evaluation.result_files import describe, write_run, write_table
     from .evaluation.system_run import run_system
     from .evaluation.workplace import Workplace
@@ -453,7 +464,7 @@ def _dcase_run(options: argparse.Namespace) -> None:
         device=options.device,
         seed=options.seed,
         num_epochs=options.epochs,
-        processes=launched_processes(),
+        processes=processes,
     )
     checkpoints = _checkpoints(options.frontend)
     for system in dict.fromkeys(options.system):
@@ -466,14 +477,14 @@ def _dcase_run(options: argparse.Namespace) -> None:
             options.machines,
             options.ground_truth,
         )
-        if workplace.processes.is_main:
+        if processes.is_main:
             metrics = write_run(options.out / run.name, run, options.data, options.seed)
             if not options.no_report:
                 write_html_report(
                     options.out / run.name / "report.html", run.name, describe(metrics), run.machines, options.seed
                 )
             write_table(options.out)
-    if workplace.processes.is_main:
+    if processes.is_main:
         print((options.out / "results.md").read_text(encoding="utf-8"), end="")
 
 

@@ -12,6 +12,7 @@ import torch
 from na_ssl_hf.evaluation.feature_cache import cached_embeddings, content_hash
 from na_ssl_hf.evaluation.frontends import Frontend, log_mel_frontend
 from na_ssl_hf.evaluation.processes import Processes, launched_processes
+from two_processes import run_on_two_processes
 
 
 @dataclass
@@ -100,8 +101,24 @@ def test_shares_of_processes_cover_the_work_once_and_in_order(count):
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launched_processes() == Processes()
+    with launched_processes() as processes:
+        assert processes == Processes()
     assert Processes().gather([1, 2]) == [1, 2]
+
+
+def test_launched_processes_are_disconnected_at_the_end(tmp_path):
+    script = tmp_path / "gather.py"
+    script.write_text(
+        "import torch.distributed\n"
+        "from na_ssl_hf.evaluation.processes import launched_processes\n"
+        "with launched_processes() as processes:\n"
+        "    gathered = processes.gather(processes.share([0, 1, 2]))\n"
+        "if processes.is_main:\n"
+        "    print(gathered, torch.distributed.is_initialized())\n"
+    )
+    done = run_on_two_processes([script])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[0] == "[0, 1, 2] False"
 
 
 def test_no_files_and_missing_files(files, tmp_path):

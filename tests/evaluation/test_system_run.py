@@ -22,6 +22,7 @@ from na_ssl_hf.evaluation.result_files import write_run, write_table
 from na_ssl_hf.evaluation.submission import evaluate_submission
 from na_ssl_hf.evaluation.system_run import run_system
 from na_ssl_hf.evaluation.workplace import Workplace
+from two_processes import run_on_two_processes
 
 MACHINES = ["fan", "gearbox", "valve"]
 
@@ -218,22 +219,13 @@ def test_a_killed_run_loses_one_batch_and_ends_in_the_same_files(benchmark_root,
 
 
 def test_two_processes_give_equal_scores(benchmark_root, checkpoints, tmp_path):
-    def run(out: str, launcher: list[str]) -> None:
-        frontend = f"na-beats={checkpoints['na-beats'][0]}"
-        arguments = ["dcase", "run", "--system", "na-beats", "baseline_mse", "--epochs", "1", "--frontend", frontend]
-        arguments += ["--data", str(benchmark_root), "--out", str(tmp_path / out), "--no-report"]
-        done = subprocess.run(
-            [*launcher, "-m", "na_ssl_hf.cli", *arguments],
-            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("| na-beats |") == 1  # only the main process prints
-
-    run("one", [sys.executable])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    run("two", [*launch, "--main_process_port", "0"])
+    frontend = f"na-beats={checkpoints['na-beats'][0]}"
+    command = ["dcase", "run", "--system", "na-beats", "baseline_mse", "--epochs", "1", "--frontend", frontend]
+    command += ["--data", str(benchmark_root), "--no-report", "--out"]
+    assert main([*command, str(tmp_path / "one"), "--device", "cpu"]) == 0
+    done = run_on_two_processes(["-m", "na_ssl_hf.cli", *command, tmp_path / "two"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| na-beats |") == 1  # only the main process prints
     for system in ("na-beats", "baseline_mse"):
         one, two = (scores_of(tmp_path / out / system) for out in ("one", "two"))
         assert one.keys() == two.keys()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.training.checkpoint_folder import latest_checkpoint
 from na_ssl_hf.training.json_lines_tracker import read_json_lines
 from na_ssl_hf.training.pseudo_labels import LabelMap
+from two_processes import run_on_two_processes
 
 SCRIPT = EXAMPLES / "finetune_discriminative.py"
 PROCESS_TIMEOUT = 480  # s, only so that a hanging test ends
@@ -280,15 +280,9 @@ def test_loss_that_is_not_finite_stops_before_the_weights_are_changed(train, mon
 
 
 def test_two_processes_train_an_adapter_that_scores_without_the_package(data, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", str(port), str(SCRIPT), *arguments(data, out, cpu=None, max_steps=4)]
-    environment = os.environ | ONE_THREAD | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(launch, env=environment, capture_output=True, timeout=PROCESS_TIMEOUT, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    done = run_on_two_processes([SCRIPT, *arguments(data, out, cpu=None, max_steps=4)])
+    assert done.returncode == 0, done.stderr[-3000:]
     assert [row["step"] for row in repeatable(out) if "loss" in row] == [1, 2, 3, 4]
     assert "2 processes" in (out / "README.md").read_text()
 

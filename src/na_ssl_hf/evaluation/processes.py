@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -45,13 +46,16 @@ class Processes:
         return [result for turn in turns for result in turn if result is not missing]
 
 
-def launched_processes() -> Processes:
+@contextmanager
+def launched_processes() -> Iterator[Processes]:
     """The processes that a launcher started together with this one, connected; this one alone without a launcher.
 
+    They are disconnected at the end: a process that just exits can die of its own connection's threads.
     Raises ValueError when there are several and accelerate, which connects them, is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
+        yield Processes()
+        return
     import torch
 
     try:
@@ -60,4 +64,7 @@ def launched_processes() -> Processes:
         raise ValueError("several processes need accelerate: pip install 'na-ssl-hf[train]'") from error
     asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     state = PartialState(cpu=asked_for_cpu or not torch.cuda.is_available())
-    return Processes(state.process_index, state.num_processes, state.device)
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    finally:
+        state.destroy_process_group()
