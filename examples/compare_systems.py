@@ -13,12 +13,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from na_ssl_hf.evaluation.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
 from na_ssl_hf.evaluation.scored_machine import ScoredMachine
 from na_ssl_hf.evaluation.system_run import run_system
 from na_ssl_hf.evaluation.workplace import Workplace
+from na_ssl_hf.hub.memory_bank_settings import Rescaling
 
 LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
 TITLES = {"logmel": "log-mel", "logmel-centred": "log-mel without level"}
@@ -38,7 +40,7 @@ def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
 
 
 def score_all(
-    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescale: bool = True
+    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescaling: Rescaling | None
 ) -> dict[str, list]:
     """Row -> its scored machines; the machines of several data sets stand side by side."""
     base = noise_aware.removeprefix("na-")
@@ -47,7 +49,7 @@ def score_all(
     def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:
         machines = []
         for folder in data:
-            found = run_system(system, folder, workplace, checkpoints, far_cancellation, rescale=rescale).machines
+            found = run_system(system, folder, workplace, checkpoints, far_cancellation, rescaling=rescaling).machines
             machines += [replace(one, machine=f"{folder.name}/{one.machine}") for one in found]
         return machines
 
@@ -75,7 +77,12 @@ def main() -> None:
         "--noise-aware", default="na-beats=na-beats-tiny", metavar="NAME=CHECKPOINT", help="na-beats=... or na-eat=..."
     )
     parser.add_argument("--reference", default="base, close only", help="row that differences are taken to")
-    parser.add_argument("--no-rescaling", action="store_true", help="plain distances instead of variance minimisation")
+    parser.add_argument(
+        "--rescaling",
+        choices=("none", *get_args(Rescaling)),
+        default="none",
+        help="of the memory: none for plain distances (default), variance_min as published, ratio, difference, lof",
+    )
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="keeps embeddings and gets the table")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args()
@@ -83,12 +90,12 @@ def main() -> None:
     name, _, checkpoint = options.noise_aware.partition("=")
     if name not in ("na-beats", "na-eat") or not checkpoint:
         parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
-    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"), not options.no_rescaling)
+    rescaling = None if options.rescaling == "none" else options.rescaling
+    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"), rescaling)
     if options.reference not in rows:
         parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
     text = comparison_table(rows, options.reference, options.seed)
-    file = f"{name}-plain.md" if options.no_rescaling else f"{name}.md"
-    (options.out / file).write_text(text + "\n", encoding="utf-8")
+    (options.out / f"{name}-{options.rescaling}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

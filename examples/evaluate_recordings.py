@@ -9,6 +9,7 @@ microphone as it is and after each kind of far-microphone cancellation.
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from transformers.utils import logging
 
 from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.evaluation.frontends import Frontend, checkpoint_frontend, log_mel_frontend
+from na_ssl_hf.hub.memory_bank_settings import Rescaling
 from na_ssl_hf.hub.noise_cancellation import METHODS
 
 NUM_DRAWS = 2000
 
 
-def comparisons(frontend: Frontend, normal: list[Path], anomalous: list[Path]) -> np.ndarray:
+def comparisons(
+    frontend: Frontend, normal: list[Path], anomalous: list[Path], rescaling: Rescaling | None
+) -> np.ndarray:
     """`(normal, anomalous)`: 1 where the anomaly scores higher, 0 where the normal recording does, both against all
     other normal recordings.
 
@@ -34,7 +38,7 @@ def comparisons(frontend: Frontend, normal: list[Path], anomalous: list[Path]) -
     rows = []
     for left_out in tqdm(range(len(normal)), frontend.name, delay=5, leave=False):
         others = normal_embeddings[torch.arange(len(normal)) != left_out]
-        bank = frontend.bank(rescaling="variance_min").fit(others)
+        bank = frontend.bank(rescaling=rescaling).fit(others)
         scores = bank.score(torch.cat([normal_embeddings[left_out, None], anomalous_embeddings])).numpy()
         rows.append(np.heaviside(scores[1:] - scores[0], 0.5))
     return np.stack(rows)
@@ -55,9 +59,16 @@ def main() -> None:
     parser.add_argument("normal", type=Path, help="folder of normal recordings")
     parser.add_argument("anomalous", type=Path, help="folder of anomalous recordings")
     parser.add_argument("--model", default=str(default_checkpoint()), help="checkpoint (default: the tiny NA-BEATs)")
+    parser.add_argument(
+        "--rescaling",
+        choices=("none", *get_args(Rescaling)),
+        default="none",
+        help="of the memory: none for plain distances (default), variance_min as published, ratio, difference, lof",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap draws")
     options = parser.parse_args()
     logging.disable_progress_bar()
+    rescaling = None if options.rescaling == "none" else options.rescaling
 
     normal, anomalous = (sorted(folder.rglob("*.wav")) for folder in (options.normal, options.anomalous))
     model_type = AutoConfig.from_pretrained(options.model).model_type
@@ -70,7 +81,7 @@ def main() -> None:
             **{name: checkpoint_frontend(name, options.model, far_cancellation=cancellation) for name in names},
         }
         for name, frontend in frontends.items():
-            estimate, low, high = auc_interval(comparisons(frontend, normal, anomalous), options.seed)
+            estimate, low, high = auc_interval(comparisons(frontend, normal, anomalous, rescaling), options.seed)
             row = f"{name}, {cancellation or 'close only'}"
             print(f"  {row:45} {100 * estimate:5.1f} [{100 * low:.1f}, {100 * high:.1f}]")
 

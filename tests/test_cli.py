@@ -150,7 +150,7 @@ def test_existing_csv_survives_a_failed_run(folder, scorer, tmp_path, capsys):
 
 
 def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
-    options = "--pooling rdp --gamma 8 --rescaling none --far-cancellation least_squares --threshold-method quantile"
+    options = "--pooling rdp --gamma 8 --rescaling lof --far-cancellation least_squares --threshold-method quantile"
     arguments = ["fit", str(folder / "normal" / "monday"), str(folder / "normal" / "tuesday" / "clip_00.wav")]
     assert main([*arguments, *options.split(), "--false-alarm-rate", "0.2", "--out", str(tmp_path / "s")]) == 0
     assert "11 normal recordings" in capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
 
     scorer = pipeline("anomaly-scoring", model=str(tmp_path / "s"))
     metadata = scorer.memory_bank.metadata
-    assert scorer.memory_bank.rescaling is None
+    assert scorer.memory_bank.rescaling == "lof"
     assert metadata["pooling"] == {"method": "rdp", "gamma": 8.0, "p": 3.0, "r": 0.9}
     assert metadata["extractor"]["far_cancellation"] == "least_squares"
     assert (metadata["threshold_method"], metadata["false_alarm_rate"]) == ("quantile", 0.2)

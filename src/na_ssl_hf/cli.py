@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--gamma", type=float, default=4.0, help="strength of rdp pooling (default: 4)")
     sub.add_argument(
         "--rescaling",
-        default="variance_min",
-        help="score rescaling: none, variance_min, ratio or difference (default: variance_min)",
+        default="none",
+        help="score rescaling: none, variance_min (as published), ratio, difference or lof (default: none)",
     )
     sub.add_argument(
         "--far-cancellation",

@@ -21,6 +21,7 @@ from .simulation.synthetic_dataset import SAMPLING_RATE, write_two_channel_datas
 
 NOISE_AWARE = "NA model"
 BATCH_SIZE = 8
+SMALLEST_DISTANCE = 1e-6  # of a histogram
 
 
 @dataclass
@@ -155,7 +156,7 @@ def _log_mel(
 
     def run(train: list[Clip], test: list[Clip]) -> MachineResult:
         embeddings = [frontend.embed([locate(clip.file) for clip in clips]) for clips in (train, test)]
-        bank = frontend.bank(rescaling="variance_min").fit(embeddings[0])
+        bank = frontend.bank().fit(embeddings[0])
         return MachineResult(test, bank.score(embeddings[1]).numpy())
 
     return run
@@ -196,6 +197,7 @@ def save_picture(machines: dict[str, MachineResult], file: str | Path, title: st
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure = plt.figure(figsize=(3.0 * len(machines), 9), layout="constrained")
     figure.suptitle(title)
@@ -205,18 +207,21 @@ def save_picture(machines: dict[str, MachineResult], file: str | Path, title: st
         scorer = result.scorer
         assert scorer is not None
         scores, is_anomaly, _ = result.labelled_scores
-        low, high = min(scores.min(), scorer.threshold), max(scores.max(), scorer.threshold)
-        bins = np.linspace(low, high, 21).tolist()
+        # Distances span decades; a clip that is in the memory itself has none.
+        distances = np.maximum(scores, SMALLEST_DISTANCE)
+        low, high = min(distances.min(), scorer.threshold), max(distances.max(), scorer.threshold)
+        bins = np.geomspace(low, high, 21).tolist()
         axis = figure.add_subplot(rows[0, column])
-        axis.hist(scores[~is_anomaly], bins, alpha=0.7, label="normal", color="tab:blue")
-        axis.hist(scores[is_anomaly], bins, alpha=0.7, label="anomaly", color="tab:orange")
+        axis.hist(distances[~is_anomaly], bins, alpha=0.7, label="normal", color="tab:blue")
+        axis.hist(distances[is_anomaly], bins, alpha=0.7, label="anomaly", color="tab:orange")
         axis.axvline(scorer.threshold, color="black", linestyle="--", label="threshold")
-        axis.locator_params(axis="x", nbins=4)
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # there is no room
         axis.set(title=machine, xlabel="score", ylabel="test clips" if column == 0 else "")
         if column == 0:
             axis.legend()
-        # Scores of two machines differ in size: the excess over the threshold in units of the spread compares them.
-        excess = np.where(is_anomaly, (scores - scorer.threshold) / scores.std(), -np.inf)
+        # Scores of two machines differ in size: their ratio to the threshold compares them.
+        excess = np.where(is_anomaly, scores / scorer.threshold, -np.inf)
         best = int(excess.argmax())
         if shown is None or excess[best] > shown[0]:
             shown = (float(excess[best]), scorer, result.clips[best])

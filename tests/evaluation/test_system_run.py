@@ -78,9 +78,9 @@ def test_every_system_runs_by_name(benchmark_root, checkpoints, shared_cache, sy
             np.testing.assert_allclose(one.band_scores.mean(axis=1), one.scores, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("rescale", "rescaling"), [(True, "variance_min"), (False, None)])
-def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace, rescale, rescaling):
-    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"], rescale=rescale)
+@pytest.mark.parametrize(("asked", "rescaling"), [("published", "variance_min"), (None, None), ("lof", "lof")])
+def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace, asked, rescaling):
+    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"], rescaling=asked)
     model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
 
     def embed(split):

@@ -465,6 +465,12 @@ def test_pooling_and_bank_settings_survive_saving(refittable, normal, clips, tmp
     )
 
 
+def test_memory_is_of_plain_distances_unless_asked(refittable, normal, clips):
+    scores = scores_of(refittable.fit(normal, batch_size=10)(clips))
+    assert scores == scores_of(refittable.fit(normal, memory_bank=MemoryBank(), batch_size=10)(clips))
+    assert scores != scores_of(refittable.fit(normal, memory_bank=MemoryBank(rescaling="variance_min"))(clips))
+
+
 def test_domains_reach_the_bank(refittable, normal):
     domains = ["source"] * 14 + ["target"] * 6
     refittable.fit(normal, domains=iter(domains), memory_bank=MemoryBank(smote_ratio=0.5), batch_size=10)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..hub.memory_bank_settings import Rescaling
+
 # No network: name -> whether the level of the clip is taken out.
 LOG_MEL_FRONTENDS = {"logmel": False, "logmel-centred": True}
 
@@ -34,7 +36,7 @@ class PublishedSystem:
     Attributes:
         frontends: name -> weight of its scores; none for the autoencoder.
         pooling, gamma: over time, see `pool_time`.
-        rescaling: of the scores, "variance_min" or none.
+        rescaling: of the scores, see [`MemoryBank`].
         smote_ratio: target clips are filled up to this share of the source clips; excludes rescaling.
         frontends_with_attributes: those that serve machines with attributes; the others serve the rest. Empty: all
             serve all.
@@ -46,7 +48,7 @@ class PublishedSystem:
     frontends: Mapping[str, float]
     pooling: Literal["mean", "rdp"] = "mean"
     gamma: float = 4.0
-    rescaling: Literal["variance_min"] | None = "variance_min"
+    rescaling: Rescaling | None = "variance_min"
     smote_ratio: float = 0.0
     frontends_with_attributes: tuple[str, ...] = ()
     autoencoder_score: Literal["mse", "mahalanobis"] | None = None

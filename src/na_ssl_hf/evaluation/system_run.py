@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from ..hub.memory_bank import MemoryBank
+from ..hub.memory_bank_settings import Rescaling
 from ..hub.threshold import fit_threshold
 from .autoencoder_run import run_autoencoder
 from .feature_cache import cached_embeddings
@@ -65,7 +66,7 @@ def run_system(
     far_cancellation: str | None = None,
     machines: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
-    rescale: bool = True,
+    rescaling: Rescaling | Literal["published"] | None = "published",
 ) -> SystemRun:
     """Fit a system on the training clips of every machine and score its test clips; higher is more anomalous.
 
@@ -77,7 +78,7 @@ def run_system(
         far_cancellation: "least_squares" or "spectral_subtraction", before everything else.
         machines: which ones; default all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
-        rescale: `False` scores by plain distances where the system would rescale them.
+        rescaling: of the memory, in place of the system's own; `None` for plain distances. Not for systems with SMOTE.
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
@@ -85,8 +86,8 @@ def run_system(
             not take; all but the last before any work.
     """
     recipe = find_system(system)
-    if not rescale:
-        recipe = replace(recipe, rescaling=None)
+    if rescaling != "published":
+        recipe = replace(recipe, rescaling=rescaling)
     given = checkpoints or {}
     seeds = {name: tuple(given.get(name, ())) for name in recipe.frontends if name not in LOG_MEL_FRONTENDS}
     if missing := [name for name, paths in seeds.items() if not paths]:

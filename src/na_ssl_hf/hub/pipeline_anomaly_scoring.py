@@ -118,8 +118,9 @@ class AnomalyScorer(Pipeline):
             recordings: normal recordings, in any form that calling the scorer accepts.
             domains: "source" or "target" for each, where known.
             pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`.
-            memory_bank: a [`MemoryBank`] whose settings replace the default `MemoryBank(rescaling="variance_min")`
-                (Matsumoto et al., 2025); it is not changed itself.
+            memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
+                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems; a few normal recordings
+                that lie apart undo it.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             batch_size: recordings of equal length that go through the model together.
             progress: label of the progress bar; `None` for no bar.
@@ -137,7 +138,7 @@ class AnomalyScorer(Pipeline):
         if not batches:
             raise ValueError("`recordings` must hold at least one normal recording, got none.")
         # A copy, so that a refit that fails leaves the bank that is in use alone.
-        bank = MemoryBank(rescaling="variance_min") if memory_bank is None else replace(memory_bank)
+        bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(torch.cat(batches), domains=None if domains is None else list(domains))
         bank.metadata = {
             "model": model_fingerprint(self.model),
