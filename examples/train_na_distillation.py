@@ -133,17 +133,8 @@ class Settings:
 # A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
-    *(
-        "batch_size",
-        "duration",
-        "shortest_duration",
-        "snr",
-        "gain",
-        "noise_coherence",
-        "optimizer",
-        "ema_decay",
-        "ema_start",
-    ),
+    *("batch_size", "duration", "shortest_duration", "snr", "gain", "noise_coherence"),
+    *("optimizer", "ema_decay", "ema_start"),
 )
 
 

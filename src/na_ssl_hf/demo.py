@@ -221,10 +221,10 @@ def save_picture(machines: dict[str, MachineResult], file: str | Path, title: st
         if column == 0:
             axis.legend()
         # Scores of two machines differ in size: their ratio to the threshold compares them.
-        excess = np.where(is_anomaly, scores / scorer.threshold, -np.inf)
-        best = int(excess.argmax())
-        if shown is None or excess[best] > shown[0]:
-            shown = (float(excess[best]), scorer, result.clips[best])
+        ratio = np.where(is_anomaly, scores / scorer.threshold, -np.inf)
+        best = int(ratio.argmax())
+        if shown is None or ratio[best] > shown[0]:
+            shown = (float(ratio[best]), scorer, result.clips[best])
 
     assert shown is not None
     _, scorer, clip = shown

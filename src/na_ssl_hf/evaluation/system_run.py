@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -78,7 +79,8 @@ def run_system(
         far_cancellation: "least_squares" or "spectral_subtraction", before everything else.
         machines: which ones; default all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
-        rescaling: of the memory, in place of the system's own; `None` for plain distances. Not for systems with SMOTE.
+        rescaling: of the memory, in place of the system's own; `None` for plain distances. Systems with SMOTE refuse
+            any other, autoencoders have none.
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
@@ -185,10 +187,11 @@ def _fit_and_score(
 
 
 def _memory(recipe: PublishedSystem, frontend: Frontend, unit: MachineClips) -> MemoryBank:
+    bank = partial(frontend.bank, rescaling=recipe.rescaling)
     if not recipe.smote_ratio:
-        return frontend.bank(rescaling=recipe.rescaling)
+        return bank()
     num_target = unit.domains.count("target")
     if int(recipe.smote_ratio * unit.domains.count("source")) <= num_target:
         # There are as many target clips as SMOTE would fill up to.
-        return frontend.bank(separate_domains=True)
-    return frontend.bank(smote_ratio=recipe.smote_ratio, smote_neighbors=SMOTE_NEIGHBORS)
+        return bank(separate_domains=True)
+    return bank(smote_ratio=recipe.smote_ratio, smote_neighbors=SMOTE_NEIGHBORS)
