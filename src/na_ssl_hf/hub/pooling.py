@@ -3,10 +3,68 @@
 Letters: N clips, T frames, F bands, D channels.
 """
 
+from dataclasses import asdict, dataclass, replace
+
 import numpy as np
 import torch
 
-POOLING_METHODS = ("mean", "rdp", "gem", "rdp_gem", "gwrp", "max")
+# The parameters that each method uses.
+POOLING_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "mean": (),
+    "rdp": ("gamma",),
+    "gem": ("p",),
+    "rdp_gem": ("gamma", "p"),
+    "gwrp": ("r",),
+    "max": (),
+}
+POOLING_METHODS = tuple(POOLING_PARAMETERS)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A method of [`pool_time`] with its parameters, checked when it is made.
+
+    Raises:
+        ValueError: an unknown method, or a parameter out of its range.
+    """
+
+    method: str = "mean"
+    gamma: float = 4.0
+    p: float = 3.0
+    r: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.method not in POOLING_METHODS:
+            raise ValueError(f"method must be one of {POOLING_METHODS}, got {self.method!r}.")
+        for name, is_legal, rule in (
+            ("gamma", lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0"),
+            ("p", lambda value: 0.0 < value < float("inf"), "a finite number above 0"),
+            ("r", lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, (bool, str)) or not is_legal(value):
+                raise ValueError(f"{name} must be {rule}, got {value!r}.")
+
+    def __call__(self, grid: torch.Tensor) -> torch.Tensor:
+        """Pool `(N, T, F, D)` over time into `(N, F, D)` float32."""
+        return pool_time(grid, **asdict(self))
+
+    def changed(self, method: str | None = None, **parameters: float | None) -> "Pooling":
+        """This pooling with another method or other parameters; `None` keeps what it has.
+
+        Raises:
+            ValueError: a parameter that the method does not use, so that no setting is ignored silently.
+        """
+        given = {name: value for name, value in parameters.items() if value is not None}
+        pooling = replace(self, method=self.method if method is None else method, **given)  # type: ignore[arg-type]
+        for name in given:
+            if name not in POOLING_PARAMETERS[pooling.method]:
+                users = [each for each, names in POOLING_PARAMETERS.items() if name in names]
+                raise ValueError(
+                    f"`{name}` must be given with pooling {' or '.join(map(repr, users))} only, "
+                    f"got {name}={given[name]!r} with pooling {pooling.method!r}."
+                )
+        return pooling
 
 
 def pool_time(
@@ -40,14 +98,7 @@ def pool_time(
         ValueError: unknown method, a parameter out of range, a wrong shape, no frames, a clip without a valid frame,
             or NaN/inf in a valid frame.
     """
-    if method not in POOLING_METHODS:
-        raise ValueError(f"method must be one of {POOLING_METHODS}, got {method!r}.")
-    if not 0.0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be a finite number of at least 0, got {gamma!r}.")
-    if not 0.0 < p < float("inf"):
-        raise ValueError(f"p must be a finite number above 0, got {p!r}.")
-    if not 0.0 <= r <= 1.0:
-        raise ValueError(f"r must be in [0, 1], got {r!r}.")
+    Pooling(method, gamma, p, r)  # checks them
     x = torch.as_tensor(grid)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"grid must have shape (N, T, F, D) without empty axes, got {tuple(x.shape)}.")

@@ -1,20 +1,43 @@
-"""From whatever a user holds to the samples of one recording: path, bytes, array, dict, dataset row or decoder."""
+"""From whatever a user holds to the samples of one recording: path, bytes, file, array, dict, dataset row or decoder."""
 
 import io
 import os
-import struct
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
-try:
-    import soundfile
-except ImportError:  # arrays still work
-    soundfile = None
+from .sound_file import SoundFile
+
+
+class DecodedAudio(Protocol):
+    """What an audio decoder of `datasets` gives: samples `(channels, N)` and their rate in Hz."""
+
+    data: torch.Tensor
+    sample_rate: int
+
+
+class AudioDecoder(Protocol):
+    """A lazy recording, as torchcodec's decoders are."""
+
+    def get_all_samples(self) -> DecodedAudio: ...
+
+
+class BinaryFile(Protocol):
+    """An open sound file, such as `io.BytesIO`."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+# One recording: a path, the bytes of a sound file, an open file, samples `(channels, N)`, a dict (`array` or `raw` with
+# `sampling_rate`, `bytes`, `path`, or a dataset row with `audio`), or a decoder.
+RecordingSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | np.ndarray | torch.Tensor | Mapping[str, Any] | AudioDecoder | BinaryFile
+)
+# One recording or several: a list, a stream, an array `(B, channels, N)` or of paths, a data set, a column or batch of it.
+RecordingSources: TypeAlias = RecordingSource | Iterable[RecordingSource]
 
 
 @dataclass
@@ -32,7 +55,7 @@ class Recording:
     name: str
 
 
-def is_single_recording(recordings: Any) -> bool:
+def is_single_recording(recordings: RecordingSources) -> bool:
     """Whether the argument of a scorer is one recording, not a collection or stream of them.
 
     Raises:
@@ -43,31 +66,48 @@ def is_single_recording(recordings: Any) -> bool:
             "`recordings` must not be a tuple, which could be one recording or several: give a list, or a dict "
             f"{{'array': ..., 'sampling_rate': ...}}; got a tuple of {len(recordings)}."
         )
+    if isinstance(recordings, np.ndarray) and recordings.dtype.kind in "OSU":
+        return recordings.ndim == 0
     if isinstance(recordings, (np.ndarray, torch.Tensor)):
         return recordings.ndim != 3
-    if isinstance(recordings, (str, os.PathLike, bytes, bytearray, dict)) or hasattr(recordings, "get_all_samples"):
+    if isinstance(recordings, Mapping):
+        return not isinstance(recordings.get("audio"), list)
+    if isinstance(recordings, (str, os.PathLike, bytes, bytearray)):
+        return True
+    if hasattr(recordings, "get_all_samples") or hasattr(recordings, "read"):
         return True
     if not hasattr(recordings, "__iter__") and not hasattr(recordings, "__getitem__"):
         raise ValueError(f"`recordings` must be one recording or several, got {type(recordings).__name__}.")
     return False
 
 
-def load_recording(source: Any, sampling_rate: int) -> Recording:
+def several_recordings(recordings: RecordingSources) -> Iterable[RecordingSource]:
+    """The recordings in an argument for which `is_single_recording` is False."""
+    if isinstance(recordings, Mapping):  # a batch of a data set: columns, not rows
+        return recordings["audio"]
+    if isinstance(recordings, np.ndarray) and recordings.dtype.kind in "OSU":
+        return recordings.ravel().tolist()
+    return recordings  # type: ignore[return-value]
+
+
+def load_recording(source: RecordingSource, sampling_rate: int) -> Recording:
     """Read one recording; channels are kept as they are, never mixed down.
 
     Args:
-        source: a path of a sound file (WAV, FLAC, OGG: whatever libsndfile reads); the bytes of one; an array
-            `(channels, N)`; a dict with `array` (or `raw`) and `sampling_rate`, or with `bytes` and/or `path` as
-            `datasets.Audio(decode=False)` gives it; a dataset row with such a value under `audio`; or a torchcodec
-            decoder.
+        source: a path of a sound file (WAV, RF64, W64, AIFF, AU, CAF, FLAC, Ogg or MP3); its bytes, or an open binary
+            file; an array `(channels, N)`; a dict with `array` (or `raw`) and `sampling_rate`, or with `bytes` and/or
+            `path` as `datasets.Audio(decode=False)` gives it; a dataset row with such a value under `audio`; or a
+            torchcodec decoder.
         sampling_rate: assumed for bare arrays, Hz.
 
     Raises:
-        OSError: a file is missing or cannot be decoded.
+        OSError: a file is missing, truncated, or cannot be decoded.
         ValueError: the source is of another kind, or a dict lacks a key.
     """
-    if isinstance(source, dict):
-        return _from_dict(source, sampling_rate)
+    if isinstance(source, Mapping):
+        return _from_mapping(source, sampling_rate)
+    if isinstance(source, np.ndarray) and source.ndim == 0 and source.dtype.kind in "OSU":
+        source = source.item()
     if isinstance(source, (str, os.PathLike)):
         return _from_file(os.fspath(source), str(source))
     if isinstance(source, (bytes, bytearray)):
@@ -77,13 +117,15 @@ def load_recording(source: Any, sampling_rate: int) -> Recording:
     if hasattr(source, "get_all_samples"):
         decoded = source.get_all_samples()
         return Recording(decoded.data, decoded.sample_rate, "decoded audio")
+    if hasattr(source, "read"):
+        return _from_open_file(source)
     raise ValueError(
         "A recording must be a path, bytes, an array (2, samples), a dict with 'array' and 'sampling_rate', or a "
         f"dataset row with 'audio'; got {type(source).__name__}."
     )
 
 
-def _from_dict(source: dict[str, Any], sampling_rate: int) -> Recording:
+def _from_mapping(source: Mapping[str, Any], sampling_rate: int) -> Recording:
     if "audio" in source:
         return load_recording(source["audio"], sampling_rate)
     array = source.get("array", source.get("raw"))
@@ -114,34 +156,14 @@ def _from_dict(source: dict[str, Any], sampling_rate: int) -> Recording:
     )
 
 
+def _from_open_file(stream: Any) -> Recording:
+    content = stream.read()
+    name = getattr(stream, "name", None)
+    if not isinstance(content, (bytes, bytearray)):
+        raise ValueError(f"A recording given as a file must be opened in binary mode, got {type(content).__name__}.")
+    return _from_file(io.BytesIO(content), name if isinstance(name, str) else f"file of {len(content)} bytes")
+
+
 def _from_file(file: str | io.BytesIO, name: str) -> Recording:
-    if soundfile is None:
-        raise ValueError(f"Reading {name} needs the soundfile package: pip install soundfile.")
-    if isinstance(file, str) and not Path(file).is_file():
-        raise FileNotFoundError(f"No sound file at {name}.")
-    try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise OSError(f"{name} cannot be read as a sound file: {error}") from error
-    if missing := missing_wav_bytes(file):
-        raise OSError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
-    return Recording(samples.T, rate, name)
-
-
-def missing_wav_bytes(file: str | io.BytesIO) -> int:
-    """Bytes of samples that a WAV header promises behind the end of the file; libsndfile passes over them silently."""
-    with open(file, "rb") if isinstance(file, str) else nullcontext(file) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        stream.seek(0)
-        header = stream.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-            return 0
-        position = len(header)
-        while position + 8 <= size:
-            stream.seek(position)
-            chunk, length = struct.unpack("<4sI", stream.read(8))
-            if chunk == b"data":
-                # Programs that write to a pipe put a number near 2 or 4 GiB where they cannot know the length.
-                return 0 if length >= 0x7FFF0000 else max(0, position + 8 + length - size)
-            position += 8 + length + length % 2  # chunks begin at even positions
-    return 0
+    with SoundFile(file, name) as opened:
+        return Recording(opened.read(), opened.sampling_rate, name)
