@@ -40,7 +40,7 @@ from na_ssl_hf import MemoryBank
 from na_ssl_hf.checkpoints import shipped_checkpoint
 from na_ssl_hf.data.dcase_clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.evaluation.frontends import checkpoint_frontend
-from na_ssl_hf.hub.merged_adapter import merge_adapter
+from na_ssl_hf.hub.model_weights import merge_adapter
 from na_ssl_hf.training.adapter_card import write_adapter_card
 from na_ssl_hf.training.attentive_statistics import ProjectionHead
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint

@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModel, BertConfig, BertModel,
 from na_ssl_hf import AnomalyScorer, BeatsModel, MemoryBank, NABeatsModel, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.hub import pipeline_anomaly_scoring
-from na_ssl_hf.hub.pipeline_anomaly_scoring import model_fingerprint
+from na_ssl_hf.hub.model_weights import model_fingerprint
 
 RATE = 16000
 LENGTH = 8000  # half a second keeps the many passes through the model short

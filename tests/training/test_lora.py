@@ -11,7 +11,7 @@ from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.evaluation.frontends import checkpoint_frontend
-from na_ssl_hf.hub.merged_adapter import has_adapter, merge_adapter
+from na_ssl_hf.hub.model_weights import has_adapter, merge_adapter
 from na_ssl_hf.training.lora import adapter_base, add_lora, is_lora_parameter, load_model, save_adapter
 
 MODEL_TYPES = ["beats", "eat", "na-beats", "na-eat"]

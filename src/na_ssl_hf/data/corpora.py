@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from ..hub.recording import missing_wav_bytes
+from ..hub.sound_reader import SoundReader, TruncatedSoundError
 from ..whole_file import whole_file
 from .corpus_layouts import (
     KINDS,
@@ -215,17 +216,17 @@ def _prepare(target: _Target, listed: ListedSound | RejectedSound) -> tuple[Soun
     split = listed.split or target.split(listed.name)
     try:
         with _open(listed.source) as file:
-            if file.frames == 0:
+            if file.num_frames == 0:
                 raise _UnusableError("empty", "no samples")
             least = max(target.min_duration_s, 1 / target.sampling_rate)
-            if (duration := file.frames / file.samplerate) < least:
+            if (duration := file.num_frames / file.sampling_rate) < least:
                 raise _UnusableError("too short", f"{duration:.3g} s, at least {least:g} s wanted")
             if target.folder is None:
                 if isinstance(listed.source, bytes):
                     raise ValueError(f"convert must be true for sounds that are not files, got {listed.name}")
                 for _ in _sound_blocks(file):
                     pass
-                path, num_frames, rate, is_kept = str(listed.source), file.frames, file.samplerate, False
+                path, num_frames, rate, is_kept = str(listed.source), file.num_frames, file.sampling_rate, False
             else:
                 flac = target.folder / f"{os.path.splitext(listed.name)[0]}.flac"
                 identity = _identity(listed)
@@ -238,7 +239,7 @@ def _prepare(target: _Target, listed: ListedSound | RejectedSound) -> tuple[Soun
     return SoundFile(path, num_frames, rate, split, target.corpus, listed.licence), is_kept
 
 
-def _open(source: Path | bytes | None) -> soundfile.SoundFile:
+def _open(source: Path | bytes | None) -> SoundReader:
     if source is None:
         raise _UnusableError("missing", "empty row")
     if isinstance(source, Path) and not source.is_file():
@@ -246,34 +247,35 @@ def _open(source: Path | bytes | None) -> soundfile.SoundFile:
     if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
         raise _UnusableError("empty", "0 bytes")
     stream = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    with _decoding():
+        return SoundReader(stream, name)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
     try:
-        # libsndfile passes over the missing end of a WAV file without a word.
-        if missing := missing_wav_bytes(stream):
-            raise _UnusableError("truncated", f"{missing} bytes of samples are missing")
-        if not isinstance(stream, str):
-            stream.seek(0)
-        return soundfile.SoundFile(stream)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: headerless `.raw`
+        yield
+    except TruncatedSoundError as error:
+        raise _UnusableError("truncated", str(error)) from error
+    except OSError as error:
         raise _UnusableError("unreadable", str(error)) from error
 
 
-def _sound_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+def _sound_blocks(file: SoundReader) -> Iterator[np.ndarray]:
     """The mean of the channels, (frames,) float32 at a time; raises at the end when all of it was silent."""
-    num_frames, peak = 0, 0.0
+    peak = 0.0
+    blocks = file.blocks(_BLOCK_FRAMES)
     while True:
-        try:
-            block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True).mean(axis=1)  # (frames, C) -> (frames,)
-        except soundfile.SoundFileError as error:
-            raise _UnusableError("unreadable", str(error)) from error
-        if len(block) == 0:
+        with _decoding():
+            channels = next(blocks, None)  # (C, frames)
+        if channels is None:
             break
-        num_frames += len(block)
+        block = channels.mean(axis=0)  # (frames,)
         if not np.isfinite(block).all():
             raise _UnusableError("not finite", "NaN or infinite samples")
         peak = max(peak, float(np.abs(block).max()))
         yield block
-    if num_frames < file.frames:
-        raise _UnusableError("truncated", f"{num_frames} of {file.frames} frames")
     if peak < SILENCE_PEAK:
         raise _UnusableError("silent", f"peak {peak:.2g}, at least {SILENCE_PEAK:g} wanted")
 
@@ -296,7 +298,7 @@ def _finished_frames(flac: Path, identity: str, sampling_rate: int) -> int | Non
         return None
 
 
-def _write_flac(flac: Path, source: soundfile.SoundFile, identity: str, sampling_rate: int) -> int:
+def _write_flac(flac: Path, source: SoundReader, identity: str, sampling_rate: int) -> int:
     """Writes the rest of `source` and returns the number of frames."""
     flac.parent.mkdir(parents=True, exist_ok=True)
     partial_file = flac.with_name(f".{flac.name}.partial")
@@ -304,7 +306,7 @@ def _write_flac(flac: Path, source: soundfile.SoundFile, identity: str, sampling
     try:
         with soundfile.SoundFile(str(partial_file), "w", sampling_rate, 1, "PCM_16", format="FLAC") as file:
             file.comment = identity
-            for block in _resampled(_sound_blocks(source), source.samplerate, sampling_rate):
+            for block in _resampled(_sound_blocks(source), source.sampling_rate, sampling_rate):
                 file.write(block)
                 num_frames += len(block)
         if (written := soundfile.info(str(partial_file)).frames) != num_frames:

@@ -18,9 +18,9 @@ from transformers import AutoFeatureExtractor
 
 from ..checkpoints import shipped_checkpoint
 from ..hub.memory_bank import MemoryBank
-from ..hub.merged_adapter import merge_adapter
+from ..hub.model_weights import merge_adapter, model_fingerprint
 from ..hub.noise_cancellation import cancel_far_microphone
-from ..hub.pipeline_anomaly_scoring import AnomalyScorer, model_fingerprint
+from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.recording import Recording, load_recording
 from ..quiet_checkpoints import quiet_checkpoints
 from ..training.lora import load_model

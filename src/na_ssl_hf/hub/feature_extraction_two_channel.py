@@ -115,15 +115,11 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`return_tensors` must be 'pt', 'np' or None. Got {return_tensors!r}.")
         if padding not in (True, False, "longest"):
             raise ValueError(f"`padding` must be True, 'longest' or False. Got {padding!r}.")
-        recordings = [self._at_own_rate(wave, sampling_rate) for wave in _recordings(audio)]
+        recordings = [
+            self.waveform(wave, sampling_rate, f"Recording {index}") for index, wave in enumerate(_recordings(audio))
+        ]
         lengths = [wave.shape[-1] for wave in recordings]
-        shortest = min(lengths)
-        if shortest < _MIN_SAMPLES[self.frontend]:
-            raise ValueError(
-                f"`audio` must have at least {_MIN_SAMPLES[self.frontend]} samples per channel at {self.sampling_rate} "
-                f"Hz for frontend={self.frontend!r}. Recording {lengths.index(shortest)} has {shortest}."
-            )
-        if not padding and shortest < max(lengths):
+        if not padding and min(lengths) < max(lengths):
             raise ValueError(f"`padding` must be True for recordings of unequal lengths. Got {sorted(set(lengths))}.")
 
         waves = self._padded(recordings, lengths, torch.device(device))  # (B, 2, L)
@@ -142,6 +138,48 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors is None:
             features = {name: list(values) for name, values in features.items()}
         return BatchFeature(features)
+
+    def waveform(self, audio: Any, sampling_rate: int | None = None, label: str = "It") -> torch.Tensor:
+        """Check one recording and bring it to the extractor's rate.
+
+        Args:
+            audio: `(2, N)` array, tensor or nested list, as for a call of the extractor.
+            sampling_rate: of `audio`, in Hz; `None` assumes the extractor's, with a warning once.
+            label: what errors call the recording.
+
+        Returns:
+            `(2, N)` float32 at the extractor's rate, full scale 1.0.
+
+        Raises:
+            ValueError: as for a call of the extractor.
+        """
+        wave = self._at_own_rate(_recording(audio, label), sampling_rate)
+        if wave.shape[-1] < _MIN_SAMPLES[self.frontend]:
+            raise ValueError(
+                f"`audio` must have at least {_MIN_SAMPLES[self.frontend]} samples per channel at {self.sampling_rate} "
+                f"Hz for frontend={self.frontend!r}. {label} has {wave.shape[-1]}."
+            )
+        return wave
+
+    @torch.no_grad()
+    def fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Features of checked recordings of one length, on the device that they are on.
+
+        Args:
+            waveforms: `(B, 2, N)` float32, from [`TwoChannelFeatureExtractor.waveform`].
+
+        Returns:
+            `(B, 2, T, 128)` float32, what a call of the extractor gives as `input_values`.
+        """
+        return kaldi_fbank(self._cancelled(waveforms), self.frontend)
+
+    def _cancelled(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Recordings `(B, 2, N)` of one length, the far microphone taken out of the close channel where asked."""
+        _warn_about_suspicious(waveforms)
+        if self.far_cancellation is None:
+            return waveforms
+        close = cancel_far_microphone(waveforms[:, 0], waveforms[:, 1], self.far_cancellation)
+        return torch.stack([close, waveforms[:, 1]], dim=1)  # (B, 2, N)
 
     def _at_own_rate(self, wave: torch.Tensor, sampling_rate: int | None) -> torch.Tensor:
         if sampling_rate is None:
@@ -169,11 +207,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
             group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
-            _warn_about_suspicious(group)
-            if self.far_cancellation is not None:
-                close = cancel_far_microphone(group[:, 0], group[:, 1], self.far_cancellation)
-                group = torch.stack([close, group[:, 1]], dim=1)  # (b, 2, N)
-            waves[rows, :, :length] = group
+            waves[rows, :, :length] = self._cancelled(group)
         return waves
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
@@ -249,8 +283,8 @@ def _warn_about_suspicious(channels: torch.Tensor) -> None:
         )
 
 
-def _recordings(audio: Any) -> list[torch.Tensor]:
-    """The recordings in `audio`, each `(2, N)` float32 of full scale 1.0, or a ValueError that says what is wrong."""
+def _recordings(audio: Any) -> Sequence[Any]:
+    """The recordings in `audio`, each to be checked by itself, or a ValueError that says what `audio` is instead."""
     rank = _rank(audio)
     is_array = isinstance(audio, (np.ndarray, torch.Tensor))
     if rank == 0 or (rank == 1 and not is_array and audio and isinstance(audio[0], (str, bytes, dict))):
@@ -271,7 +305,7 @@ def _recordings(audio: Any) -> list[torch.Tensor]:
         )
     if rank not in (2, 3):
         raise ValueError(f"`audio` must be (2, N), (B, 2, N) or a list of (2, N). Got {rank} dimensions.")
-    return [_recording(wave, index) for index, wave in enumerate([audio] if rank == 2 else audio)]
+    return [audio] if rank == 2 else audio
 
 
 def _rank(audio: Any) -> int:
@@ -282,33 +316,35 @@ def _rank(audio: Any) -> int:
     return 0
 
 
-def _recording(audio: Any, index: int) -> torch.Tensor:
-    wave = _float_samples(audio, index)
+def _recording(audio: Any, label: str) -> torch.Tensor:
+    """One recording as `(2, N)` float32 of full scale 1.0, or a ValueError that says what is wrong with it."""
+    wave = _float_samples(audio, label)
     shape = tuple(wave.shape)
     if wave.ndim != 2:
-        raise ValueError(f"Every recording in `audio` must have the shape (2, N). Recording {index} has {shape}.")
+        mono = ", which is mono" if wave.ndim == 1 else ""
+        raise ValueError(f"Every recording in `audio` must have the shape (2, N). {label} has {shape}{mono}.")
     if shape[0] != 2 and shape[1] == 2 and shape[0] > 0:
         raise ValueError(
-            f"`audio` must be channels first, (2, N). Recording {index} has the shape {shape}, which looks transposed; "
+            f"`audio` must be channels first, (2, N). {label} has the shape {shape}, which looks transposed; "
             "pass its transpose."
         )
     if shape[0] != 2:
         noun = "channel (mono)" if shape[0] == 1 else "channels"
         raise ValueError(
-            f"`audio` must have two channels, 0 the close and 1 the far microphone. Recording {index} has "
+            f"`audio` must have two channels, 0 the close and 1 the far microphone. {label} has "
             f"{shape[0]} {noun}, shape {shape}."
         )
     if shape[1] == 0:
-        raise ValueError(f"`audio` must not be empty. Recording {index} has no samples, shape {shape}.")
+        raise ValueError(f"`audio` must not be empty. {label} has no samples, shape {shape}.")
     # The sum is quick and decides nearly always; it may also overflow.
     if not wave.sum().isfinite() and not wave.isfinite().all():
         raise ValueError(
-            f"`audio` must be finite. Recording {index} has {int((~wave.isfinite()).sum())} NaN or infinite samples."
+            f"`audio` must be finite. {label} has {int((~wave.isfinite()).sum())} NaN or infinite samples."
         )
     return wave
 
 
-def _float_samples(audio: Any, index: int) -> torch.Tensor:
+def _float_samples(audio: Any, label: str) -> torch.Tensor:
     if isinstance(audio, torch.Tensor):
         if audio.is_floating_point():
             return audio.detach().float()
@@ -316,15 +352,11 @@ def _float_samples(audio: Any, index: int) -> torch.Tensor:
     try:
         samples = np.asarray(audio)
     except ValueError as error:
-        raise ValueError(
-            f"The channels of recording {index} in `audio` must have equal lengths. Got {error}."
-        ) from error
+        raise ValueError(f"The channels of `audio` must have equal lengths. {label} has not: {error}.") from error
     if samples.dtype.kind == "i" and samples.dtype.itemsize in (2, 4):
         return torch.from_numpy((samples / 2.0 ** (8 * samples.dtype.itemsize - 1)).astype(np.float32))
     if samples.dtype.kind != "f":
-        raise ValueError(
-            f"`audio` must be floating point, int16 or int32. Recording {index} has the dtype {samples.dtype}."
-        )
+        raise ValueError(f"`audio` must be floating point, int16 or int32. {label} has the dtype {samples.dtype}.")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite and is refused as such
         return torch.from_numpy(samples.astype(np.float32))
 

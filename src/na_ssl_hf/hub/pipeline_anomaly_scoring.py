@@ -4,7 +4,6 @@ Letters in shape comments: B recordings, C channels, T' patch rows in time, F ba
 """
 
 import copy
-import hashlib
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
-from .merged_adapter import has_adapter, merge_adapter
+from .model_weights import has_adapter, merge_adapter, model_fingerprint
 from .pooling import pool_time
 from .recording import Recording, is_single_recording, load_recording
 from .threshold import conformal_p_values, fit_threshold, required_self_scores
@@ -32,15 +31,6 @@ DEFAULT_FALSE_ALARM_RATE = 0.05
 
 # How transformers and peft name weights, in one file or in shards, and what makes a folder an adapter's.
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_config\.json")
-
-
-def model_fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all weights, the same for one checkpoint in float32 and bfloat16."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy())
-    return digest.hexdigest()
 
 
 class AnomalyScorer(Pipeline):

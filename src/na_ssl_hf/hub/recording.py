@@ -1,4 +1,4 @@
-"""From whatever a user holds to the samples of one recording: path, bytes, file, array, dict, dataset row or decoder."""
+"""From what a user holds to the samples of one recording: path, bytes, file, array, dict, dataset row or decoder."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
-from .sound_file import SoundFile
+from .sound_reader import SoundReader
 
 
 class DecodedAudio(Protocol):
@@ -34,9 +34,17 @@ class BinaryFile(Protocol):
 # One recording: a path, the bytes of a sound file, an open file, samples `(channels, N)`, a dict (`array` or `raw` with
 # `sampling_rate`, `bytes`, `path`, or a dataset row with `audio`), or a decoder.
 RecordingSource: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | np.ndarray | torch.Tensor | Mapping[str, Any] | AudioDecoder | BinaryFile
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | np.ndarray
+    | torch.Tensor
+    | Mapping[str, Any]
+    | AudioDecoder
+    | BinaryFile
 )
-# One recording or several: a list, a stream, an array `(B, channels, N)` or of paths, a data set, a column or batch of it.
+# One recording or several: a list, a stream, an array `(B, channels, N)` or of paths, a data set or a part of it.
 RecordingSources: TypeAlias = RecordingSource | Iterable[RecordingSource]
 
 
@@ -165,5 +173,5 @@ def _from_open_file(stream: Any) -> Recording:
 
 
 def _from_file(file: str | io.BytesIO, name: str) -> Recording:
-    with SoundFile(file, name) as opened:
+    with SoundReader(file, name) as opened:
         return Recording(opened.read(), opened.sampling_rate, name)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoModel
 
 from ..checkpoints import shipped_checkpoint
-from ..hub.merged_adapter import has_adapter
+from ..hub.model_weights import has_adapter
 
 # q, k and v of every attention, and the output of the noise-aware layers' cross attention too.
 TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d+\.noise_aware\.attention\.out_proj"

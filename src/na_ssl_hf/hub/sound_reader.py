@@ -32,7 +32,11 @@ CHECKED_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 
-class SoundFile:
+class TruncatedSoundError(OSError):
+    """A sound file ends before its header, or its format, says."""
+
+
+class SoundReader:
     """An open sound file (WAV, RF64, W64, AIFF, AU, CAF, FLAC, Ogg or MP3), to be read whole or in parts.
 
     Args:
@@ -46,7 +50,7 @@ class SoundFile:
         num_frames: samples per channel as the (repaired) header says; reading finds out whether they are there.
 
     Raises:
-        OSError: the file is missing, is no sound file, or is truncated.
+        OSError: the file is missing, is no sound file, or is truncated ([`TruncatedSoundError`]).
         ValueError: the package soundfile is missing.
     """
 
@@ -93,7 +97,7 @@ class SoundFile:
         return np.concatenate(parts, axis=1) if parts else np.zeros((self.num_channels, 0), np.float32)
 
     def blocks(self, block_frames: int, start: int = 0, frames: int | None = None) -> Iterator[np.ndarray]:
-        """Read as [`SoundFile.read`] does, in successive blocks `(channels, block_frames)`, the last one shorter."""
+        """Read as [`SoundReader.read`] does, in successive blocks `(channels, block_frames)`, the last one shorter."""
         stop = self.num_frames if frames is None else min(self.num_frames, start + frames)
         position = min(start, stop)
         try:
@@ -103,7 +107,7 @@ class SoundFile:
                 wanted = min(block_frames, stop - position)
                 block = self._file.read(wanted, dtype="float32", always_2d=True)  # (n, channels)
                 if len(block) < wanted:
-                    raise OSError(
+                    raise TruncatedSoundError(
                         f"{self.name} is truncated: its header promises {self.num_frames} samples per channel, "
                         f"it holds {position + len(block)}."
                     )
@@ -115,7 +119,7 @@ class SoundFile:
     def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self) -> "SoundFile":
+    def __enter__(self) -> "SoundReader":
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -223,7 +227,7 @@ def _sample_repairs(stream: BinaryIO, samples: _Samples, size: int, name: str) -
     if not samples.unfinished:
         if declared > available:
             missing = declared - available
-            raise OSError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
+            raise TruncatedSoundError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
         if declared == available or _is_accounted_for(stream, samples, samples.start + declared, size):
             return {}
     whole = available - available % samples.frame_bytes
@@ -386,7 +390,7 @@ def _flac_repairs(stream: BinaryIO, size: int, name: str) -> dict[int, bytes]:
         if num_samples and _crc(tail[position:], 16, 0x8005) == 0:
             logger.warning(f"{name} does not say how long it is: {num_samples} samples per channel are read.")
             return {21: bytes([info[21] & 0xF0 | num_samples >> 32]), 22: struct.pack(">I", num_samples & 0xFFFFFFFF)}
-    raise OSError(f"{name} is truncated: its last FLAC frame is not complete.")
+    raise TruncatedSoundError(f"{name} is truncated: its last FLAC frame is not complete.")
 
 
 def _samples_up_to_flac_frame(header: bytes, fixed_block_size: int) -> int:
@@ -441,10 +445,10 @@ def _check_ogg(stream: BinaryIO, size: int, name: str) -> None:
         lengths = stream.read(header[26])
         position += 27 + header[26] + sum(lengths)
         if len(lengths) < header[26] or position > size:
-            raise OSError(f"{name} is truncated: its last Ogg page is not complete.")
+            raise TruncatedSoundError(f"{name} is truncated: its last Ogg page is not complete.")
         is_last = bool(header[5] & 4)
     if not is_last:
-        raise OSError(f"{name} is truncated: its Ogg stream has no last page.")
+        raise TruncatedSoundError(f"{name} is truncated: its Ogg stream has no last page.")
 
 
 # MPEG audio layers 1 to 3
@@ -481,9 +485,11 @@ def _check_mp3(stream: BinaryIO, size: int, name: str) -> None:
         position += length
         num_frames += 1
     if num_frames and position > size:
-        raise OSError(f"{name} is truncated: its last MPEG frame is not complete.")
+        raise TruncatedSoundError(f"{name} is truncated: its last MPEG frame is not complete.")
     if announced is not None and num_frames - 1 < announced - 1:
-        raise OSError(f"{name} is truncated: it announces {announced} MPEG frames and holds {num_frames - 1}.")
+        raise TruncatedSoundError(
+            f"{name} is truncated: it announces {announced} MPEG frames and holds {num_frames - 1}."
+        )
 
 
 def _mp3_frame_bytes(header: bytes) -> int:
