@@ -64,8 +64,8 @@ class SoundReader:
             stream: BinaryIO = stack.enter_context(open(source, "rb")) if isinstance(source, str) else source
             patches = _repairs(stream, name)
             stream.seek(0)
-            # The path where nothing is to be repaired: libsndfile reads that without calling Python.
-            readable = _PatchedStream(stream, patches) if patches else source
+            # libsndfile reads a path without calling Python, but only the stream can be repaired.
+            readable = source if isinstance(source, str) and not patches else _PatchedStream(stream, patches)
             self._file = stack.enter_context(self._opened(readable))
             self._stack = stack.pop_all()
         if self._file.format not in CHECKED_FORMATS:
@@ -145,7 +145,7 @@ class _PatchedStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
+        return self._stream.seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)
 
     def tell(self) -> int:
         return self._stream.tell()
@@ -221,22 +221,20 @@ def _repairs(stream: BinaryIO, name: str) -> dict[int, bytes]:
 
 def _sample_repairs(stream: BinaryIO, samples: _Samples, size: int, name: str) -> dict[int, bytes]:
     available = size - samples.start
-    if samples.declared is None:
-        return {}
-    declared = 0 if samples.unfinished else samples.declared
-    if not samples.unfinished:
+    whole = available - available % samples.frame_bytes
+    if samples.declared is not None:
+        declared = 0 if samples.unfinished else samples.declared
         if declared > available:
             missing = declared - available
             raise TruncatedSoundError(f"{name} is truncated: its header promises {missing} bytes more of samples.")
-        if declared == available or _is_accounted_for(stream, samples, samples.start + declared, size):
+        if not samples.unfinished and (
+            declared >= whole or _is_accounted_for(stream, samples, samples.start + declared, size)
+        ):
             return {}
-    whole = available - available % samples.frame_bytes
-    if whole <= declared:
-        return {}
-    logger.warning(
-        f"{name} has an unfinished header (the recorder was stopped, or it wrote to a pipe), which promises {declared} "
-        f"bytes of samples: {whole} are read, up to the end of the file."
-    )
+        logger.warning(
+            f"{name} has an unfinished header (the recorder was stopped, or it wrote to a pipe), which promises "
+            f"{declared} bytes of samples: {whole} are read, up to the end of the file."
+        )
     patches = {samples.size_position: _packed(samples.size_format, whole + samples.size_offset)}
     for position, number_format, divisor in samples.more:
         patches[position] = _packed(number_format, whole // divisor)
@@ -245,7 +243,8 @@ def _sample_repairs(stream: BinaryIO, samples: _Samples, size: int, name: str) -
 
 def _packed(number_format: str, value: int) -> bytes:
     # A size that a 32-bit field cannot hold is written as its largest value, which libsndfile takes for "to the end".
-    return struct.pack(number_format, min(value, 256 ** struct.calcsize(number_format) - 1))
+    largest = 256 ** struct.calcsize(number_format) // (2 if number_format[-1].islower() else 1) - 1
+    return struct.pack(number_format, min(value, largest))
 
 
 def _is_accounted_for(stream: BinaryIO, samples: _Samples, position: int, size: int) -> bool:
