@@ -157,11 +157,11 @@ def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
     from transformers import pipeline
 
     scorer = pipeline("anomaly-scoring", model=str(tmp_path / "s"))
-    metadata = scorer.memory_bank.metadata
+    calibration = scorer.memory_bank.calibration
     assert scorer.memory_bank.rescaling == "lof"
-    assert metadata["pooling"] == {"method": "rdp", "gamma": 8.0, "p": 3.0, "r": 0.9}
-    assert metadata["extractor"]["far_cancellation"] == "least_squares"
-    assert (metadata["threshold_method"], metadata["false_alarm_rate"]) == ("quantile", 0.2)
+    assert calibration.pooling == {"method": "rdp", "gamma": 8.0, "p": 3.0, "r": 0.9}
+    assert calibration.extractor["far_cancellation"] == "least_squares"
+    assert (calibration.threshold_method, calibration.false_alarm_rate) == ("quantile", 0.2)
 
 
 def test_resample_accepts_another_rate(folder, scorer, tmp_path, capsys):

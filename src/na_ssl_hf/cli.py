@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", help="checkpoint directory or hub id (default: the tiny NA-BEATs of the package)")
     sub.add_argument("--out", type=Path, required=True, metavar="SCORER_DIR", help="directory to write the scorer to")
     sub.add_argument("--pooling", default="mean", help="pooling over time: mean, rdp, gem, ... (default: mean)")
-    sub.add_argument("--gamma", type=float, default=4.0, help="strength of rdp pooling (default: 4)")
+    sub.add_argument("--gamma", type=float, help="strength of rdp pooling (default: 4)")
     sub.add_argument(
         "--rescaling",
         default="none",

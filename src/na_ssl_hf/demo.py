@@ -141,7 +141,7 @@ def _network(model: Any, extractor: Any, far_cancellation: str | None) -> System
         scorer = AnomalyScorer(model=model, feature_extractor=extractor)
         domains = [str(clip.name.domain) for clip in train]
         scorer.fit([clip.file for clip in train], domains=domains, batch_size=BATCH_SIZE, progress=None)
-        results = scorer([clip.file for clip in test], batch_size=BATCH_SIZE)
+        results: Any = scorer([clip.file for clip in test], batch_size=BATCH_SIZE)
         return MachineResult(test, np.array([result["score"] for result in results]), scorer)
 
     return run

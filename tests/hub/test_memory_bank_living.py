@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_models import some_calibration
 
 from na_ssl_hf.hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
 
@@ -42,12 +43,12 @@ def assert_same(bank, other):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_every_change_gives_the_bank_of_its_clips_and_can_be_undone(settings, tmp_path):
     bank = part(MemoryBank(max_clips=30, **settings), range(25))
-    bank.metadata = {"threshold": 0.0}
+    bank.calibration = some_calibration(threshold=0.0)
     held = [list(range(25))]
     for version, new in enumerate((range(25, 28), range(28, 36), range(36, 40)), start=1):
         part(bank, new, "partial_fit")
         held.append([*held[-1], *new][-30:])
-        bank.metadata = {"threshold": float(version)}
+        bank.calibration = some_calibration(threshold=float(version))
     bank.forget([29, 0, 7])
     held.append([clip for position, clip in enumerate(held[-1]) if position not in (0, 7, 29)])
     assert bank.version_ == 4
@@ -58,7 +59,7 @@ def test_every_change_gives_the_bank_of_its_clips_and_can_be_undone(settings, tm
         for same in (bank, loaded):
             same.rollback(version)
             assert same.version_ == version
-            assert same.metadata == {"threshold": float(min(version, 3))}
+            assert same.calibration.threshold == float(min(version, 3))
             assert_same(same, fresh)
     # From an earlier version it goes on as from any other.
     part(bank, range(25, 28), "partial_fit")
@@ -148,7 +149,7 @@ def saved_parts(directory):
         lambda header, tensors: header["history"].pop(),
         lambda header, tensors: header["history"][0].update(num_before=99),
         lambda header, tensors: header["history"][0].update(num_before="9"),
-        lambda header, tensors: header["history"][0].update(metadata=None),
+        lambda header, tensors: header["history"][0].update(calibration=[]),
         lambda header, tensors: header.update(version=0),
         lambda header, tensors: header.update(version="1"),
         lambda header, tensors: tensors.pop("history.0.clips"),

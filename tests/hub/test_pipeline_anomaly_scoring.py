@@ -1,6 +1,7 @@
 """The pipeline as a user meets it: every kind of input, the same scores each way, and named errors."""
 
 import copy
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModel, BertConfig, BertModel,
 
 from na_ssl_hf import AnomalyScorer, BeatsModel, MemoryBank, NABeatsModel, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.hub import pipeline_anomaly_scoring
+from na_ssl_hf.hub import threshold
 from na_ssl_hf.hub.model_weights import model_fingerprint
 
 RATE = 16000
@@ -217,6 +218,26 @@ def test_datasets_columns_rows_and_streams_give_the_same_scores(fitted, files, e
     assert fitted(data[2]["audio"])["score"] == pytest.approx(expected[2], abs=1e-6)
 
 
+def test_open_files_arrays_of_paths_and_parts_of_data_sets_are_inputs(fitted, files, expected, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    stream = io.BytesIO(files[3].read_bytes())
+    assert fitted(stream)["score"] == pytest.approx(expected[3], abs=1e-6)
+    with open(files[2], "rb") as opened:
+        assert fitted(opened)["score"] == pytest.approx(expected[2], abs=1e-6)
+    for paths in (np.array([str(file) for file in files]), np.array(files, dtype=object)):
+        np.testing.assert_allclose(scores_of(fitted(paths, batch_size=6)), expected, atol=1e-5, rtol=0)
+    assert fitted(np.array(str(files[1])))["score"] == pytest.approx(expected[1], abs=1e-6)
+    data = datasets.Dataset.from_dict({"audio": [str(file) for file in files], "label": list(range(6))})
+    data = data.cast_column("audio", datasets.Audio(decode=False))
+    np.testing.assert_allclose(scores_of(fitted(data[:4])), expected[:4], atol=1e-5, rtol=0)
+    mapped = data.map(lambda row: {"score": fitted(row)["score"]})
+    np.testing.assert_allclose(mapped["score"], expected, atol=1e-5, rtol=0)
+    (tmp_path / "link.wav").symlink_to(files[0])
+    assert fitted(tmp_path / "link.wav")["score"] == pytest.approx(expected[0], abs=1e-6)
+    with pytest.raises(ValueError, match="binary mode"):
+        fitted(io.StringIO("text"))
+
+
 def test_fit_accepts_files_datasets_and_streams(fitted, refittable, normal, tmp_path):
     paths = [tmp_path / f"{index:02}.wav" for index in range(NUM_NORMAL)]
     for path, clip in zip(paths, normal, strict=True):
@@ -375,16 +396,16 @@ def test_too_few_recordings_for_an_asked_rate_leave_the_scorer_as_it_was(refitta
 
 def test_default_with_few_recordings_uses_the_least_rate_and_warns(refittable, normal, monkeypatch):
     messages = []
-    monkeypatch.setattr(pipeline_anomaly_scoring.logger, "warning", messages.append)
+    monkeypatch.setattr(threshold.logger, "warning", messages.append)
     refittable.fit(normal[:9], batch_size=9)
     assert "9 normal recordings" in messages[0]
     assert "0.100" in messages[0]
     assert "19 are needed" in messages[0]
-    assert refittable.memory_bank.metadata["false_alarm_rate"] == pytest.approx(0.1)
+    assert refittable.memory_bank.calibration.false_alarm_rate == pytest.approx(0.1)
     assert refittable.threshold == pytest.approx(refittable.memory_bank.self_scores().max().item())
     refittable.fit(normal[:19], batch_size=10)
     assert len(messages) == 1
-    assert refittable.memory_bank.metadata["false_alarm_rate"] == 0.05
+    assert refittable.memory_bank.calibration.false_alarm_rate == 0.05
 
 
 def test_threshold_methods(refittable):
@@ -396,7 +417,7 @@ def test_threshold_methods(refittable):
     assert np.median(self_scores) < gamma < 2 * self_scores.max() - self_scores.min()
     conformal = refittable.calibrate("conformal", false_alarm_rate=0.1)
     assert conformal in self_scores.astype(np.float32)
-    assert refittable.memory_bank.metadata["threshold_method"] == "conformal"
+    assert refittable.memory_bank.calibration.threshold_method == "conformal"
 
 
 # What a memory belongs to
@@ -539,6 +560,25 @@ def test_embed_gives_the_vectors_that_the_memory_compares(fitted, clips, expecte
     assert not torch.allclose(fitted.embed(clips[0], pooling="rdp", gamma=8.0), vectors[:1], atol=1e-3)
     with pytest.raises(ValueError, match="not fitted"):
         unfitted.embed(clips)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 8.0}, "`gamma` must be given with pooling 'rdp' or 'rdp_gem' only, got gamma=8.0"),
+        ({"pooling": "gem", "r": 0.5}, "`r` must be given with pooling 'gwrp' only"),
+        ({"pooling": "max", "p": 2.0}, "`p` must be given with pooling 'gem' or 'rdp_gem' only"),
+        ({"pooling": "median"}, "must be one of"),
+    ],
+)
+def test_no_parameter_of_the_pooling_is_ignored(fitted, refittable, normal, clips, settings, message):
+    for call in (fitted.embed, refittable.fit):
+        with pytest.raises(ValueError, match=message):
+            call(clips, **settings)
+    refittable.fit(normal, pooling="rdp", gamma=2.0, batch_size=10)
+    changed = refittable.embed(clips[:1], gamma=8.0)
+    torch.testing.assert_close(changed, fitted.embed(clips[:1], pooling="rdp", gamma=8.0))
+    assert not torch.equal(changed, refittable.embed(clips[:1]))
 
 
 def test_anomaly_map_has_a_row_per_patch_and_a_column_per_band(fitted, clips):

@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_models import some_calibration
 
 from na_ssl_hf.hub.threshold import (
+    Calibration,
     conformal_p_values,
     fit_domain_thresholds,
     fit_threshold,
@@ -128,3 +130,44 @@ def test_a_small_domain_is_named_or_pooled():
     for wrong in ("source", ["source"] * 39):
         with pytest.raises(ValueError, match="one entry for each of the 40 self_scores"):
             fit_domain_thresholds(scores, wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", float("nan")),
+        ("threshold", "0.5"),
+        ("threshold_method", "median"),
+        ("false_alarm_rate", 0.0),
+        ("false_alarm_rate", None),
+        ("asked_false_alarm_rate", 1.5),
+        ("self_scores", ()),
+        ("self_scores", (0.1, float("inf"))),
+        ("self_scores", "scores"),
+        ("model", None),
+        ("extractor", []),
+        ("pooling", {"method": "mean"}),
+        ("pooling", {"method": "median", "gamma": 4.0, "p": 3.0, "r": 0.9}),
+        ("bank_version", -1),
+        ("bank_version", 1.0),
+    ],
+)
+def test_a_calibration_is_checked_however_it_is_made(name, value):
+    whole = some_calibration().to_dict()
+    assert Calibration.from_dict(whole) == some_calibration()
+    with pytest.raises(ValueError, match=rf"({name}|method) must be"):
+        Calibration.from_dict(whole | {name: value})
+    del whole[name]
+    with pytest.raises(ValueError, match=rf"none of \['{name}'\]"):
+        Calibration.from_dict(whole)
+
+
+def test_a_calibration_says_which_rule_made_its_threshold():
+    scores = tuple(np.linspace(0.1, 1.0, 10))
+    first = some_calibration(self_scores=scores).recalibrated("quantile", 0.25)
+    assert first.threshold == pytest.approx(np.quantile(scores, 0.75))
+    assert (first.threshold_method, first.false_alarm_rate, first.bank_version) == ("quantile", 0.25, 0)
+    second = first.recalibrated("conformal", None, self_scores=scores[:9], bank_version=3)
+    assert second.threshold == scores[8]
+    assert (second.false_alarm_rate, second.asked_false_alarm_rate) == (pytest.approx(0.1), None)
+    assert (second.bank_version, second.model) == (3, first.model)

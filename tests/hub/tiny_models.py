@@ -12,6 +12,7 @@ from na_ssl_hf import (
     NAEatConfig,
     NAEatModel,
 )
+from na_ssl_hf.hub.threshold import Calibration
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BEATS_SIZES = SIZES | {"patch_embedding_size": 24, "position_convolution_kernel": 16}
@@ -47,3 +48,19 @@ def tiny_model(model_type: str, seed: int = 0, identity: bool = False, **fields)
 
 def two_channel_fbank(batch: int = 2, frames: int = 100, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 2, frames, 128, generator=torch.Generator().manual_seed(seed))
+
+
+def some_calibration(**values) -> Calibration:
+    """A valid calibration, for banks whose scorer does not matter."""
+    defaults = {
+        "threshold": 0.5,
+        "threshold_method": "conformal",
+        "false_alarm_rate": 0.1,
+        "asked_false_alarm_rate": None,
+        "self_scores": (0.1, 0.4, 0.2),
+        "model": "a1",
+        "extractor": {"frontend": "beats"},
+        "pooling": {"method": "mean", "gamma": 4.0, "p": 3.0, "r": 0.9},
+        "bank_version": 0,
+    }
+    return Calibration(**(defaults | values))

@@ -108,12 +108,13 @@ def checkpoint_frontend(
         extractor.far_cancellation = far_cancellation
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
     single_channel = not hasattr(model, "to_base")
+    pooled: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
         recordings = [load_recording(file, SAMPLING_RATE) for file in files]
         if single_channel and extractor.far_cancellation is None:
             recordings = [_with_two_channels(recording) for recording in recordings]
-        return scorer.embed([_as_dict(one) for one in recordings], batch_size, pooling=pooling, gamma=gamma)
+        return scorer.embed([_as_dict(one) for one in recordings], batch_size, **pooled)
 
     settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
     settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}

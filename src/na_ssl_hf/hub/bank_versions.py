@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .threshold import Calibration
+
 
 @dataclass
 class Change:
@@ -19,7 +21,7 @@ class Change:
         clips: `(F, m, D)` float32, the removed clips as the memory held them.
         squared_norms: `(F, m)` float32.
         is_target: `(m,)` bool, where the memory knows domains.
-        metadata: of the bank before the change (its threshold, say).
+        calibration: the calibration of the bank before the change, if it had one.
     """
 
     num_before: int
@@ -27,7 +29,7 @@ class Change:
     clips: torch.Tensor
     squared_norms: torch.Tensor
     is_target: torch.Tensor | None
-    metadata: dict[str, Any]
+    calibration: Calibration | None
 
     def undo(
         self, clips: torch.Tensor, squared_norms: torch.Tensor, is_target: torch.Tensor | None
@@ -88,5 +90,16 @@ class Change:
             tensors["clips"],
             tensors["squared_norms"],
             tensors.get("is_target"),
-            dict(header["metadata"]),
+            saved_calibration(header),
         )
+
+
+def saved_calibration(header: dict[str, Any]) -> Calibration | None:
+    """The calibration in the header of a saved bank or change; ValueError where it is damaged.
+
+    The first version kept it among other `metadata`, in which whatever else stood is of no use any more.
+    """
+    if "calibration" in header:
+        return None if header["calibration"] is None else Calibration.from_dict(header["calibration"])
+    metadata = header["metadata"]
+    return Calibration.from_dict(metadata) if "self_scores" in metadata else None

@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .approximate_index import ApproximateIndex
-from .bank_versions import Change
+from .bank_versions import Change, saved_calibration
 from .clip_embeddings import as_embeddings, as_is_target, prepare_
 from .coreset import greedy_coreset
-from .memory_bank_file import MEMORY_BANK_FILE, find_bank_file, json_able, read_bank_file, write_bank_file
+from .memory_bank_file import MEMORY_BANK_FILE, find_bank_file, read_bank_file, write_bank_file
 from .memory_bank_settings import MemoryBankSettings
 from .memory_bank_state import STATE, check_state
 from .nearest_neighbors import mean_of_finite, nearest, rank_weighted_density
 from .target_memory import memmixup, smote
+from .threshold import Calibration
 
 __all__ = ["MEMORY_BANK_FILE", "MemoryBank"]
 
@@ -91,13 +92,14 @@ class MemoryBank(MemoryBankSettings):
         dropped_scores_: `(M, F)` float32 with `coreset_size`: band scores of the M clips that were not.
         num_clips_: clips in the memory, oldest first.
         version_: 0 after `fit`, one more with every change, as asked after `rollback`.
-        metadata: free JSON-able dict with string keys, saved along (say, the fingerprint of the model).
+        calibration: what a scorer learned beside the memory, its threshold above all; saved along. `None` for a bank
+            that no scorer fitted.
 
     Raises:
         ValueError: a parameter outside its range.
     """
 
-    metadata: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    calibration: Calibration | None = field(default=None, init=False, repr=False)
     memory_: torch.Tensor = field(init=False, repr=False)
     squared_norms_: torch.Tensor = field(init=False, repr=False)
     density_: torch.Tensor = field(init=False, repr=False)
@@ -148,7 +150,7 @@ class MemoryBank(MemoryBankSettings):
     ) -> "MemoryBank":
         """Remember more normal recordings; above `max_clips` the oldest go. Fits a bank that is not fitted yet.
 
-        A threshold kept in `metadata` is not moved. Args and errors as `fit`; ValueError also for another number of
+        The threshold in `calibration` is not moved. Args and errors as `fit`; ValueError also for another number of
         bands or channels than fitted, and with `coreset_size`.
         """
         if not hasattr(self, "memory_"):
@@ -192,7 +194,7 @@ class MemoryBank(MemoryBankSettings):
 
     @torch.no_grad()
     def rollback(self, version: int) -> "MemoryBank":
-        """The clips, scores and `metadata` of an earlier `version_`; later versions are gone.
+        """The clips, scores and `calibration` of an earlier `version_`; later versions are gone.
 
         Raises:
             ValueError: not fitted, or a version that is later, or older than `max_history` changes.
@@ -210,7 +212,7 @@ class MemoryBank(MemoryBankSettings):
         learned = self._learn(*state)
         history = self._history[: len(self._history) - len(undone)]
         self._install(*learned, undone[0].num_before, int(version), history)
-        self.metadata = dict(undone[0].metadata)
+        self.calibration = undone[0].calibration
         return self
 
     @torch.no_grad()
@@ -271,7 +273,7 @@ class MemoryBank(MemoryBankSettings):
         """Write `memory_bank.safetensors`, history included; a kill while writing leaves an older file as it was.
 
         Raises:
-            ValueError: not fitted, or `metadata` is not a JSON-able dict with string keys.
+            ValueError: not fitted.
             OSError: the directory cannot be written.
         """
         self._check_fitted()
@@ -279,10 +281,11 @@ class MemoryBank(MemoryBankSettings):
             "format_version": FORMAT_VERSION,
             "settings": {name: _plain(getattr(self, name)) for name in _parameter_names()},
             "num_clips": self.num_clips_,
-            "metadata": json_able(self.metadata),
+            "calibration": _to_dict(self.calibration),
             "version": self.version_,
             "history": [
-                {"num_before": change.num_before, "metadata": json_able(change.metadata)} for change in self._history
+                {"num_before": change.num_before, "calibration": _to_dict(change.calibration)}
+                for change in self._history
             ],
         }
         tensors = {name: getattr(self, name).cpu() for name in STATE if hasattr(self, name)}
@@ -312,12 +315,25 @@ class MemoryBank(MemoryBankSettings):
             token=token,
             local_files_only=local_files_only,
         )
+        if path is None:
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds no {MEMORY_BANK_FILE}: no fitted memory was saved there."
+            )
+        return cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "MemoryBank":
+        """Read one `memory_bank.safetensors`, onto the CPU.
+
+        Raises:
+            OSError: it is truncated, foreign or inconsistent.
+        """
         try:
             tensors, header = read_bank_file(path)
             if header["format_version"] != FORMAT_VERSION:
                 raise ValueError(f"format_version must be {FORMAT_VERSION}, got {header['format_version']!r}.")
             bank = cls(**header["settings"])
-            bank.metadata = dict(header["metadata"])
+            bank.calibration = saved_calibration(header)
             bank._restore(tensors, header)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} is not a readable memory bank ({type(error).__name__}: {error}).") from error
@@ -421,7 +437,7 @@ class MemoryBank(MemoryBankSettings):
             clips[:, on_device],
             norms[:, on_device],
             None if is_target is None else is_target[on_device],
-            dict(self.metadata),
+            self.calibration,
         )
         keep = keep.to(clips.device)
         if not keep.all():
@@ -595,6 +611,10 @@ def _parameter_names() -> list[str]:
 
 def _history_prefix(position: int) -> str:
     return f"history.{position}."
+
+
+def _to_dict(calibration: Calibration | None) -> dict[str, Any] | None:
+    return None if calibration is None else calibration.to_dict()
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The one file a fitted memory is saved in: tensors, and a JSON header with settings and free metadata."""
+"""The one file a fitted memory is saved in: tensors, and a JSON header with settings and calibration."""
 
 import json
 import os
@@ -36,31 +36,17 @@ def write_bank_file(
         temporary.unlink(missing_ok=True)
 
 
-def find_bank_file(name_or_path: str | os.PathLike[str], **hub_options: Any) -> str:
-    """Path of the file in a directory or, downloaded, of a hub repository.
+def find_bank_file(name_or_path: str | os.PathLike[str], **hub_options: Any) -> str | None:
+    """Path of the file in a directory or, downloaded, of a hub repository; `None` where there is none.
 
     Raises:
-        OSError: there is none.
+        OSError: the directory or repository does not exist or is out of reach.
     """
-    path = cached_file(name_or_path, MEMORY_BANK_FILE, **hub_options, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        raise OSError(f"{name_or_path} holds no {MEMORY_BANK_FILE}: no fitted memory was saved there.")
-    return path
+    return cached_file(name_or_path, MEMORY_BANK_FILE, **hub_options, _raise_exceptions_for_missing_entries=False)
 
 
-def read_bank_file(path: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_bank_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and header. Raises SafetensorError, KeyError, TypeError or ValueError where the file is another one."""
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {})["memory_bank"])
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a dict)
-
-
-def json_able(metadata: Any) -> dict[str, Any]:
-    """`metadata` itself. Raises ValueError where it is not a dict with string keys that JSON can hold."""
-    if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
-        raise ValueError(f"metadata must be a dict with string keys, got {metadata!r}.")
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must hold only what JSON knows ({error}), got {metadata!r}.") from error
-    return metadata

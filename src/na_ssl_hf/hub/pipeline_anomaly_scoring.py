@@ -1,6 +1,6 @@
 """The pipeline of task "anomaly-scoring": recordings of a machine in, anomaly scores out.
 
-Letters in shape comments: B recordings, C channels, T' patch rows in time, F bands, D hidden size.
+Letters in shape comments: B recordings, N samples, T' patch rows in time, F bands, D hidden size.
 """
 
 import copy
@@ -9,28 +9,52 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import AutoModel, Pipeline
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
+from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint
-from .pooling import pool_time
-from .recording import Recording, is_single_recording, load_recording
-from .threshold import conformal_p_values, fit_threshold, required_self_scores
+from .pooling import Pooling
+from .recording import RecordingSource, RecordingSources, each_recording, is_single_recording, load_recording
+from .threshold import Calibration, calibrated_threshold, conformal_p_values
 
 logger = logging.get_logger(__name__)
 
-DEFAULT_FALSE_ALARM_RATE = 0.05
-
 # How transformers and peft name weights, in one file or in shards, and what makes a folder an adapter's.
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_config\.json")
+
+
+class Result(TypedDict):
+    """What the scorer says of one recording.
+
+    Attributes:
+        score: the anomaly score; higher is more anomalous.
+        is_anomaly: whether the score is above the threshold.
+        threshold: the threshold.
+        p_value: the chance that a normal recording scores as high (conformal).
+        band_scores: the scores of the F frequency bands, from low to high.
+    """
+
+    score: float
+    is_anomaly: bool
+    threshold: float
+    p_value: float
+    band_scores: list[float]
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """A checked recording: `(2, N)` float32 at the extractor's rate, and its name for messages."""
+
+    samples: torch.Tensor
+    name: str
 
 
 class AnomalyScorer(Pipeline):
@@ -49,7 +73,7 @@ class AnomalyScorer(Pipeline):
     ```
 
     Attributes:
-        memory_bank: the fitted memory, or `None`.
+        memory_bank: the fitted memory with its calibration, or `None`.
 
     Raises:
         ValueError: the model is not an encoder of this package, or the feature extractor is missing or another's.
@@ -89,13 +113,13 @@ class AnomalyScorer(Pipeline):
 
     def fit(
         self,
-        recordings: Any,
+        recordings: RecordingSources,
         domains: Iterable[str] | None = None,
         *,
         pooling: str = "mean",
-        gamma: float = 4.0,
-        p: float = 3.0,
-        r: float = 0.9,
+        gamma: float | None = None,
+        p: float | None = None,
+        r: float | None = None,
         memory_bank: MemoryBank | None = None,
         threshold_method: str = "conformal",
         false_alarm_rate: float | None = None,
@@ -107,10 +131,11 @@ class AnomalyScorer(Pipeline):
         Args:
             recordings: normal recordings, in any form that calling the scorer accepts.
             domains: "source" or "target" for each, where known.
-            pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`.
+            pooling: how tokens are pooled over time, see [`pool_time`].
+            gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
-                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems; a few normal recordings
-                that lie apart undo it.
+                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems; it loses by a few
+                normal recordings that are far from all others.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             batch_size: recordings of equal length that go through the model together.
             progress: label of the progress bar; `None` for no bar.
@@ -119,32 +144,40 @@ class AnomalyScorer(Pipeline):
             the scorer itself.
 
         Raises:
-            ValueError: no recordings, too few for the asked false-alarm rate, or one of them is not acceptable.
+            ValueError: no recordings, too few for the asked false-alarm rate, a parameter that the pooling does not
+                use, or one of the recordings is not acceptable.
+            OSError: a file is missing or cannot be decoded.
         """
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
-        pooling_settings = {"method": pooling, "gamma": gamma, "p": p, "r": r}
-        batches = list(self._embedded(recordings, self._checked(batch_size), pooling_settings, progress))
+        pooled = Pooling().changed(pooling, gamma=gamma, p=p, r=r)
+        batches = list(self._vectors(recordings, pooled, batch_size, progress))
         if not batches:
             raise ValueError("`recordings` must hold at least one normal recording, got none.")
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(torch.cat(batches), domains=None if domains is None else list(domains))
-        bank.metadata = {
-            "model": model_fingerprint(self.model),
-            "extractor": self._extractor_settings(),
-            "pooling": pooling_settings,
-            **_normal_scores(bank),
-        }
-        bank.metadata |= _calibration(bank.metadata["self_scores"], threshold_method, false_alarm_rate)
+        self_scores = bank.self_scores()
+        threshold, rate = calibrated_threshold(self_scores, threshold_method, false_alarm_rate)
+        bank.calibration = Calibration(
+            threshold=threshold,
+            threshold_method=threshold_method,
+            false_alarm_rate=rate,
+            asked_false_alarm_rate=false_alarm_rate,
+            self_scores=tuple(self_scores.tolist()),
+            model=model_fingerprint(self.model),
+            extractor=self._extractor_settings(),
+            pooling=asdict(pooled),
+            bank_version=bank.version_,
+        )
         self.memory_bank, self._verified = bank, (bank, self.model)
         return self
 
-    def calibrate(self, method: str = "conformal", false_alarm_rate: float | None = None) -> float:
+    def calibrate(self, threshold_method: str = "conformal", false_alarm_rate: float | None = None) -> float:
         """Set the threshold from the leave-one-out scores of the fitted recordings.
 
         Args:
-            method: "conformal", "gamma" or "quantile", see [`fit_threshold`].
+            threshold_method: "conformal", "gamma" or "quantile", see [`fit_threshold`].
             false_alarm_rate: asked share of normal recordings above the threshold. `None` means 0.05, or the least
                 rate that so few normal recordings allow, with a warning.
 
@@ -154,27 +187,27 @@ class AnomalyScorer(Pipeline):
         Raises:
             ValueError: not fitted, an unknown method, or too few recordings for the asked rate.
         """
-        bank = self._fitted_bank()
-        bank.metadata |= _calibration(bank.metadata["self_scores"], method, false_alarm_rate)
-        return self.threshold
+        bank, calibration = self._fitted()
+        bank.calibration = calibration.recalibrated(threshold_method, false_alarm_rate)
+        return bank.calibration.threshold
 
     @property
     def threshold(self) -> float:
         """The score above which a recording counts as anomalous."""
-        return self._fitted_bank().metadata["threshold"]
+        return self._fitted()[1].threshold
 
     # Scoring
 
     def __call__(  # type: ignore[override]
-        self, recordings: Any, batch_size: int | None = None, progress: str | None = None, **kwargs: Any
-    ) -> Any:
+        self, recordings: RecordingSources, batch_size: int | None = None, progress: str | None = None, **kwargs: Any
+    ) -> Result | list[Result] | Iterator[Result]:
         """Score recordings.
 
         Args:
-            recordings: one recording or several. One is a path, the bytes of a sound file, an array `(2, N)` at the
-                extractor's rate (channel 0 close, 1 far), a dict `{"array", "sampling_rate"}` or `{"bytes", "path"}`,
-                a `datasets` row with `audio`. Several are a list, a `datasets` column or data set, an array
-                `(B, 2, N)`, or any iterable; one without a length is scored lazily.
+            recordings: one recording or several. One is a path, the bytes of a sound file, an open binary file, an
+                array `(2, N)` at the extractor's rate (channel 0 close, 1 far), a dict `{"array", "sampling_rate"}` or
+                `{"bytes", "path"}`, a `datasets` row with `audio`. Several are a list, a `datasets` column, batch or
+                data set, an array `(B, 2, N)` or of paths, or any iterable; one without a length is scored lazily.
             batch_size: recordings of equal length that go through the model together.
             progress: label of a progress bar; `None` for no bar.
 
@@ -191,42 +224,41 @@ class AnomalyScorer(Pipeline):
             raise ValueError(
                 f"Calling the scorer takes `recordings`, `batch_size` and `progress`, got {sorted(kwargs)}."
             )
-        self._fitted_bank()
-        batch_size = self._checked(batch_size)
+        bank, calibration = self._fitted()
+        vectors = self._vectors(recordings, Pooling(**calibration.pooling), batch_size, progress)
+        results = (result for batch in vectors for result in self.postprocess(batch, bank, calibration))
         if is_single_recording(recordings):
-            return next(self._results([recordings], 1, None))
-        results = self._results(recordings, batch_size, progress)
+            return next(results)
         return list(results) if isinstance(recordings, Sized) else results
 
     def embed(
         self,
-        recordings: Any,
+        recordings: RecordingSources,
         batch_size: int | None = None,
         *,
         pooling: str | None = None,
-        gamma: float = 4.0,
-        p: float = 3.0,
-        r: float = 0.9,
+        gamma: float | None = None,
+        p: float | None = None,
+        r: float | None = None,
     ) -> torch.Tensor:
         """The pooled band vectors `(B, F, D)`, float32 on the CPU, that the memory compares.
 
         Args:
             recordings, batch_size: as for scoring.
-            pooling: how tokens are pooled over time, see [`pool_time`], with its `gamma`, `p` and `r`; `None` for what
-                `fit` used.
+            pooling, gamma, p, r: as for `fit`; what is `None` is as `fit` used it.
 
         Raises:
-            ValueError: as for scoring (with `pooling`, an unfitted scorer will do), or there are no recordings.
+            ValueError: as for scoring (with `pooling`, an unfitted scorer will do), a parameter that the pooling does
+                not use, or there are no recordings.
             OSError: a file is missing or cannot be decoded.
         """
-        single = is_single_recording(recordings)
-        settings = {"method": pooling, "gamma": gamma, "p": p, "r": r} if pooling else self._pooling_settings()
-        batches = list(self._embedded([recordings] if single else recordings, self._checked(batch_size), settings))
+        fitted = Pooling() if pooling else Pooling(**self._fitted()[1].pooling)
+        batches = list(self._vectors(recordings, fitted.changed(pooling, gamma=gamma, p=p, r=r), batch_size, None))
         if not batches:
             raise ValueError("`recordings` must hold at least one recording, got none.")
         return torch.cat(batches)  # (B, F, D)
 
-    def anomaly_map(self, recording: Any) -> torch.Tensor:
+    def anomaly_map(self, recording: RecordingSource) -> torch.Tensor:
         """Where in time and frequency one recording deviates: the band scores of its unpooled tokens.
 
         Returns:
@@ -236,9 +268,10 @@ class AnomalyScorer(Pipeline):
             ValueError: as for scoring, or not a single recording.
             OSError: a file is missing or cannot be decoded.
         """
-        bank = self._fitted_bank()
-        grid = self._grid([load_recording(recording, self.feature_extractor.sampling_rate)])[0]  # (T', F, D)
-        return torch.as_tensor(bank.band_scores(grid))
+        bank, _ = self._fitted()
+        waveform = self.preprocess(recording)
+        tokens = self.forward({"waveforms": waveform.samples[None], "pooling": None})["vectors"]  # (1, T', F, D)
+        return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
 
     # Saving
 
@@ -284,89 +317,77 @@ class AnomalyScorer(Pipeline):
         if push_to_hub:
             self.push_to_hub(hub_kwargs.pop("repo_id", destination.name), **hub_kwargs)
 
-    # The steps
+    # The steps of one recording, in their order
 
-    def _results(self, recordings: Iterable[Any], batch_size: int, progress: str | None) -> Iterator[dict[str, Any]]:
-        bank = self._fitted_bank()
-        threshold = self.threshold
-        self_scores = self._self_scores()
-        for embeddings in self._embedded(recordings, batch_size, self._pooling_settings(), progress):
-            band_scores = torch.as_tensor(bank.band_scores(embeddings))  # (B, F)
-            scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (B,)
-            p_values = conformal_p_values(self_scores, scores)
-            for score, p_value, bands in zip(scores.tolist(), p_values.tolist(), band_scores.tolist(), strict=True):
-                yield {
-                    "score": score,
-                    "is_anomaly": score > threshold,
-                    "threshold": threshold,
-                    "p_value": p_value,
-                    "band_scores": bands,
-                }
-
-    def _embedded(
-        self,
-        recordings: Iterable[Any],
-        batch_size: int,
-        pooling_settings: dict[str, Any],
-        progress: str | None = None,
+    def _vectors(
+        self, recordings: RecordingSources, pooling: Pooling, batch_size: int | None, progress: str | None
     ) -> Iterator[torch.Tensor]:
         """Pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
-        total = len(recordings) if isinstance(recordings, Sized) else None
-        stream = iter(recordings)
-        with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
-            while batch := list(islice(stream, batch_size)):
-                loaded = [load_recording(source, self.feature_extractor.sampling_rate) for source in batch]
-                pooled: dict[int, torch.Tensor] = {}
-                for indices in _equal_lengths(loaded):
-                    grid = self._grid([loaded[index] for index in indices])  # (n, T', F, D)
-                    pooled.update(zip(indices, pool_time(grid, **pooling_settings), strict=True))
-                bar.update(len(batch))
-                yield torch.stack([pooled[i] for i in range(len(batch))])  # (n, F, D)
+        # Checked when this is called, not when the first vectors are asked for.
+        size, sources = self._checked_batch_size(batch_size), each_recording(recordings)
 
-    def _grid(self, recordings: list[Recording]) -> torch.Tensor:
-        """Tokens `(B, T', F, D)`, float32 on the CPU, of recordings that have one length and rate."""
+        def vectors() -> Iterator[torch.Tensor]:
+            total = len(sources) if isinstance(sources, Sized) else None
+            stream = iter(sources)
+            with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
+                while batch := [self.preprocess(source) for source in islice(stream, size)]:
+                    # Padding would change scores: only recordings of one length go through the model together.
+                    pooled: dict[int, torch.Tensor] = {}
+                    for length in {waveform.samples.shape[-1] for waveform in batch}:
+                        rows = [row for row, waveform in enumerate(batch) if waveform.samples.shape[-1] == length]
+                        waveforms = torch.stack([batch[row].samples for row in rows])  # (n, 2, N)
+                        outputs = self.forward({"waveforms": waveforms, "pooling": pooling})
+                        pooled.update(zip(rows, outputs["vectors"], strict=True))
+                    bar.update(len(batch))
+                    yield torch.stack([pooled[row] for row in range(len(batch))])  # (n, F, D)
+
+        return vectors()
+
+    def preprocess(self, source: RecordingSource) -> Waveform:  # type: ignore[override]
+        """Read and check one recording. ValueError and OSError name it."""
+        recording = load_recording(source, self.feature_extractor.sampling_rate)
         try:
-            features = self._features(recordings)
-        except ValueError:
-            # Only the extractor knows the rules, and only a recording's name tells a user which file breaks one.
-            for recording in recordings:
-                try:
-                    self._features([recording])
-                except ValueError as error:
-                    message = str(error).replace("Recording 0 has", "It has")
-                    raise ValueError(f"{recording.name}: {message}") from error
-            raise
-        return self.forward(features)["grid"]
+            samples = self.feature_extractor.waveform(recording.samples, recording.sampling_rate)
+        except ValueError as error:
+            raise ValueError(f"{recording.name}: {error}") from error
+        return Waveform(samples, recording.name)
 
-    def _features(self, recordings: list[Recording]) -> dict[str, Any]:
-        samples = [recording.samples for recording in recordings]
-        return self.preprocess(samples, sampling_rate=recordings[0].sampling_rate)
-
-    def preprocess(  # type: ignore[override]
-        self, samples: Any, sampling_rate: int | None = None
-    ) -> dict[str, Any]:
-        features = self.feature_extractor(
-            samples, sampling_rate=sampling_rate, return_tensors="pt", device=str(self.device)
-        )
-        # Equal lengths have no padding, so there is no mask to pass.
-        return {"input_values": features["input_values"]}
-
-    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+    def _forward(self, inputs: dict[str, Any], **forward_parameters: Any) -> Any:  # type: ignore[override]
+        """Waveforms `(B, 2, N)` of one length to vectors `(B, F, D)`, or tokens `(B, T', F, D)` without pooling."""
         # In a training loop the model may be in train mode, where dropout makes scores random.
         if self.model.training:
             self.model.eval()
-        outputs = self.model(**input_tensors)
-        return {"grid": self.model.time_frequency_grid(outputs.last_hidden_state).float()}
+        # Equal lengths have no padding, so there is no mask to pass.
+        fbank = self.feature_extractor.fbank(inputs["waveforms"])  # (B, 2, T, M)
+        tokens = self.model(fbank).last_hidden_state
+        grid = self.model.time_frequency_grid(tokens).float()  # (B, T', F, D)
+        pooling = inputs["pooling"]
+        return {"vectors": grid if pooling is None else pooling(grid)}
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor], **kwargs: Any) -> torch.Tensor:
-        return model_outputs["grid"]
+    def postprocess(  # type: ignore[override]
+        self, vectors: torch.Tensor, bank: MemoryBank, calibration: Calibration
+    ) -> list[Result]:
+        """Vectors `(B, F, D)` to results, by distance to the memory."""
+        band_scores = torch.as_tensor(bank.band_scores(vectors))  # (B, F)
+        scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (B,)
+        p_values = conformal_p_values(torch.tensor(calibration.self_scores), scores)  # (B,)
+        return [
+            Result(
+                score=score,
+                is_anomaly=score > calibration.threshold,
+                threshold=calibration.threshold,
+                p_value=p_value,
+                band_scores=bands,
+            )
+            for score, p_value, bands in zip(scores.tolist(), p_values.tolist(), band_scores.tolist(), strict=True)
+        ]
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
             raise ValueError(f"The anomaly-scoring pipeline takes no parameters {sorted(kwargs)}.")
         return {}, {}, {}
 
-    def _checked(self, batch_size: int | None) -> int:
+    def _checked_batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
             batch_size = 1 if self._batch_size is None else self._batch_size
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -375,59 +396,38 @@ class AnomalyScorer(Pipeline):
 
     # What a memory belongs to
 
-    def _fitted_bank(self) -> MemoryBank:
+    def _fitted(self) -> tuple[MemoryBank, Calibration]:
+        """The memory and its calibration, after making sure that they belong to this model and extractor."""
         bank = self.memory_bank
         if bank is None:
             raise ValueError("This scorer is not fitted yet: call `fit` with normal recordings first.")
-        current: dict[str, Any] = {"extractor": self._extractor_settings()}
+        calibration = bank.calibration
+        if calibration is None:
+            raise ValueError("The memory bank was fitted with another scorer: it holds None of it. Call `fit` again.")
+        expected: dict[str, Any] = {"extractor": self._extractor_settings()}
         if bank is not self._verified[0] or self.model is not self._verified[1]:
-            current["model"] = model_fingerprint(self.model)
-        for part, expected in current.items():
-            if bank.metadata.get(part) != expected:
+            expected["model"] = model_fingerprint(self.model)
+        for part, value in expected.items():
+            if getattr(calibration, part) != value:
                 raise ValueError(
-                    f"The memory bank was fitted with another {part}: it holds {bank.metadata.get(part)!r}, this "
-                    f"pipeline has {expected!r}. Call `fit` again."
+                    f"The memory bank was fitted with another {part}: it holds {getattr(calibration, part)!r}, this "
+                    f"pipeline has {value!r}. Call `fit` again."
                 )
         self._verified = (bank, self.model)
-        if bank.metadata.get("bank_version") != bank.version_:
+        if calibration.bank_version != bank.version_:
             # `partial_fit` and `forget` move the scores of the normal recordings, and with them the threshold.
-            method, asked_rate = bank.metadata["threshold_method"], bank.metadata["asked_false_alarm_rate"]
-            moved = _normal_scores(bank)
-            bank.metadata |= moved | _calibration(moved["self_scores"], method, asked_rate)
-        return bank
+            calibration = calibration.recalibrated(
+                calibration.threshold_method,
+                calibration.asked_false_alarm_rate,
+                self_scores=bank.self_scores().tolist(),
+                bank_version=bank.version_,
+            )
+            bank.calibration = calibration
+        return bank, calibration
 
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
         return {name: getattr(self.feature_extractor, name) for name in names}
-
-    def _pooling_settings(self) -> dict[str, Any]:
-        return self._fitted_bank().metadata["pooling"]
-
-    def _self_scores(self) -> torch.Tensor:
-        return torch.tensor(self._fitted_bank().metadata["self_scores"])  # (R,)
-
-
-def _normal_scores(bank: MemoryBank) -> dict[str, Any]:
-    """The leave-one-out scores in the bank's metadata: kept, for they cost as much as all clips against all clips."""
-    return {"self_scores": bank.self_scores().tolist(), "bank_version": bank.version_}
-
-
-def _calibration(self_scores: list[float], method: str, asked_rate: float | None) -> dict[str, Any]:
-    """What the bank's metadata says of its threshold, see `AnomalyScorer.calibrate`."""
-    rate = DEFAULT_FALSE_ALARM_RATE if asked_rate is None else asked_rate
-    needed = required_self_scores(rate)
-    if asked_rate is None and method == "conformal" and len(self_scores) < needed:
-        rate = 1 / (1 + len(self_scores))
-        logger.warning(
-            f"{len(self_scores)} normal recordings allow a false-alarm rate of {rate:.3f} at the least; {needed} are "
-            f"needed for {DEFAULT_FALSE_ALARM_RATE}."
-        )
-    return {
-        "threshold": fit_threshold(torch.tensor(self_scores), method=method, false_alarm_rate=rate),
-        "threshold_method": method,
-        "false_alarm_rate": rate,
-        "asked_false_alarm_rate": asked_rate,
-    }
 
 
 def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBank | None]:
@@ -435,30 +435,22 @@ def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBa
     if not has_adapter(model):
         return model, bank
     merged = merge_adapter(copy.deepcopy(model))
-    if bank is not None and bank.metadata.get("model") == model_fingerprint(model):
+    calibration = None if bank is None else bank.calibration
+    if bank is not None and calibration is not None and calibration.model == model_fingerprint(model):
         bank = copy.copy(bank)
-        bank.metadata = bank.metadata | {"model": model_fingerprint(merged)}
+        bank.calibration = replace(calibration, model=model_fingerprint(merged))
     return merged, bank
 
 
 def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:
     """The memory that was saved with a checkpoint, or `None` for one that was never fitted."""
     try:
-        path = cached_file(source, MEMORY_BANK_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+        path = find_bank_file(source, revision=revision)
     except OSError as error:
         # The model is loaded; that its source is gone or out of reach by now must not keep it from being fitted.
         logger.warning(f"No memory of normal recordings could be looked up at {source}: {error}")
         return None
-    return None if path is None else MemoryBank.from_pretrained(Path(path).parent)
-
-
-def _equal_lengths(recordings: list[Recording]) -> Iterator[list[int]]:
-    """Indices of recordings that can share a batch: padding would change scores, so shapes and rates must agree."""
-    groups: dict[tuple, list[int]] = {}
-    for index, recording in enumerate(recordings):
-        key = (*recording.samples.shape, recording.sampling_rate, str(recording.samples.dtype))
-        groups.setdefault(key, []).append(index)
-    yield from groups.values()
+    return None if path is None else MemoryBank.from_file(path)
 
 
 # A pipeline that was itself loaded from a checkpoint's code is not registered, yet must save its code again.

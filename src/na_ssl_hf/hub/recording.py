@@ -89,8 +89,10 @@ def is_single_recording(recordings: RecordingSources) -> bool:
     return False
 
 
-def several_recordings(recordings: RecordingSources) -> Iterable[RecordingSource]:
-    """The recordings in an argument for which `is_single_recording` is False."""
+def each_recording(recordings: RecordingSources) -> Iterable[RecordingSource]:
+    """The recordings one by one, whether there is a single one or several. ValueError as `is_single_recording`."""
+    if is_single_recording(recordings):
+        return [recordings]  # type: ignore[list-item]
     if isinstance(recordings, Mapping):  # a batch of a data set: columns, not rows
         return recordings["audio"]
     if isinstance(recordings, np.ndarray) and recordings.dtype.kind in "OSU":

@@ -1,14 +1,139 @@
 """From the leave-one-out scores of normal clips to an alarm threshold. Higher score = more anomalous everywhere."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
+
+from .pooling import Pooling
+
+logger = logging.get_logger(__name__)
 
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
 GAMMA_QUANTILE = 0.9
+DEFAULT_FALSE_ALARM_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a scorer learned from its normal recordings besides the memory, and what it belongs to.
+
+    Attributes:
+        threshold: a recording is anomalous when its score is greater.
+        threshold_method: as in `fit_threshold`.
+        false_alarm_rate: the rate that the threshold stands for.
+        asked_false_alarm_rate: the rate that was asked; `None` for the default.
+        self_scores: the leave-one-out scores of the normal recordings. They are kept, for they cost as much as all
+            recordings against all recordings.
+        model: fingerprint of the model's weights.
+        extractor: the settings of the feature extractor that decide the features.
+        pooling: method and parameters of `pool_time`.
+        bank_version: version of the memory that the scores are of.
+
+    Raises:
+        ValueError: an attribute of another type or out of its range.
+    """
+
+    threshold: float
+    threshold_method: str
+    false_alarm_rate: float
+    asked_false_alarm_rate: float | None
+    self_scores: tuple[float, ...]
+    model: str
+    extractor: Mapping[str, Any]
+    pooling: Mapping[str, Any]
+    bank_version: int
+
+    def __post_init__(self) -> None:
+        if not _is_finite_number(self.threshold):
+            raise ValueError(f"threshold must be a finite number, got {self.threshold!r}.")
+        if self.threshold_method not in THRESHOLD_METHODS:
+            raise ValueError(f"threshold_method must be one of {THRESHOLD_METHODS}, got {self.threshold_method!r}.")
+        _check_rate(self.false_alarm_rate)
+        if self.asked_false_alarm_rate is not None:
+            _check_rate(self.asked_false_alarm_rate, "asked_false_alarm_rate")
+        scores = self.self_scores
+        if not isinstance(scores, (list, tuple)) or not scores or not all(map(_is_finite_number, scores)):
+            raise ValueError(f"self_scores must be a sequence of finite numbers, got {scores!r:.80}.")
+        object.__setattr__(self, "self_scores", tuple(float(score) for score in scores))
+        if not isinstance(self.model, str):
+            raise ValueError(f"model must be the fingerprint of a model's weights, got {self.model!r}.")
+        if not isinstance(self.extractor, Mapping):
+            raise ValueError(f"extractor must be a dict of settings, got {self.extractor!r}.")
+        if not isinstance(self.pooling, Mapping) or set(self.pooling) != {field.name for field in fields(Pooling)}:
+            raise ValueError(f"pooling must be a dict with method, gamma, p and r, got {self.pooling!r}.")
+        Pooling(**self.pooling)
+        version = self.bank_version
+        if isinstance(version, bool) or not isinstance(version, int) or version < 0:
+            raise ValueError(f"bank_version must be an int of at least 0, got {version!r}.")
+
+    def recalibrated(
+        self,
+        threshold_method: str,
+        asked_false_alarm_rate: float | None,
+        self_scores: Sequence[float] | None = None,
+        bank_version: int | None = None,
+    ) -> "Calibration":
+        """The calibration with another rule, or of a memory that has changed. Errors as `calibrated_threshold`."""
+        scores = self.self_scores if self_scores is None else tuple(self_scores)
+        threshold, rate = calibrated_threshold(scores, threshold_method, asked_false_alarm_rate)
+        return replace(
+            self,
+            threshold=threshold,
+            threshold_method=threshold_method,
+            false_alarm_rate=rate,
+            asked_false_alarm_rate=asked_false_alarm_rate,
+            self_scores=scores,
+            bank_version=self.bank_version if bank_version is None else bank_version,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes, as JSON holds them."""
+        return asdict(self) | {"self_scores": list(self.self_scores)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Calibration":
+        """The calibration that `to_dict` wrote.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or not names <= set(values):
+            missing = sorted(names - set(values)) if isinstance(values, Mapping) else sorted(names)
+            raise ValueError(f"A calibration must have the keys {sorted(names)}, got none of {missing}.")
+        return cls(**{name: values[name] for name in names})
+
+
+def calibrated_threshold(
+    self_scores: Sequence[float] | torch.Tensor, threshold_method: str, asked_false_alarm_rate: float | None
+) -> tuple[float, float]:
+    """The threshold of a scorer, and the false-alarm rate that it stands for.
+
+    Args:
+        self_scores: `(N,)`, as in `fit_threshold`.
+        threshold_method: as in `fit_threshold`.
+        asked_false_alarm_rate: `None` means 0.05, or the least rate that so few normal recordings allow, with a
+            warning.
+
+    Raises:
+        ValueError: as `fit_threshold`.
+    """
+    scores = torch.as_tensor(self_scores)
+    rate = DEFAULT_FALSE_ALARM_RATE if asked_false_alarm_rate is None else asked_false_alarm_rate
+    needed = required_self_scores(rate)
+    if asked_false_alarm_rate is None and threshold_method == "conformal" and len(scores) < needed:
+        rate = 1 / (1 + len(scores))
+        logger.warning(
+            f"{len(scores)} normal recordings allow a false-alarm rate of {rate:.3f} at the least; {needed} are "
+            f"needed for {DEFAULT_FALSE_ALARM_RATE}."
+        )
+    return fit_threshold(scores, method=threshold_method, false_alarm_rate=rate), rate
 
 
 def fit_threshold(
@@ -143,9 +268,13 @@ def required_self_scores(false_alarm_rate: float) -> int:
     return needed
 
 
-def _check_rate(false_alarm_rate: float) -> None:
-    if isinstance(false_alarm_rate, str) or not 0.0 < false_alarm_rate < 1.0:
-        raise ValueError(f"false_alarm_rate must be a number in (0, 1), got {false_alarm_rate!r}.")
+def _check_rate(rate: float, name: str = "false_alarm_rate") -> None:
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 < rate < 1.0:
+        raise ValueError(f"{name} must be a number in (0, 1), got {rate!r}.")
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _p_value(num_at_least: np.ndarray, num_normal: int) -> np.ndarray:
