@@ -244,7 +244,7 @@ def main() -> None:
             weights = {name.removeprefix("model."): weight.to(dtype).contiguous() for name, weight in state.items()}
             model.save_pretrained(output_dir, state_dict=weights)
     if accelerator.is_main_process:
-        frontend = model.config.model_type.removeprefix("na-")
+        frontend = model.config.frontend
         TwoChannelFeatureExtractor(frontend, far_cancellation=settings.far_cancellation).save_pretrained(output_dir)
         plot_loss_curve(json_lines.path, output_dir / "loss.png")
         write_model_card(
@@ -334,7 +334,7 @@ def mixture_loader(
 def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
     """Around a plain base with new noise-aware layers, which change nothing yet; of a noise-aware one its own."""
     config = AutoConfig.from_pretrained(settings.base)
-    base_type = config.model_type.removeprefix("na-")
+    base_type = getattr(config, "base_model_type", config.model_type)
     if base_type not in NOISE_AWARE_MODELS:
         raise ValueError(
             f"base must be a model of type {sorted(NOISE_AWARE_MODELS)}, plain or noise-aware, got "

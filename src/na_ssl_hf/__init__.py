@@ -12,10 +12,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .hub.configuration_autoencoder import AutoencoderConfig
-from .hub.configuration_beats import BeatsConfig
-from .hub.configuration_eat import EatConfig
-from .hub.configuration_na_beats import NABeatsConfig
-from .hub.configuration_na_eat import NAEatConfig
+from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+from .hub.configuration_eat import EatConfig, NAEatConfig
 from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from .hub.memory_bank import MemoryBank
 from .hub.modeling_autoencoder import AutoencoderModel

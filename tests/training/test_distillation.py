@@ -19,7 +19,7 @@ def mixture(batch: int = 3, seed: int = 0) -> torch.Tensor:
 
 
 def fbank(waves: torch.Tensor, model) -> torch.Tensor:
-    return kaldi_fbank(waves, model.config.model_type.removeprefix("na-"))
+    return kaldi_fbank(waves, model.config.frontend)
 
 
 @torch.no_grad()

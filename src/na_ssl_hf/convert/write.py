@@ -3,22 +3,27 @@
 import os
 import secrets
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from na_ssl_hf.convert.weights import Weights, require_names
+from na_ssl_hf.hub.configuration_beats import BeatsConfig, NABeatsConfig
+from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
+from na_ssl_hf.hub.modeling_beats import BeatsModel
+from na_ssl_hf.hub.modeling_eat import EatModel
+from na_ssl_hf.hub.modeling_na_beats import NABeatsModel
+from na_ssl_hf.hub.modeling_na_eat import NAEatModel
 
-# kind of checkpoint -> module suffix, prefix of the class names, front end
-_KINDS = {
-    "beats": ("beats", "Beats", "beats"),
-    "eat": ("eat", "Eat", "eat"),
-    "na-beats": ("na_beats", "NABeats", "beats"),
-    "na-eat": ("na_eat", "NAEat", "eat"),
+# The kind of a checkpoint is the model type of what it becomes.
+CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "beats": (BeatsConfig, BeatsModel),
+    "eat": (EatConfig, EatModel),
+    "na-beats": (NABeatsConfig, NABeatsModel),
+    "na-eat": (NAEatConfig, NAEatModel),
 }
 
 
@@ -35,9 +40,7 @@ def build_model(kind: str, weights: Weights, source: str | Path) -> PreTrainedMo
     Raises:
         ValueError: sizes that the configuration refuses, missing or unexpected names, or a wrong shape.
     """
-    module, prefix, _ = _KINDS[kind]
-    config_class = getattr(import_module(f"na_ssl_hf.hub.configuration_{module}"), f"{prefix}Config")
-    model_class = getattr(import_module(f"na_ssl_hf.hub.modeling_{module}"), f"{prefix}Model")
+    config_class, model_class = CLASSES[kind]
     try:
         with no_init_weights():  # every tensor is replaced below; drawing random ones takes seconds at real size
             model = model_class(config_class(**weights.settings))
@@ -76,7 +79,7 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
         model.save_pretrained(unfinished)
-        TwoChannelFeatureExtractor(frontend=_KINDS[kind][2]).save_pretrained(unfinished)
+        TwoChannelFeatureExtractor(frontend=model.config.frontend).save_pretrained(unfinished)
         if path.is_dir():
             path.rmdir()  # empty; not every system renames over it
         os.replace(unfinished, path)

@@ -20,8 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
-from .eager_attention import eager_attention_forward
-from .two_channel_input import close_channel, token_mask
+from .modeling_shared import close_channel, eager_attention_forward, token_mask
 
 
 class BeatsEmbeddings(nn.Module):
@@ -209,7 +208,7 @@ class BeatsLayer(GradientCheckpointingLayer):
 
 class BeatsPreTrainedModel(PreTrainedModel):
     config: BeatsConfig
-    config_class = BeatsConfig
+    config_class: type[BeatsConfig] = BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_values"
     input_modalities = ("audio",)

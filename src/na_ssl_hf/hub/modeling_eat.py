@@ -21,8 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eat import EatConfig
-from .eager_attention import eager_attention_forward
-from .two_channel_input import close_channel, token_mask
+from .modeling_shared import close_channel, eager_attention_forward, token_mask
 
 
 def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> torch.Tensor:
@@ -137,7 +136,7 @@ class EatLayer(GradientCheckpointingLayer):
 
 class EatPreTrainedModel(PreTrainedModel):
     config: EatConfig
-    config_class = EatConfig
+    config_class: type[EatConfig] = EatConfig
     base_model_prefix = "eat"
     main_input_name = "input_values"
     input_modalities = ("audio",)

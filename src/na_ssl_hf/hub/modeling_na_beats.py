@@ -13,11 +13,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_na_beats import NABeatsConfig
+from .configuration_beats import NABeatsConfig
 from .modeling_beats import BeatsLayer, BeatsModel, gated_bias_buffer
-from .noise_aware_layer import NoiseAwareAttention, NoiseAwareLayer, init_noise_aware_weights
-from .noise_aware_model import NoiseAwareModelMixin
-from .two_channel_input import close_channel, split_channels, token_mask
+from .modeling_noise_aware import NoiseAwareAttention, NoiseAwareLayer, NoiseAwareModelMixin, init_noise_aware_weights
+from .modeling_shared import close_channel, split_channels, token_mask
 
 
 class NABeatsLayer(BeatsLayer):

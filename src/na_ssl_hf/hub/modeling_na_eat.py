@@ -13,11 +13,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_na_eat import NAEatConfig
+from .configuration_eat import NAEatConfig
 from .modeling_eat import EatLayer, EatModel
-from .noise_aware_layer import NoiseAwareAttention, NoiseAwareLayer, init_noise_aware_weights
-from .noise_aware_model import NoiseAwareModelMixin
-from .two_channel_input import close_channel, split_channels
+from .modeling_noise_aware import NoiseAwareAttention, NoiseAwareLayer, NoiseAwareModelMixin, init_noise_aware_weights
+from .modeling_shared import close_channel, split_channels
 
 
 class NAEatLayer(EatLayer):

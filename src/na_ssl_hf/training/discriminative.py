@@ -46,7 +46,7 @@ class DiscriminativeModel(nn.Module):
     ):
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
-        self.frontend = encoder.config.model_type.removeprefix("na-")
+        self.frontend = encoder.config.frontend
         self.far_cancellation = far_cancellation
         if gradient_checkpointing:
             # Not `activation_checkpointing_enable`, which lets gradients into the frozen embeddings where there is an

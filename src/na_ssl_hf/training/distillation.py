@@ -49,7 +49,7 @@ class NoiseAwareDistillation(nn.Module):
         if band_loss_weight < 0:
             raise ValueError(f"`band_loss_weight` must not be negative, got {band_loss_weight}.")
         self.model = model
-        self.frontend = model.config.model_type.removeprefix("na-")
+        self.frontend = model.config.frontend
         self.hears_far = model.config.noise_aware_layer_type != "self_attention"
         self.far_cancellation = far_cancellation
         self.band_loss_weight = band_loss_weight
