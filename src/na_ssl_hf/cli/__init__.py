@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import default_checkpoint
-from .whole_file import whole_file
+from ..checkpoints import default_checkpoint
+from ..whole_file import whole_file
 
 if TYPE_CHECKING:
-    from .evaluation.processes import Processes
+    from ..evaluation.processes import Processes
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -291,13 +291,13 @@ def _add_inference_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .demo import run_demo
+    from ..demo import run_demo
 
     run_demo(options.out, model=options.model, seed=options.seed)
 
 
 def _fit(options: argparse.Namespace) -> None:
-    from .hub.memory_bank import MemoryBank
+    from ..hub.memory_bank import MemoryBank
 
     if options.out.is_file():
         raise FileExistsError(f"--out must be a directory, got the file {options.out}")
@@ -342,7 +342,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from .simulation import RoomPool, simulate_recordings, write_dcase_benchmark, write_two_channel_dataset
+    from ..simulation import RoomPool, simulate_recordings, write_dcase_benchmark, write_two_channel_dataset
 
     options_given = {
         "--targets": options.targets,
@@ -407,13 +407,13 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .convert import convert
+    from ..convert import convert
 
     print(f"converted to {convert(options.kind, options.source, options.destination, base=options.base)}")
 
 
 def _evaluate_submission(options: argparse.Namespace) -> None:
-    from .evaluation.submission import evaluate_submission
+    from ..evaluation.submission import evaluate_submission
 
     result = evaluate_submission(options.submission, options.ground_truth)
     if options.json:
@@ -425,7 +425,7 @@ def _evaluate_submission(options: argparse.Namespace) -> None:
 
 
 def _dcase_download(options: argparse.Namespace) -> None:
-    from .data.dcase_download import RECORDS, download_dcase2026
+    from ..data.dcase_download import RECORDS, download_dcase2026
 
     archives = download_dcase2026(
         options.out,
@@ -438,7 +438,7 @@ def _dcase_download(options: argparse.Namespace) -> None:
 
 
 def _dcase_check(options: argparse.Namespace) -> int:
-    from .data.dcase_check import check_dcase
+    from ..data.dcase_check import check_dcase
 
     report = check_dcase(options.root)
     print(json.dumps(report.to_dict()) if options.json else "\n".join(report.lines()))
@@ -446,17 +446,17 @@ def _dcase_check(options: argparse.Namespace) -> int:
 
 
 def _dcase_run(options: argparse.Namespace) -> None:
-    from .evaluation.processes import launched_processes
+    from ..evaluation.processes import launched_processes
 
     with launched_processes() as processes:
         _run_systems(options, processes)
 
 
 def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
-    from .evaluation.html_report import write_html_report
-    from .evaluation.result_files import describe, write_run, write_table
-    from .evaluation.system_run import run_system
-    from .evaluation.workplace import Workplace
+    from ..evaluation.html_report import write_html_report
+    from ..evaluation.result_files import describe, write_run, write_table
+    from ..evaluation.system_run import run_system
+    from ..evaluation.workplace import Workplace
 
     workplace = Workplace(
         cache=options.cache or options.out / "cache",
@@ -490,7 +490,7 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
 
 def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
     """Frontend -> checkpoints of its seeds, from `NAME=A,B` arguments."""
-    from .evaluation.published_systems import FRONTENDS
+    from ..evaluation.published_systems import FRONTENDS
 
     checkpoints: dict[str, list[str]] = {}
     for pair in pairs:
@@ -502,7 +502,7 @@ def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _corpora_prepare(options: argparse.Namespace) -> None:
-    from .data.corpora import prepare_corpus
+    from ..data.corpora import prepare_corpus
 
     prepared = prepare_corpus(
         options.source,
@@ -522,7 +522,7 @@ def _corpora_prepare(options: argparse.Namespace) -> None:
 
 
 def _corpora_download(options: argparse.Namespace) -> None:
-    from .data.corpus_download import download_corpus
+    from ..data.corpus_download import download_corpus
 
     archives = download_corpus(options.kind, options.out, not options.no_extract, options.base_url)
     print(f"{len(archives)} archives with the right checksums in {options.out}")
@@ -534,8 +534,8 @@ def _load_scorer(model: str, options: argparse.Namespace) -> Any:
     from safetensors import SafetensorError
     from transformers import pipeline
 
-    from . import AnomalyScorer
-    from .quiet_checkpoints import quiet_checkpoints
+    from .. import AnomalyScorer
+    from ..quiet_checkpoints import quiet_checkpoints
 
     path = Path(model)
     if not path.is_dir() and (path.exists() or path.is_absolute() or model.startswith(".") or model.count("/") > 1):
@@ -575,7 +575,3 @@ def _sound_files(paths: Sequence[Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"no file or folder {path}")
     return files
-
-
-if __name__ == "__main__":
-    sys.exit(main())
