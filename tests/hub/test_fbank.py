@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.hub.fbank import FLAVOURS, kaldi_fbank, num_fbank_frames
+from na_ssl_hf.hub.fbank import FLAVOURS, TwoChannelFrontEnd, kaldi_fbank, num_fbank_frames
+from na_ssl_hf.hub.noise_cancellation import METHODS, cancel_far_microphone
 
 FLAVOUR = pytest.mark.parametrize("flavour", sorted(FLAVOURS))
 
@@ -165,3 +166,34 @@ def test_eat_padding_is_loud_and_the_empty_mel_channel_is_floor():
 def test_bad_input_is_named(wave, flavour, message):
     with pytest.raises(ValueError, match=message):
         kaldi_fbank(wave, flavour)
+
+
+@FLAVOUR
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_front_end_cancels_first_and_keeps_the_far_channel(flavour, method):
+    waves = noise(3, 2, 6000)
+    close, far = waves.unbind(1)
+    heard = cancel_far_microphone(close, far, method) if method else close
+    expected = torch.stack([kaldi_fbank(heard, flavour), kaldi_fbank(far, flavour)], dim=1)
+    torch.testing.assert_close(TwoChannelFrontEnd(flavour, method)(waves), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_front_end_is_differentiable_through_the_cancellation(method):
+    leaf = noise(1, 2, 4000).requires_grad_()
+    TwoChannelFrontEnd("beats", method)(leaf)[:, 0].sum().backward()
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad.abs().amax(-1).gt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "waves", "message"),
+    [
+        (("ast",), torch.zeros(1, 2, 4000), "`flavour` must be one of .*'ast'"),
+        (("beats", "wiener"), torch.zeros(1, 2, 4000), "`far_cancellation` must be None or one of .*'wiener'"),
+        (("beats",), torch.zeros(2, 4000), r"`waveforms` must have the shape \(B, 2, N\), got \(2, 4000\)"),
+    ],
+)
+def test_front_end_names_bad_input(arguments, waves, message):
+    with pytest.raises(ValueError, match=message):
+        TwoChannelFrontEnd(*arguments)(waves)

@@ -8,8 +8,16 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .fbank import FLAVOURS, FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, SAMPLING_RATE, kaldi_fbank, num_fbank_frames
-from .noise_cancellation import METHODS, cancel_far_microphone
+from .fbank import (
+    FLAVOURS,
+    FRAME_LENGTH,
+    FRAME_SHIFT,
+    NUM_MEL_BINS,
+    SAMPLING_RATE,
+    TwoChannelFrontEnd,
+    num_fbank_frames,
+)
+from .noise_cancellation import METHODS
 
 try:
     import soxr
@@ -83,6 +91,11 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         self.resample = resample
         self.far_cancellation = far_cancellation
 
+    @property
+    def front_end(self) -> TwoChannelFrontEnd:
+        """The front end of these settings; made anew, since every attribute of an extractor is written to its file."""
+        return TwoChannelFrontEnd(self.frontend, self.far_cancellation)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -123,7 +136,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`padding` must be True for recordings of unequal lengths. Got {sorted(set(lengths))}.")
 
         waves = self._padded(recordings, lengths, torch.device(device))  # (B, 2, L)
-        input_values = kaldi_fbank(waves, self.frontend)  # (B, 2, T, M)
+        input_values = self.front_end.fbank(waves)  # (B, 2, T, M)
         mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
         if self.frontend == "eat":
             zero_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
@@ -171,15 +184,12 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `(B, 2, T, 128)` float32, what a call of the extractor gives as `input_values`.
         """
-        return kaldi_fbank(self._cancelled(waveforms), self.frontend)
+        return self.front_end.fbank(self._cancelled(waveforms))
 
     def _cancelled(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Recordings `(B, 2, N)` of one length, the far microphone taken out of the close channel where asked."""
         _warn_about_suspicious(waveforms)
-        if self.far_cancellation is None:
-            return waveforms
-        close = cancel_far_microphone(waveforms[:, 0], waveforms[:, 1], self.far_cancellation)
-        return torch.stack([close, waveforms[:, 1]], dim=1)  # (B, 2, N)
+        return self.front_end.cancel(waveforms)
 
     def _at_own_rate(self, wave: torch.Tensor, sampling_rate: int | None) -> torch.Tensor:
         if sampling_rate is None:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..hub.fbank import kaldi_fbank
-from ..hub.noise_cancellation import cancel_far_microphone
+from ..hub.fbank import TwoChannelFrontEnd
 from .classification_losses import ArcFace, SubClusterAdaCos
 from .lora import is_lora_parameter
 
@@ -46,8 +45,7 @@ class DiscriminativeModel(nn.Module):
     ):
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
-        self.frontend = encoder.config.frontend
-        self.far_cancellation = far_cancellation
+        self.front_end = TwoChannelFrontEnd(encoder.config.frontend, far_cancellation)
         if gradient_checkpointing:
             # Not `activation_checkpointing_enable`, which lets gradients into the frozen embeddings where there is an
             # adapter.
@@ -61,10 +59,7 @@ class DiscriminativeModel(nn.Module):
             labels: `(B, C)`, soft after mixup.
         """
         with torch.no_grad():
-            if self.far_cancellation:
-                close = cancel_far_microphone(waveforms[:, 0], waveforms[:, 1], self.far_cancellation)
-                waveforms = torch.stack([close, waveforms[:, 1]], dim=1)  # (B, 2, N)
-            fbank = kaldi_fbank(waveforms, self.frontend)  # (B, 2, T, M)
+            fbank = self.front_end(waveforms)  # (B, 2, T, M)
         grid = self.encoder.time_frequency_grid(self.encoder(fbank).last_hidden_state)  # (B, T', F, D)
         embeddings = self.head(grid.flatten(1, 2))
         return DiscriminativeOutput(

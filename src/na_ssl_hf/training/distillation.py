@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 
-from ..hub.fbank import kaldi_fbank
+from ..hub.fbank import TwoChannelFrontEnd
 from ..hub.modeling_beats import gated_bias_buffer
-from ..hub.noise_cancellation import cancel_far_microphone
 
 
 class DistillationLoss(NamedTuple):
@@ -51,7 +50,7 @@ class NoiseAwareDistillation(nn.Module):
         self.model = model
         self.frontend = model.config.frontend
         self.hears_far = model.config.noise_aware_layer_type != "self_attention"
-        self.far_cancellation = far_cancellation
+        self.front_end = TwoChannelFrontEnd(model.config.frontend, far_cancellation)
         self.band_loss_weight = band_loss_weight
         self.gradient_checkpointing = gradient_checkpointing
 
@@ -70,17 +69,15 @@ class NoiseAwareDistillation(nn.Module):
             replaced by the close one and by silence.
         """
         with torch.no_grad():
-            heard = cancel_far_microphone(close, far, self.far_cancellation) if self.far_cancellation else close
-            fbanks = kaldi_fbank(torch.stack([heard, far, clean]), self.frontend)  # (3, B, T, M)
-            heard_fbank, far_fbank, clean_fbank = fbanks
-            far_states, teacher = self.far_and_teacher(far_fbank, clean_fbank)
+            heard_fbank, far_fbank = self.front_end(torch.stack([close, far], dim=1)).unbind(1)  # (B, T, M) each
+            far_states, teacher = self.far_and_teacher(far_fbank, self.front_end.fbank(clean))
         losses = {"loss": self.loss(self.student(heard_fbank, far_states), teacher)}
         if references:
             with torch.no_grad():
                 losses["identity"] = self.loss(self.frozen_states(heard_fbank)[-1], teacher)
                 ablations = {"far_is_close": close, "far_is_silent": torch.zeros_like(close)} if self.hears_far else {}
                 for name, replaced in ablations.items():
-                    replaced_states = self.frozen_states(kaldi_fbank(replaced, self.frontend))
+                    replaced_states = self.frozen_states(self.front_end.fbank(replaced))
                     losses[name] = self.loss(self.student(heard_fbank, replaced_states), teacher)
         return losses
 

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..data.dcase_clips import DcaseClip
+from ..hub.fbank import SAMPLING_RATE
 from ..hub.recording import load_recording
-
-SAMPLING_RATE = 16000
 
 
 class LabelledCrops(Dataset):
