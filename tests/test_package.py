@@ -29,7 +29,6 @@ HOUSE = [
     "hub",
     "one_thread",
     "quiet_checkpoints",
-    "whole_file",
 ]
 
 

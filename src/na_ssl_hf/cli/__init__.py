@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import default_checkpoint
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 
 if TYPE_CHECKING:
     from ..evaluation.processes import Processes

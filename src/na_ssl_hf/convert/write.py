@@ -1,8 +1,5 @@
-"""Converted weights -> a complete directory for `from_pretrained`, written beside its destination and renamed."""
+"""Converted weights -> a complete directory for `from_pretrained`, written all or nothing."""
 
-import os
-import secrets
-import shutil
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -17,6 +14,7 @@ from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_eat import EatModel
 from na_ssl_hf.hub.modeling_na_beats import NABeatsModel
 from na_ssl_hf.hub.modeling_na_eat import NAEatModel
+from na_ssl_hf.hub.whole_files import whole_folder
 
 # The kind of a checkpoint is the model type of what it becomes.
 CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
@@ -74,15 +72,7 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     model = build_model(kind, weights, source)
     path = Path(destination).absolute()
     refuse_destination(path)  # again: reading took a while
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same directory, so that the rename is atomic.
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
-    try:
+    with whole_folder(path) as unfinished:
         model.save_pretrained(unfinished)
         TwoChannelFeatureExtractor(frontend=model.config.frontend).save_pretrained(unfinished)
-        if path.is_dir():
-            path.rmdir()  # empty; not every system renames over it
-        os.replace(unfinished, path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return Path(destination)

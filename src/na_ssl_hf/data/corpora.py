@@ -23,7 +23,7 @@ import soxr
 from tqdm.auto import tqdm
 
 from ..hub.sound_reader import SoundReader, TruncatedSoundError
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .corpus_layouts import (
     KINDS,
     ListedSound,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .frontends import Frontend
 from .processes import Processes
 

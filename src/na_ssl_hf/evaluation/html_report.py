@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..data.dcase_names import NO_ATTRIBUTE
 from ..hub.recording import load_recording
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
 from .report_figures import (
     Picture,

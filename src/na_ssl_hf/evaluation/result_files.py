@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .metrics import bootstrap_interval
 from .published_systems import SYSTEMS
 from .scored_machine import ScoredMachine

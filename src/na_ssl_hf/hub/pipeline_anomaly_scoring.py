@@ -6,8 +6,6 @@ Letters in shape comments: B recordings, N samples, T' patch rows in time, F ban
 import copy
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -24,6 +22,7 @@ from .model_weights import has_adapter, merge_adapter, model_fingerprint
 from .pooling import Pooling
 from .recording import RecordingSource, RecordingSources, each_recording, is_single_recording, load_recording
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
+from .whole_files import whole_folder
 
 logger = logging.get_logger(__name__)
 
@@ -276,16 +275,16 @@ class AnomalyScorer(Pipeline):
     # Saving
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model, extractor, code, and the memory with its threshold; all files are written before any is replaced.
+        """Save model, extractor, code, and the memory with its threshold, all or nothing.
 
-        An adapter is merged into what is saved, which so needs neither peft nor the base.
+        An adapter is merged into what is saved, which then needs neither peft nor the base.
 
         Args:
             save_directory: created if missing; files of other names in it are left alone.
             **kwargs: for the model's `save_pretrained`; `push_to_hub=True` uploads with the memory.
 
         Raises:
-            OSError: `save_directory` is a file or cannot be written.
+            OSError: `save_directory` is a file or cannot be written; what was saved there before stays as it was.
         """
         destination = Path(save_directory)
         if destination.is_file():
@@ -293,27 +292,15 @@ class AnomalyScorer(Pipeline):
         push_to_hub = kwargs.pop("push_to_hub", False)
         hub_names = ("repo_id", "commit_message", "private", "token", "revision")
         hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        # The renames below must stay on one file system, and a destination that exists may be a mount point or a link.
-        beside = destination if destination.is_dir() else destination.parent
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=beside))
         own = self.model, self.memory_bank
         try:
-            self.model, self.memory_bank = _without_adapter(*own)
-            super().save_pretrained(staging, **kwargs)
-            if self.memory_bank is not None:
-                self.memory_bank.save_pretrained(staging)
-            destination.mkdir(exist_ok=True)
-            written = sorted(file.name for file in staging.iterdir())
-            for name in written:
-                os.replace(staging / name, destination / name)
-            # Weights or a memory of an earlier save would be loaded in place of, or along with, the new ones.
-            for file in list(destination.iterdir()):
-                if file.name not in written and (file.name == MEMORY_BANK_FILE or _WEIGHTS.fullmatch(file.name)):
-                    file.unlink()
+            with whole_folder(destination, keeps=lambda name: not _belongs_to_a_scorer(name)) as staging:
+                self.model, self.memory_bank = _without_adapter(*own)
+                super().save_pretrained(staging, **kwargs)
+                if self.memory_bank is not None:
+                    self.memory_bank.save_pretrained(staging)
         finally:
             self.model, self.memory_bank = own
-            shutil.rmtree(staging, ignore_errors=True)
         if push_to_hub:
             self.push_to_hub(hub_kwargs.pop("repo_id", destination.name), **hub_kwargs)
 
@@ -428,6 +415,11 @@ class AnomalyScorer(Pipeline):
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
         return {name: getattr(self.feature_extractor, name) for name in names}
+
+
+def _belongs_to_a_scorer(name: str) -> bool:
+    """Whether a file of an earlier save would be loaded in place of, or along with, the new ones."""
+    return name == MEMORY_BANK_FILE or _WEIGHTS.fullmatch(name) is not None
 
 
 def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBank | None]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .rooms import Room, draw_room
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from ..hub.whole_files import whole_folder
 
 MANIFEST = "manifest.csv"
 
@@ -28,17 +29,8 @@ def staged_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{folder} is not empty; choose another folder or overwrite it")
     if occupied and not (folder / MANIFEST).is_file():
         raise FileExistsError(f"{folder} holds no {MANIFEST}, so it was not written here and is not overwritten")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_float_wav(path: Path, channels: np.ndarray, sampling_rate: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 
 
 class JsonLinesTracker(GeneralTracker):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from transformers import AutoModel
 
 from ..checkpoints import shipped_checkpoint
 from ..hub.model_weights import has_adapter
+from ..hub.whole_files import whole_folder
 
 # q, k and v of every attention, and the output of the noise-aware layers' cross attention too.
 TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d+\.noise_aware\.attention\.out_proj"
@@ -49,25 +48,18 @@ def is_lora_parameter(name: str) -> bool:
 
 
 def save_adapter(model: Any, folder: str | Path, base: str) -> None:
-    """Saves the adapter of a model, small, without the base; every file is written beside and then renamed.
+    """Save the adapter of a model, small, without the base, all or nothing; other files of the folder stay.
 
     Args:
         base: what `AutoModel.from_pretrained(folder)` is to load first, written into `adapter_config.json`: a local
             folder is written as an absolute path, anything else (a name on the hub) as it is.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
-    try:
+    with whole_folder(folder, keeps=lambda name: True) as staging:
         model.save_pretrained(staging)
         # Written here: given a name on the hub, peft would look there for a vocabulary.
         config = json.loads((staging / _CONFIG_FILE).read_text())
         config["base_model_name_or_path"] = os.path.abspath(base) if Path(base).is_dir() else base
         (staging / _CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
-        for file in sorted(staging.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(staging)
 
 
 def adapter_base(folder: str | Path) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.dcase_clips import DcaseClip
 from ..data.dcase_names import NO_ATTRIBUTE
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 
 SILHOUETTE = "silhouette"
 _CANDIDATES = (2, 4, 8, 16, 32)
