@@ -20,7 +20,7 @@ from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
 from na_ssl_hf.evaluation.scored_machine import ScoredMachine
 from na_ssl_hf.evaluation.system_run import run_system
 from na_ssl_hf.evaluation.workplace import Workplace
-from na_ssl_hf.hub.memory_bank_settings import Rescaling
+from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 
 LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
 TITLES = {"logmel": "log-mel", "logmel-centred": "log-mel without level"}
@@ -40,7 +40,7 @@ def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
 
 
 def score_all(
-    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescaling: Rescaling | None
+    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescaling: RescalingName | None
 ) -> dict[str, list]:
     """Row -> its scored machines; the machines of several data sets stand side by side."""
     base = noise_aware.removeprefix("na-")
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--reference", default="base, close only", help="row that differences are taken to")
     parser.add_argument(
         "--rescaling",
-        choices=("none", *get_args(Rescaling)),
+        choices=("none", *get_args(RescalingName)),
         default="none",
         help="of the memory: none for plain distances (default), variance_min as published, ratio, difference, lof",
     )

@@ -19,14 +19,14 @@ from transformers.utils import logging
 
 from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.evaluation.frontends import Frontend, checkpoint_frontend, log_mel_frontend
-from na_ssl_hf.hub.memory_bank_settings import Rescaling
+from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 from na_ssl_hf.hub.noise_cancellation import METHODS
 
 NUM_DRAWS = 2000
 
 
 def comparisons(
-    frontend: Frontend, normal: list[Path], anomalous: list[Path], rescaling: Rescaling | None
+    frontend: Frontend, normal: list[Path], anomalous: list[Path], rescaling: RescalingName | None
 ) -> np.ndarray:
     """`(normal, anomalous)`: 1 where the anomaly scores higher, 0 where the normal recording does, both against all
     other normal recordings.
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(default_checkpoint()), help="checkpoint (default: the tiny NA-BEATs)")
     parser.add_argument(
         "--rescaling",
-        choices=("none", *get_args(Rescaling)),
+        choices=("none", *get_args(RescalingName)),
         default="none",
         help="of the memory: none for plain distances (default), variance_min as published, ratio, difference, lof",
     )

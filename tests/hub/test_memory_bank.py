@@ -330,14 +330,14 @@ def test_inconsistent_files_are_named(tmp_path, change):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"distance": "manhattan"}, "distance must be one of .* got 'manhattan'"),
-        ({"rescaling": "none"}, "rescaling must be one of"),
-        ({"band_aggregation": ["mean"]}, "band_aggregation must be one of"),
-        ({"normalize": "yes"}, "normalize must be True or False"),
-        ({"num_neighbors": 0}, "num_neighbors must be an int of at least 1, got 0"),
-        ({"num_rescaling_neighbors": 2.0}, "num_rescaling_neighbors must be an int"),
-        ({"smote_neighbors": True}, "smote_neighbors must be an int"),
-        ({"smote_ratio": float("nan")}, r"smote_ratio must be a number in \[0, 1\]"),
+        ({"distance": "manhattan"}, "`distance` must be one of .* got 'manhattan'"),
+        ({"rescaling": "none"}, "`rescaling` must be one of"),
+        ({"band_aggregation": ["mean"]}, "`band_aggregation` must be one of"),
+        ({"normalize": "yes"}, "`normalize` must be True or False"),
+        ({"num_neighbors": 0}, "`num_neighbors` must be an int of at least 1, got 0"),
+        ({"num_rescaling_neighbors": 2.0}, "`num_rescaling_neighbors` must be an int"),
+        ({"smote_neighbors": True}, "`smote_neighbors` must be an int"),
+        ({"smote_ratio": float("nan")}, r"`smote_ratio` must be a number in \[0, 1\]"),
         ({"smote_ratio": 0.2, "rescaling": "ratio"}, "rescaling=None"),
     ],
 )

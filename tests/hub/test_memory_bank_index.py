@@ -65,5 +65,5 @@ def test_few_clips_duplicates_and_changes(clips, index, rescaling):
 
 def test_a_missing_faiss_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match="index needs faiss"):
+    with pytest.raises(ValueError, match="`index` needs faiss"):
         MemoryBank(index="flat").fit(torch.eye(8)[:, None])

@@ -1,4 +1,4 @@
-"""A bank that lives: more clips, fewer clips, back again, and saved on the way."""
+"""A fitted bank changes: it takes more clips, forgets clips, restores earlier versions, and is saved in between."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_more_new_clips_than_the_cap_replace_everything_and_come_back():
 def test_a_refit_starts_a_new_history():
     bank = MemoryBank().fit(TRAIN[:8]).partial_fit(TRAIN[8:9]).fit(TRAIN[:5])
     assert bank.version_ == 0
-    with pytest.raises(ValueError, match=r"version must be an int in 0..0, got 1"):
+    with pytest.raises(ValueError, match=r"`version` must be an int in 0..0, got 1"):
         bank.rollback(1)
 
 
@@ -91,7 +91,7 @@ def test_history_is_as_long_as_asked(max_history):
     bank = MemoryBank(max_history=max_history).fit(TRAIN[:8])
     for clip in range(8, 12):
         bank.partial_fit(TRAIN[clip : clip + 1])
-    with pytest.raises(ValueError, match=rf"version must be an int in {4 - max_history}..4, got 1"):
+    with pytest.raises(ValueError, match=rf"`version` must be an int in {4 - max_history}..4, got 1"):
         bank.rollback(1)
     assert_same(bank.rollback(4 - max_history), MemoryBank().fit(TRAIN[: 12 - max_history]))
 
@@ -111,7 +111,7 @@ def test_history_is_as_long_as_asked(max_history):
         (lambda bank: bank.partial_fit(TRAIN[:, :2]), "3 bands of 16 channels"),
         (lambda bank: bank.partial_fit(torch.full((1, 3, 16), torch.nan)), "finite"),
         (lambda bank: bank.partial_fit(TRAIN[:2], ["source"]), "2 clips, got 1"),
-        (lambda bank: bank.rollback("0"), "version must be an int"),
+        (lambda bank: bank.rollback("0"), "`version` must be an int"),
     ],
 )
 def test_a_refused_change_changes_nothing(change, message):
@@ -173,11 +173,11 @@ def test_a_saved_coreset_bank_is_whole_and_its_damage_is_named(tmp_path):
     header, tensors = saved_parts(tmp_path)
     tensors["coreset_"][-1] = 40
     save_file(tensors, tmp_path / MEMORY_BANK_FILE, metadata={"memory_bank": json.dumps(header)})
-    with pytest.raises(OSError, match="coreset_ must hold ascending positions"):
+    with pytest.raises(OSError, match="`coreset_` must hold ascending positions"):
         MemoryBank.from_pretrained(tmp_path)
 
 
-def test_a_bank_saved_before_banks_lived_is_read(tmp_path):
+def test_a_bank_saved_before_banks_had_a_history_is_read(tmp_path):
     bank = MemoryBank(rescaling="variance_min").fit(TRAIN)
     bank.save_pretrained(tmp_path)
     header, tensors = saved_parts(tmp_path)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.hub.coreset import greedy_coreset
 from na_ssl_hf.hub.memory_bank import MemoryBank
+from na_ssl_hf.hub.reference_sampling import greedy_coreset
 
 
 def load(path):
@@ -168,7 +168,7 @@ def test_coreset_of_duplicates_holds_every_clip_once():
     clips = torch.ones(2, 10, 4)
     assert sorted(greedy_coreset(clips, clips.square().sum(dim=2), 10).tolist()) == list(range(10))
     for size in (0, 11):
-        with pytest.raises(ValueError, match=rf"size must be in 1..10, .* got {size}"):
+        with pytest.raises(ValueError, match=rf"`size` must be in 1..10, .* got {size}"):
             greedy_coreset(clips, clips.square().sum(dim=2), size)
 
 
@@ -197,14 +197,16 @@ def test_target_clips_stay_in_the_coreset():
     assert bank.coreset_.tolist()[-4:] == [30, 31, 32, 33]
     assert bank.num_clips_ == 10
     assert bank.self_scores().shape == (34,)
-    with pytest.raises(ValueError, match="coreset_size=4 must leave room for a source clip beside the 4 target clips"):
+    with pytest.raises(
+        ValueError, match="`coreset_size=4` must leave room for a source clip beside the 4 target clips"
+    ):
         MemoryBank(separate_domains=True, coreset_size=4).fit(random_embeddings(34), DOMAINS)
 
 
-def test_a_coreset_bank_does_not_live():
+def test_a_coreset_bank_cannot_be_changed():
     bank = MemoryBank(coreset_size=5).fit(random_embeddings(10))
     for change in (lambda: bank.partial_fit(random_embeddings(1)), lambda: bank.forget([0])):
-        with pytest.raises(ValueError, match="want coreset_size=None, got 5"):
+        with pytest.raises(ValueError, match="`coreset_size` must be None to change a fitted bank, got 5"):
             change()
 
 
@@ -214,19 +216,19 @@ def test_a_coreset_bank_does_not_live():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"separate_domains": 1}, "separate_domains must be True or False, got 1"),
+        ({"separate_domains": 1}, "`separate_domains` must be True or False, got 1"),
         ({"separate_domains": True, "rescaling": "ratio"}, "rescaling=None"),
         ({"memmixup_neighbors": 2, "smote_ratio": 0.2}, "exclude each other"),
-        ({"memmixup_neighbors": -1}, "memmixup_neighbors must be an int of at least 0, got -1"),
+        ({"memmixup_neighbors": -1}, "`memmixup_neighbors` must be an int of at least 0, got -1"),
         ({"memmixup_neighbors": 2, "index": "flat"}, "index=None"),
-        ({"num_target_neighbors": 2}, "wants two memories"),
-        ({"num_target_neighbors": 1.5, "separate_domains": True}, "num_target_neighbors must be an int"),
-        ({"rescaling_decay": 0.9}, "rescaling_decay=0.9 wants rescaling"),
-        ({"rescaling_decay": 0.9, "rescaling": "lof"}, "got 'lof'"),
-        ({"rescaling_decay": 1.5, "rescaling": "ratio"}, r"rescaling_decay must be a number in \[0, 1\], got 1.5"),
-        ({"coreset_size": 0}, "coreset_size must be an int of at least 1, got 0"),
+        ({"num_target_neighbors": 2}, "`num_target_neighbors` must be None unless .* got 2"),
+        ({"num_target_neighbors": 1.5, "separate_domains": True}, "`num_target_neighbors` must be an int"),
+        ({"rescaling_decay": 0.9}, "`rescaling_decay` must be None with rescaling=None, got 0.9"),
+        ({"rescaling_decay": 0.9, "rescaling": "lof"}, "must be None with rescaling='lof', got 0.9"),
+        ({"rescaling_decay": 1.5, "rescaling": "ratio"}, r"`rescaling_decay` must be a number in \[0, 1\], got 1.5"),
+        ({"coreset_size": 0}, "`coreset_size` must be an int of at least 1, got 0"),
         ({"coreset_size": 2, "max_clips": 5}, "exclude each other"),
-        ({"index": "annoy"}, "index must be one of"),
+        ({"index": "annoy"}, "`index` must be one of"),
     ],
 )
 def test_bad_parameters_are_named(settings, message):
@@ -237,8 +239,8 @@ def test_bad_parameters_are_named(settings, message):
 @pytest.mark.parametrize(
     ("settings", "domains", "message"),
     [
-        ({"separate_domains": True}, None, "separate_domains=True needs domains"),
-        ({"memmixup_neighbors": 2}, None, "memmixup_neighbors=2 needs domains"),
+        ({"separate_domains": True}, None, "`separate_domains=True` needs domains"),
+        ({"memmixup_neighbors": 2}, None, "`memmixup_neighbors=2` needs domains"),
         ({"memmixup_neighbors": 2}, ["source"] * 5, "needs clips of both domains, got 0 target and 5 source clips"),
         ({"separate_domains": True, "num_target_neighbors": 0}, ["target"] * 5, "needs source clips, got 5 target"),
     ],

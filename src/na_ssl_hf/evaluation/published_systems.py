@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..hub.memory_bank_settings import Rescaling
+from ..hub.memory_bank_rescaling import RescalingName
 
 # No network: name -> whether the level of the clip is taken out.
 LOG_MEL_FRONTENDS = {"logmel": False, "logmel-centred": True}
@@ -48,7 +48,7 @@ class PublishedSystem:
     frontends: Mapping[str, float]
     pooling: Literal["mean", "rdp"] = "mean"
     gamma: float = 4.0
-    rescaling: Rescaling | None = "variance_min"
+    rescaling: RescalingName | None = "variance_min"
     smote_ratio: float = 0.0
     frontends_with_attributes: tuple[str, ...] = ()
     autoencoder_score: Literal["mse", "mahalanobis"] | None = None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..hub.memory_bank import MemoryBank
-from ..hub.memory_bank_settings import Rescaling
+from ..hub.memory_bank_rescaling import RescalingName
 from ..hub.threshold import fit_threshold
 from .autoencoder_run import run_autoencoder
 from .feature_cache import cached_embeddings
@@ -67,7 +67,7 @@ def run_system(
     far_cancellation: str | None = None,
     machines: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
-    rescaling: Rescaling | Literal["published"] | None = "published",
+    rescaling: RescalingName | Literal["published"] | None = "published",
 ) -> SystemRun:
     """Fit a system on the training clips of every machine and score its test clips; higher is more anomalous.
 

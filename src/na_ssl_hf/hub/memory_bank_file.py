@@ -1,4 +1,7 @@
-"""The one file a fitted memory is saved in: tensors, and a JSON header with settings and calibration."""
+"""This module reads and writes the one file of a fitted memory bank: tensors, and a JSON header.
+
+The header holds the parameters, the calibration, and the history of the bank.
+"""
 
 import json
 import os
@@ -11,22 +14,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils.hub import cached_file
 
+from .memory_bank_rescaling import Rescaling
+from .reference_sampling import OneMemory
+from .threshold import Calibration
+
 MEMORY_BANK_FILE = "memory_bank.safetensors"
+FORMAT_VERSION = 1
 
 
 def write_bank_file(
     directory: str | os.PathLike[str], tensors: dict[str, torch.Tensor], header: dict[str, Any]
 ) -> None:
-    """Write `memory_bank.safetensors`; a kill while writing leaves an older file as it was.
+    """Write `memory_bank.safetensors`. If the process is killed while writing, an older file stays as it was.
 
     Raises:
-        OSError: the directory cannot be written.
+        OSError: The directory cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only within one file system; no .safetensors suffix, so that what a
-    # kill leaves behind is never taken for a checkpoint.
+    # The temporary file lies beside the target, because a rename is atomic only within one file system. It has another
+    # suffix than .safetensors, so that nobody takes what a kill leaves behind for a checkpoint.
     temporary = directory / f".{MEMORY_BANK_FILE}.{uuid.uuid4().hex}.tmp"
+    header = {"format_version": FORMAT_VERSION} | header
     try:
         save_file(tensors, temporary, metadata={"format": "pt", "memory_bank": json.dumps(header)})
         os.replace(temporary, directory / MEMORY_BANK_FILE)
@@ -37,16 +46,84 @@ def write_bank_file(
 
 
 def find_bank_file(name_or_path: str | os.PathLike[str], **hub_options: Any) -> str | None:
-    """Path of the file in a directory or, downloaded, of a hub repository; `None` where there is none.
+    """Return the path of the file in a directory or, after a download, of a hub repository; `None` if it has none.
 
     Raises:
-        OSError: the directory or repository does not exist or is out of reach.
+        OSError: The directory or repository does not exist, or cannot be reached.
     """
     return cached_file(name_or_path, MEMORY_BANK_FILE, **hub_options, _raise_exceptions_for_missing_entries=False)
 
 
 def read_bank_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and header. Raises SafetensorError, KeyError, TypeError or ValueError where the file is another one."""
+    """Return the tensors and the header of the file.
+
+    Raises:
+        SafetensorError, KeyError, TypeError or ValueError: The file is not one of a memory bank.
+    """
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {})["memory_bank"])
+        if header["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"`format_version` must be {FORMAT_VERSION}, got {header['format_version']!r}.")
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (not a dict)
+
+
+def saved_calibration(header: dict[str, Any]) -> Calibration | None:
+    """Return the calibration in the header of a saved bank or of one of its changes.
+
+    Raises:
+        ValueError or KeyError: It is damaged.
+    """
+    if "calibration" in header:
+        return None if header["calibration"] is None else Calibration.from_dict(header["calibration"])
+    # Version 0.1.0 kept the calibration in free metadata, whose other entries have no use any more.
+    metadata = dict(header["metadata"])
+    return Calibration.from_dict(metadata) if "self_scores" in metadata else None
+
+
+def calibration_header(calibration: Calibration | None) -> dict[str, Any]:
+    """Return the part of a header that `saved_calibration` reads."""
+    return {"calibration": None if calibration is None else calibration.to_dict()}
+
+
+def check_state(
+    tensors: dict[str, torch.Tensor], num_clips: int, rescaling: Rescaling, memories: OneMemory, has_coreset: bool
+) -> None:
+    """Check that tensors are the state of a memory of `num_clips` clips.
+
+    Args:
+        tensors: The tensors, named as the attributes of [`MemoryBank`].
+        num_clips: The number of clips in the memory.
+        rescaling: The rescaling that made some of them.
+        memories: The kind of memory.
+        has_coreset: Whether the clips are a coreset.
+
+    Raises:
+        ValueError, TypeError or KeyError: They are not.
+    """
+    num_bands, num_references, dim = tensors["memory_"].shape
+    expected: dict[str, tuple[int, ...]] = {
+        "memory_": (num_bands, num_references, dim),
+        "squared_norms_": (num_bands, num_references),
+        **rescaling.state(num_bands, num_references),
+    }
+    num_dropped = len(tensors["dropped_scores_"]) if has_coreset else 0
+    if memories.knows_domains:
+        expected["is_target_"] = (num_references,)
+    if has_coreset:
+        expected |= {"coreset_": (num_clips,), "dropped_scores_": (num_dropped, num_bands)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        raise ValueError(f"The tensors must have the shapes {expected}, got {found}.")
+    if not 1 <= num_clips <= num_references:
+        raise ValueError(f"`num_clips` must be in 1..{num_references}, got {num_clips!r}.")
+    for name, tensor in tensors.items():
+        wanted = {"is_target_": torch.bool, "coreset_": torch.int64}.get(name, torch.float32)
+        if tensor.dtype != wanted:
+            raise ValueError(f"`{name}` must be {wanted}, got {tensor.dtype}.")
+    if has_coreset:
+        kept = tensors["coreset_"].tolist()
+        if kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < num_clips + num_dropped:
+            raise ValueError(f"`coreset_` must hold ascending positions among the fitted clips, got {kept}.")
+    num_target = int(tensors["is_target_"][:num_clips].sum()) if memories.knows_domains else 0
+    if num_clips + memories.num_synthetic(num_clips - num_target, num_target) != num_references:
+        raise ValueError(f"`num_clips` and the domains must fit the {num_references} references, got {num_clips}.")
