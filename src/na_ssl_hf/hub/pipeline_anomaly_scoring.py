@@ -4,9 +4,10 @@ Letters in shape comments: B recordings, N samples, T' patch rows in time, F ban
 """
 
 import copy
+import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers.utils import logging
 
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .memory_bank_file import find_bank_file
-from .model_weights import has_adapter, merge_adapter, model_fingerprint
+from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
 from .pooling import Pooling
 from .recording import RecordingSource, RecordingSources, each_recording, is_single_recording, load_recording
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
@@ -391,15 +392,9 @@ class AnomalyScorer(Pipeline):
         calibration = bank.calibration
         if calibration is None:
             raise ValueError("The memory bank was fitted with another scorer: it holds None of it. Call `fit` again.")
-        expected: dict[str, Any] = {"extractor": self._extractor_settings()}
+        self._check_belongs("extractor", calibration.extractor, self._extractor_settings(), operator.eq)
         if bank is not self._verified[0] or self.model is not self._verified[1]:
-            expected["model"] = model_fingerprint(self.model)
-        for part, value in expected.items():
-            if getattr(calibration, part) != value:
-                raise ValueError(
-                    f"The memory bank was fitted with another {part}: it holds {getattr(calibration, part)!r}, this "
-                    f"pipeline has {value!r}. Call `fit` again."
-                )
+            self._check_belongs("model", calibration.model, model_fingerprint(self.model), same_weights)
         self._verified = (bank, self.model)
         if calibration.bank_version != bank.version_:
             # `partial_fit` and `forget` move the scores of the normal recordings, and with them the threshold.
@@ -412,6 +407,14 @@ class AnomalyScorer(Pipeline):
             bank.calibration = calibration
         return bank, calibration
 
+    @staticmethod
+    def _check_belongs(part: str, fitted: Any, current: Any, agrees: Callable[[Any, Any], bool]) -> None:
+        if not agrees(fitted, current):
+            raise ValueError(
+                f"The memory bank was fitted with another {part}: it holds {fitted!r}, this pipeline has {current!r}. "
+                "Call `fit` again."
+            )
+
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
         return {name: getattr(self.feature_extractor, name) for name in names}
@@ -423,12 +426,25 @@ def _belongs_to_a_scorer(name: str) -> bool:
 
 
 def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBank | None]:
-    """Copies in which an adapter is merged and the memory belongs to the merged weights; others stay as they are."""
+    """Copies in which an adapter is merged and the memory belongs to the merged weights; others stay as they are.
+
+    Raises:
+        ValueError: the merged model does not give what the adapted one gives, so that the memory would not fit it.
+    """
     if not has_adapter(model):
         return model, bank
-    merged = merge_adapter(copy.deepcopy(model))
+    merged = merge_adapter(copy.deepcopy(model)).eval()
+    frames, mel_bins = 4 * model.config.patch_size, model.config.num_mel_bins
+    fbank = torch.randn(1, 2, frames, mel_bins, generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.no_grad():
+        before, after = (one(fbank).last_hidden_state.float() for one in (copy.deepcopy(model).eval(), merged))
+    if not torch.allclose(before, after, atol=0.01 * float(before.std()), rtol=0.01):
+        raise ValueError(
+            "`model` must have an adapter that can be merged into its weights; merged, its tokens change by up to "
+            f"{float((before - after).abs().max()):.3g}."
+        )
     calibration = None if bank is None else bank.calibration
-    if bank is not None and calibration is not None and calibration.model == model_fingerprint(model):
+    if bank is not None and calibration is not None and same_weights(calibration.model, model_fingerprint(model)):
         bank = copy.copy(bank)
         bank.calibration = replace(calibration, model=model_fingerprint(merged))
     return merged, bank
