@@ -140,6 +140,14 @@ def test_compiles_as_one_graph(model_type, fields):
     torch._dynamo.reset()
 
 
+@torch.no_grad()
+@all_types
+def test_exports_as_one_graph(model_type):
+    model, fbank = tiny_model(model_type), two_channel_fbank()
+    exported = torch.export.export(model, (fbank,), strict=False).module()
+    torch.testing.assert_close(output(exported, fbank), output(model, fbank), atol=1e-5, rtol=0)
+
+
 @all_types
 def test_config_rejects_bad_sizes(model_type):
     with pytest.raises(Exception, match="num_attention_heads"):

@@ -54,6 +54,33 @@ def test_aligned_layer_hears_the_far_token_at_its_own_place(model_type):
     assert difference.nonzero().flatten().tolist() == [7]
 
 
+@torch.no_grad()
+@variants
+def test_a_known_far_stream_gives_what_both_channels_give(model_type, layer_type):
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    close, far = fbank.unbind(1)
+    states = model.base_states(far)
+    assert len(states) == model.config.num_hidden_layers
+    torch.testing.assert_close(states[-1], model.to_base()(far).last_hidden_state)
+    tokens = model.denoise(close, states if model.hears_far else None)
+    torch.testing.assert_close(tokens, model(fbank).last_hidden_state, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masks", ["neither", "close", "far", "both"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+def test_streams_as_one_batch_equal_the_streams_apart(model_type, masks):
+    # Only without a graph do both streams go through the frozen layers as one batch.
+    model, fbank = tiny_model(model_type), two_channel_fbank(frames=128)
+    mask = torch.ones(2, 128, dtype=torch.long)
+    mask[1, 64:] = 0
+    close_mask = mask if masks in ("close", "both") else None
+    far_mask = mask.flip(0) if masks in ("far", "both") else None
+    arguments = {"noise_values": fbank[:, 1], "attention_mask": close_mask, "noise_attention_mask": far_mask}
+    apart = model(fbank[:, 0], **arguments).last_hidden_state
+    with torch.no_grad():
+        torch.testing.assert_close(model(fbank[:, 0], **arguments).last_hidden_state, apart, atol=1e-5, rtol=0)
+
+
 @variants
 def test_only_noise_aware_layers_learn_and_the_base_stays_in_eval_mode(model_type, layer_type, tmp_path):
     model = tiny_model(model_type, noise_aware_layer_type=layer_type)

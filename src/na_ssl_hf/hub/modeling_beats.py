@@ -6,11 +6,10 @@ D hidden size, E patch channels, H heads, C channels a head, Q queries, K keys.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,7 +19,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
-from .modeling_shared import close_channel, eager_attention_forward, token_mask
+from .modeling_shared import (
+    AttentionMask,
+    Embedded,
+    SpectrogramEncoder,
+    close_channel,
+    eager_attention_forward,
+    token_mask,
+)
 
 
 class BeatsEmbeddings(nn.Module):
@@ -103,12 +109,19 @@ class BeatsRelativePositionBias(nn.Module):
         return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
 
 
-def gated_bias_buffer(position_bias: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Room `(B, H, Q, K)` that all layers share for their gated bias where no graph keeps it.
+class BeatsLayerInputs(NamedTuple):
+    """What the forward of a BEATs layer takes behind its hidden states, in its order.
 
-    Blocks of this size are new pages in every layer otherwise, and those cost 5 % of the time on a CPU.
+    Attributes:
+        attention_mask: the padding mask of the tokens.
+        position_bias: the learned bias `(1, H, Q, K)` that all layers share.
+        bias_buffer: memory `(B, H, Q, K)` into which every layer writes its gated bias, or `None` for new memory in
+            every layer.
     """
-    return position_bias.new_empty(batch_size, *position_bias.shape[1:])
+
+    attention_mask: AttentionMask
+    position_bias: torch.Tensor
+    bias_buffer: torch.Tensor | None
 
 
 class BeatsAttention(nn.Module):
@@ -140,7 +153,7 @@ class BeatsAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: AttentionMask,
         position_bias: torch.Tensor,
         bias_buffer: torch.Tensor | None = None,
         **kwargs: Any,
@@ -194,7 +207,7 @@ class BeatsLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: AttentionMask,
         position_bias: torch.Tensor,
         bias_buffer: torch.Tensor | None = None,
         **kwargs: Any,
@@ -206,12 +219,12 @@ class BeatsLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(torch.add(transformed, hidden_states, alpha=self.residual_scale))
 
 
-class BeatsPreTrainedModel(PreTrainedModel):
+class BeatsPreTrainedModel(SpectrogramEncoder):
     config: BeatsConfig
     config_class: type[BeatsConfig] = BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["BeatsEmbeddings", "BeatsLayer"]
     _supports_sdpa = True
@@ -244,14 +257,20 @@ class BeatsModel(BeatsPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
-    def num_tokens(self, num_frames: int) -> int:
-        """Tokens N of a recording of `num_frames` fbank frames; the frames past the last whole patch are dropped."""
-        return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+    def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
+        mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
+        hidden_states = self.embeddings(fbank, mask)
+        position_bias = self.relative_position_bias(hidden_states.shape[1])
+        bias_buffer = None
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            # New memory of this size in every layer costs 5 % of the time on a CPU. A graph would have to keep every
+            # layer's bias, and compilers plan their memory themselves.
+            bias_buffer = position_bias.new_empty(len(hidden_states), *position_bias.shape[1:])
+        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
+        return Embedded(hidden_states, mask, BeatsLayerInputs(layer_mask, position_bias, bias_buffer))
 
-    def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Arrange tokens `(B, N, D)` as `(B, T', F', D)`: patch rows in time, bands from low to high frequency."""
-        num_bands = self.config.num_mel_bins // self.config.patch_size
-        return last_hidden_state.unflatten(1, (-1, num_bands))  # (B, T', F', D)
+    def output(self, hidden_states: torch.Tensor) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -272,14 +291,7 @@ class BeatsModel(BeatsPreTrainedModel):
             ValueError: a shape is wrong, or there are fewer frames than one patch.
         """
         fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
-        mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
-        hidden_states = self.embeddings(fbank, mask)
-        position_bias = self.relative_position_bias(hidden_states.shape[1])
-        bias_buffer = None if torch.is_grad_enabled() else gated_bias_buffer(position_bias, len(hidden_states))
-        attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, position_bias, bias_buffer, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return self.output(self.run_layers(self.embed(fbank, attention_mask), **kwargs))
 
 
 __all__ = ["BeatsModel", "BeatsPreTrainedModel"]

@@ -6,12 +6,11 @@ band) that follow one CLS token, D hidden size, H heads, C channels a head, Q qu
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,7 +20,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eat import EatConfig
-from .modeling_shared import close_channel, eager_attention_forward, token_mask
+from .modeling_shared import (
+    AttentionMask,
+    Embedded,
+    SpectrogramEncoder,
+    close_channel,
+    eager_attention_forward,
+    token_mask,
+)
 
 
 def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> torch.Tensor:
@@ -43,6 +49,8 @@ def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> to
 
 class EatEmbeddings(nn.Module):
     """Patches of the fbank with fixed 2-D positions, a CLS token put first, and a norm over all of them."""
+
+    position_embeddings: torch.Tensor
 
     def __init__(self, config: EatConfig):
         super().__init__()
@@ -69,6 +77,16 @@ class EatEmbeddings(nn.Module):
         return self.dropout(self.layer_norm(torch.cat([cls_token, patches], dim=1)))  # (B, 1 + N, D)
 
 
+class EatLayerInputs(NamedTuple):
+    """What the forward of an EAT layer takes behind its hidden states.
+
+    Attributes:
+        attention_mask: the padding mask of the tokens.
+    """
+
+    attention_mask: AttentionMask
+
+
 class EatAttention(nn.Module):
     def __init__(self, config: EatConfig):
         super().__init__()
@@ -84,7 +102,7 @@ class EatAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self, hidden_states: torch.Tensor, attention_mask: AttentionMask, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, Q, C)
@@ -128,18 +146,18 @@ class EatLayer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: AttentionMask, **kwargs: Any) -> torch.Tensor:
         attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
         hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attended))
         return self.final_layer_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
-class EatPreTrainedModel(PreTrainedModel):
+class EatPreTrainedModel(SpectrogramEncoder):
     config: EatConfig
     config_class: type[EatConfig] = EatConfig
     base_model_prefix = "eat"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = ["audio"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["EatEmbeddings", "EatLayer"]
     _supports_sdpa = True
@@ -166,6 +184,7 @@ class EatModel(EatPreTrainedModel):
     """The EAT encoder: fbank in, a CLS token and one token a 16 x 16 patch out, no norm after the last layer."""
 
     layer_class = EatLayer
+    has_cls_token = True
 
     def __init__(self, config: EatConfig):
         super().__init__(config)
@@ -176,20 +195,16 @@ class EatModel(EatPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embedding
 
-    def num_tokens(self, num_frames: int) -> int:
-        """Patch tokens N, CLS not counted, of `num_frames` fbank frames; frames past the last patch are dropped."""
-        return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+    def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
+        mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
+        if mask is not None:
+            mask = nn.functional.pad(mask, (1, 0), value=True)  # (B, 1 + N), CLS is always attended to
+        hidden_states = self.embeddings(fbank)
+        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
+        return Embedded(hidden_states, mask, EatLayerInputs(layer_mask))
 
-    def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
-        """Arrange tokens `(B, 1 + N, D)`, CLS dropped, as `(B, T', F', D)`: patch rows in time, bands from low to high
-        frequency."""
-        num_bands = self.config.num_mel_bins // self.config.patch_size
-        return last_hidden_state[:, 1:].unflatten(1, (-1, num_bands))  # (B, T', F', D)
-
-    def sequence_mask(self, attention_mask: torch.Tensor | None, num_frames: int) -> torch.Tensor | None:
-        """The mask `(B, 1 + N)` over CLS, always attended to, and patches; `None` where nothing is padded."""
-        mask = token_mask(attention_mask, num_frames, self.num_tokens(num_frames))
-        return None if mask is None else nn.functional.pad(mask, (1, 0), value=True)  # (B, 1 + N)
+    def output(self, hidden_states: torch.Tensor) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -211,15 +226,7 @@ class EatModel(EatPreTrainedModel):
             ValueError: a shape is wrong, fewer frames than one patch, or more than the position table holds.
         """
         fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
-        hidden_states = self.embeddings(fbank)
-        attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=self.sequence_mask(attention_mask, fbank.shape[1]),
-        )
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        return self.output(self.run_layers(self.embed(fbank, attention_mask), **kwargs))
 
 
 __all__ = ["EatModel", "EatPreTrainedModel"]

@@ -1,35 +1,49 @@
-"""The trainable layer after each frozen layer: it changes the close stream in the light of the far one.
+"""What makes an encoder noise-aware: a trainable layer behind each frozen one, and the way through them.
 
 Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and DCASE 2026 Task 2.
 Letters in shape comments: B recordings, N tokens of the close stream, N' tokens of the far stream, D hidden size,
-H heads, C channels a head.
+H heads, C channels a head, T and T' fbank frames of the close and far channel, M mel bins.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_shared import eager_attention_forward
+from .modeling_shared import (
+    AttentionMask,
+    LayerInputs,
+    SpectrogramEncoder,
+    close_channel,
+    eager_attention_forward,
+    split_channels,
+)
 
-# What a configuration says about one checkpoint rather than about the model.
+# These fields of a configuration describe one checkpoint and not the model.
 _IDENTITY_FIELDS = ("model_type", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")
 
 
 class ZeroLinear(nn.Linear):
-    """The last projection of a residual branch: zero at initialisation.
+    """The last projection of a residual branch, which is zero at initialisation.
 
-    A class of its own because transformers initialises custom code only module by module, and skips those that own no
-    parameters, so the layer around it could not do this.
+    It is a class of its own because transformers initialises custom code module by module and skips modules that own
+    no parameters, so that the layer around it could not set it to zero.
     """
 
 
 class NoiseAwareRMSNorm(nn.Module):
+    """Root mean square normalisation with a learned gain for every channel."""
+
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
@@ -42,6 +56,8 @@ class NoiseAwareRMSNorm(nn.Module):
 
 
 class NoiseAwareAttention(nn.Module):
+    """Multi-head attention of one stream's tokens to those of another, or to its own."""
+
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
@@ -56,7 +72,7 @@ class NoiseAwareAttention(nn.Module):
         self.out_proj = ZeroLinear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, query_states: torch.Tensor, key_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+        self, query_states: torch.Tensor, key_states: torch.Tensor, attention_mask: AttentionMask, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.q_proj(query_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, N, C)
         key = self.k_proj(key_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, N', C)
@@ -78,7 +94,7 @@ class NoiseAwareAttention(nn.Module):
 
 
 class NoiseAwareMLP(nn.Module):
-    """SwiGLU: `down(silu(gate(h)) * up(h))`."""
+    """The SwiGLU feed-forward network computes `down(silu(gate(h)) * up(h))`."""
 
     def __init__(self, input_size: int, intermediate_size: int, output_size: int):
         super().__init__()
@@ -91,7 +107,9 @@ class NoiseAwareMLP(nn.Module):
 
 
 class NoiseAwareLayer(nn.Module):
-    """`x += mix(norm(x), norm(n))`, then `x += SwiGLU(norm(x))`; the identity at initialisation.
+    """The trainable layer computes `x += mix(norm(x), norm(n))`, then `x += SwiGLU(norm(x))`.
+
+    It is the identity at initialisation.
 
     `config.noise_aware_layer_type` chooses the mix:
         cross_attention: x attends to the far stream n.
@@ -119,15 +137,15 @@ class NoiseAwareLayer(nn.Module):
         self,
         hidden_states: torch.Tensor,
         noise_states: torch.Tensor | None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: AttentionMask = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """
+        """Change the close stream.
+
         Args:
             hidden_states: the close stream x, `(B, N, D)`.
             noise_states: the far stream n, `(B, N', D)`; unused and may be `None` for "self_attention".
-            attention_mask: over the attended tokens (n's, or x's for "self_attention"), as the attention interface
-                wants it.
+            attention_mask: the padding mask of the attended tokens: n's, or x's for "self_attention".
 
         Returns:
             the changed close stream, `(B, N, D)`.
@@ -136,54 +154,226 @@ class NoiseAwareLayer(nn.Module):
             ValueError: a padding mask with "film".
         """
         query = self.query_norm(hidden_states)
-        noise = None if self.layer_type == "self_attention" else self.noise_norm(noise_states)
+        if self.layer_type == "self_attention":
+            attended = query
+        else:
+            assert noise_states is not None
+            attended = self.noise_norm(noise_states)  # (B, N', D)
         if self.layer_type == "film":
             if attention_mask is not None:
                 raise ValueError(
-                    "`attention_mask` must be None for noise_aware_layer_type 'film': it averages over all far tokens; "
-                    f"got a mask of shape {tuple(attention_mask.shape)}."
+                    "`attention_mask` must be None for noise_aware_layer_type 'film', which averages over all far "
+                    f"tokens; got a mask of shape {tuple(attention_mask.shape)}."
                 )
-            gamma, beta = self.film(noise.mean(dim=1, keepdim=True)).chunk(2, dim=-1)  # (B, 1, D) each
+            gamma, beta = self.film(attended.mean(dim=1, keepdim=True)).chunk(2, dim=-1)  # (B, 1, D) each
             hidden_states = hidden_states + gamma * query + beta
         else:
-            attended, _ = self.attention(query, query if noise is None else noise, attention_mask, **kwargs)
-            hidden_states = hidden_states + attended
+            hidden_states = hidden_states + self.attention(query, attended, attention_mask, **kwargs)[0]
         mlp_input = self.mlp_norm(hidden_states)
         if self.layer_type == "aligned":
-            mlp_input = torch.cat([mlp_input, _fit_length(noise, mlp_input.shape[1])], dim=-1)  # (B, N, 2D)
+            mlp_input = torch.cat([mlp_input, _fit_length(attended, mlp_input.shape[1])], dim=-1)  # (B, N, 2D)
         return hidden_states + self.mlp(mlp_input)
 
 
 def _fit_length(noise: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    # Both microphones start together, so positions agree from the start; a shorter far channel has no token to give.
+    # Both recordings start together, so positions agree from the start. Where a far recording ends earlier, zeros stand
+    # in for its missing tokens.
     missing = num_tokens - noise.shape[1]
     return noise[:, :num_tokens] if missing <= 0 else nn.functional.pad(noise, (0, 0, 0, missing))  # (B, N, D)
 
 
-@torch.no_grad()
-def init_noise_aware_weights(module: nn.Module) -> None:
-    """Make every noise-aware layer the identity, so that an untrained NA model equals its base bit for bit.
+class StreamInputs(NamedTuple):
+    """What a layer of a noise-aware encoder takes beside its two streams.
 
-    To be called from `_init_weights` of the models.
+    Attributes:
+        close: what the frozen layer takes behind the close stream. Where `as_one_batch`, those of both streams.
+        far: the same of the far stream; `None` where there is no far stream, or where the states that are given are
+            those behind the frozen layer already.
+        cross_attention_mask: over the far tokens (over the close ones where there is no far stream).
+        as_one_batch: both streams go through the frozen layer together.
     """
-    if isinstance(module, ZeroLinear):
-        init.zeros_(module.weight)
-        init.zeros_(module.bias)
+
+    close: LayerInputs
+    far: LayerInputs | None = None
+    cross_attention_mask: AttentionMask = None
+    as_one_batch: bool = False
+
+
+class NoiseAwareEncoderLayer(GradientCheckpointingLayer):
+    """A frozen layer of the base that both streams pass through, and the noise-aware layer behind it.
+
+    It is mixed into the base's layer class, whose parameters keep their names.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.noise_aware = NoiseAwareLayer(config)
+
+    def base_forward(self, hidden_states: torch.Tensor, *layer_inputs: torch.Tensor | None, **kwargs: Any) -> Any:
+        """Run the frozen layer alone, with the arguments of its own forward."""
+        return super().forward(hidden_states, *layer_inputs, **kwargs)
+
+    def forward(
+        self, hidden_states: torch.Tensor, far_states: torch.Tensor | None, inputs: StreamInputs, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take both streams one layer further.
+
+        Args:
+            hidden_states: the close stream, `(B, N, D)`.
+            far_states: the far stream, `(B, N', D)`.
+            inputs: what else the layers need.
+
+        Returns:
+            both streams behind this layer.
+        """
+        if inputs.as_one_batch and far_states is not None:
+            both = torch.cat([hidden_states, far_states])  # (2B, N, D)
+            hidden_states, far_states = self.base_forward(both, *inputs.close, **kwargs).chunk(2)
+        else:
+            hidden_states = self.base_forward(hidden_states, *inputs.close, **kwargs)
+            if far_states is not None and inputs.far is not None:
+                # The far stream is a fixed reference: it is never changed, so nothing flows back through it.
+                with torch.no_grad():
+                    far_states = self.base_forward(far_states, *inputs.far, **kwargs)
+        return self.noise_aware(hidden_states, far_states, inputs.cross_attention_mask, **kwargs), far_states
 
 
 def is_noise_aware_parameter(name: str) -> bool:
-    """Whether a parameter name of an NA model belongs to a noise-aware layer, not to the base."""
+    """Tell whether a parameter name of an NA model belongs to a noise-aware layer and not to the base."""
     return ".noise_aware." in name
 
 
-class NoiseAwareModelMixin:
-    """Freezing, train mode and construction of a noise-aware model; mixed into a base encoder class.
+ModelT = TypeVar("ModelT", bound="NoiseAwareModelMixin")
+
+
+class NoiseAwareModelMixin(SpectrogramEncoder):
+    """Freezing, construction and forward of a noise-aware model; mixed into a base encoder class.
 
     The names of the base's parameters are those of the base model, so an NA state dict is the base's plus
     `layers.i.noise_aware.*`.
     """
 
+    base_class: type[SpectrogramEncoder]
     base_is_frozen = False
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.freeze_base()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ZeroLinear):
+            # Every noise-aware layer starts as the identity, so that an untrained model equals its base bit for bit.
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    @property
+    def hears_far(self) -> bool:
+        """Whether the noise-aware layers use the far stream; those of "self_attention" do not."""
+        return self.config.noise_aware_layer_type != "self_attention"
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        noise_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        noise_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput | BaseModelOutputWithPooling:
+        """Encode recordings.
+
+        Args:
+            input_values: fbank of both channels `(B, 2, T, M)`, close first, normalised as the base wants it; or of
+                the close channel alone, `(B, T, M)`, with `noise_values` beside it.
+            noise_values: the far channel, `(B, T', M)`; T' may differ from T.
+            attention_mask: `(B, T)`, nonzero on the frames of the recording, zero on padding; for two-channel
+                `input_values` it holds for both channels.
+            noise_attention_mask: `(B, T')`, the same for `noise_values`.
+
+        Returns:
+            `last_hidden_state` `(B, N, D)` as the base gives it, for EAT with CLS first and again as `pooler_output`
+            `(B, D)`; with `output_hidden_states=True` also the input of the first layer and the output of every layer;
+            with `output_attentions=True` (eager attention) the noise-aware layers' weights.
+
+        Raises:
+            ValueError: the far channel is missing, a shape is wrong, there are fewer frames than one patch, or more
+                than EAT's position table holds.
+        """
+        sizes = self.config.num_mel_bins, self.config.patch_size
+        if self.hears_far:
+            if noise_values is None:
+                noise_attention_mask = attention_mask
+            close, far = split_channels(input_values, noise_values, *sizes)
+            hidden_states, far_states, inputs = self._embed_both(close, far, attention_mask, noise_attention_mask)
+        else:
+            embedded = self.embed(close_channel(input_values, *sizes), attention_mask)
+            hidden_states, far_states = embedded.hidden_states, None
+            own_mask = embedded.layer_inputs.attention_mask
+            inputs = StreamInputs(embedded.layer_inputs, cross_attention_mask=own_mask)
+        for layer in self.layers:
+            hidden_states, far_states = layer(hidden_states, far_states, inputs, **kwargs)
+        return self.output(hidden_states)
+
+    def _embed_both(
+        self, close: torch.Tensor, far: torch.Tensor, mask: torch.Tensor | None, far_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, StreamInputs]:
+        """Embed both streams, from fbank `(B, T, M)` and `(B, T', M)`."""
+        if mask is None or far_mask is None:
+            masks, alike = None, mask is far_mask
+        else:
+            alike = mask.shape == far_mask.shape == close.shape[:2]
+            masks = torch.cat([mask, far_mask]) if alike else None
+        if alike and close.shape == far.shape and not torch.is_grad_enabled():
+            # Without a graph, the frozen layers take both streams as one batch: fewer and larger operations.
+            both = self.embed(torch.cat([close, far]), masks)
+            hidden_states, far_states = both.hidden_states.chunk(2)
+            far_token_mask = None if both.token_mask is None else both.token_mask.chunk(2)[1]
+            inputs = StreamInputs(both.layer_inputs, both.layer_inputs, as_one_batch=True)
+        else:
+            embedded = self.embed(close, mask)
+            with torch.no_grad():
+                embedded_far = self.embed(far, far_mask)
+            hidden_states, far_states = embedded.hidden_states, embedded_far.hidden_states
+            far_token_mask = embedded_far.token_mask
+            inputs = StreamInputs(embedded.layer_inputs, embedded_far.layer_inputs)
+        cross_attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            encoder_hidden_states=far_states,
+            attention_mask=far_token_mask,
+        )
+        return hidden_states, far_states, inputs._replace(cross_attention_mask=cross_attention_mask)
+
+    @torch.no_grad()
+    def base_states(self, fbank: torch.Tensor) -> list[torch.Tensor]:
+        """Encode fbank `(B, T, M)` with the base alone: hidden states `(B, N, D)` behind every layer, without graph."""
+        hidden_states, _, layer_inputs = self.embed(fbank)
+        states = []
+        for layer in cast("Iterable[NoiseAwareEncoderLayer]", self.layers):
+            hidden_states = layer.base_forward(hidden_states, *layer_inputs)
+            states.append(hidden_states)
+        return states
+
+    def denoise(self, fbank: torch.Tensor, far_states: Sequence[torch.Tensor] | None) -> torch.Tensor:
+        """Encode the close fbank `(B, T, M)` beside a far stream that is known already.
+
+        Args:
+            fbank: of the close channel.
+            far_states: [`NoiseAwareModelMixin.base_states`] of the far channel; `None` for a model that does not hear
+                it.
+
+        Returns:
+            `(B, N, D)`, what `forward` gives of both channels as `last_hidden_state`.
+        """
+        hidden_states, _, layer_inputs = self.embed(fbank)
+        inputs = StreamInputs(layer_inputs)
+        known: Sequence[torch.Tensor | None] = [None] * len(self.layers) if far_states is None else far_states
+        for layer, far in zip(self.layers, known, strict=True):
+            hidden_states, _ = layer(hidden_states, far, inputs)
+        return hidden_states
 
     def freeze_base(self, frozen: bool = True) -> None:
         """Freeze (or unfreeze) every parameter outside the noise-aware layers; a frozen base also stays in eval mode.
@@ -192,18 +382,18 @@ class NoiseAwareModelMixin:
             frozen: False to fine-tune the base as well.
         """
         self.base_is_frozen = frozen
-        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
+        for name, parameter in self.named_parameters():
             if not is_noise_aware_parameter(name):
                 parameter.requires_grad_(not frozen)
-        self.train(self.training)  # type: ignore[attr-defined]
+        self.train(self.training)
 
-    def train(self, mode: bool = True) -> Any:
-        super().train(mode)  # type: ignore[misc]
+    def train(self: ModelT, mode: bool = True) -> ModelT:
+        super().train(mode)
         if self.base_is_frozen:
-            for name, child in self.named_children():  # type: ignore[attr-defined]
+            for name, child in self.named_children():
                 if name != "layers":
                     child.eval()
-            for layer in self.layers:  # type: ignore[attr-defined]
+            for layer in self.layers:
                 for name, child in layer.named_children():
                     if name != "noise_aware":
                         child.eval()
@@ -211,15 +401,15 @@ class NoiseAwareModelMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As [`PreTrainedModel.from_pretrained`]; the base comes back frozen (loading forgets `requires_grad`)."""
-        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        """Load as [`PreTrainedModel.from_pretrained`] does, and freeze the base, which loading leaves trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze_base()
         return loaded
 
     @classmethod
-    def from_base(cls, base: PreTrainedModel, **noise_aware_fields: Any) -> Any:
-        """A noise-aware model around a pretrained base: identity layers, so it starts with the base's outputs.
+    def from_base(cls: type[ModelT], base: PreTrainedModel, **noise_aware_fields: Any) -> ModelT:
+        """Make a noise-aware model around a pretrained base; its new layers are the identity and change no output yet.
 
         Args:
             base: a [`BeatsModel`] for NA-BEATs, an [`EatModel`] for NA-EAT; its weights are copied.
@@ -231,25 +421,27 @@ class NoiseAwareModelMixin:
         Raises:
             ValueError: `base` is of another type.
         """
-        base_type = cls.config_class.base_model_type  # type: ignore[attr-defined]
+        base_type = cls.base_class.config_class.model_type
         if base.config.model_type != base_type:
             raise ValueError(f"`base` must be a model of type {base_type!r}, got {base.config.model_type!r}.")
         fields = base.config.to_dict()
         for field in _IDENTITY_FIELDS:
             fields.pop(field, None)
-        config = cls.config_class(**fields, **noise_aware_fields)  # type: ignore[attr-defined]
-        model = cls(config).to(device=base.device, dtype=base.dtype)  # type: ignore[call-arg, attr-defined]
+        config = cls.config_class(**fields, **noise_aware_fields)
+        model = cls(config)
+        nn.Module.to(model, device=base.device, dtype=base.dtype)
         missing, unexpected = model.load_state_dict(base.state_dict(), strict=False)
         assert not unexpected
         assert all(is_noise_aware_parameter(name) for name in missing)
         return model.eval()
 
-    def to_base(self) -> PreTrainedModel:
-        """The single-channel base inside this model, as a model of its own (weights copied, in eval mode)."""
-        fields = self.config.to_dict()  # type: ignore[attr-defined]
-        config_class = self.base_class.config_class  # type: ignore[attr-defined]
+    def to_base(self) -> SpectrogramEncoder:
+        """Copy the single-channel base inside this model into a model of its own, in eval mode."""
+        fields = self.config.to_dict()
+        config_class = self.base_class.config_class
         known = {field.name for field in dataclasses.fields(config_class)} - set(_IDENTITY_FIELDS)
-        base = self.base_class(config_class(**{name: fields[name] for name in known if name in fields}))  # type: ignore[attr-defined]
-        state = {name: value for name, value in self.state_dict().items() if not is_noise_aware_parameter(name)}  # type: ignore[attr-defined]
+        base = self.base_class(config_class(**{name: fields[name] for name in known if name in fields}))
+        state = {name: value for name, value in self.state_dict().items() if not is_noise_aware_parameter(name)}
         base.load_state_dict(state)
-        return base.to(device=self.device, dtype=self.dtype).eval()  # type: ignore[attr-defined]
+        nn.Module.to(base, device=self.device, dtype=self.dtype)
+        return base.eval()

@@ -1,13 +1,88 @@
-"""What every encoder uses: the forms in which recordings reach a model, and attention that can show its weights.
+"""What every encoder shares: its way from fbank to tokens, the forms in which recordings reach it, and attention that
+can show its weights.
 
-Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, H heads, Q queries, K keys, C channels a
-head.
+Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, D hidden size, H heads, Q queries, K
+keys, C channels a head.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+
+# A padding mask in the form that the chosen attention implementation takes; `None` where nothing is padded.
+AttentionMask: TypeAlias = torch.Tensor | BlockMask | None
+
+
+class LayerInputs(Protocol):
+    """What the forward of an encoder's layers takes behind the hidden states: a named tuple in that order."""
+
+    @property
+    def attention_mask(self) -> AttentionMask:
+        """The padding mask of the tokens."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Embedded(NamedTuple):
+    """Recordings as tokens in front of an encoder's first layer, with what all of its layers need beside them.
+
+    Attributes:
+        hidden_states: the tokens, `(B, N, D)`.
+        token_mask: bool `(B, N)`, True on tokens of the recording; `None` where nothing is padded.
+        layer_inputs: what every layer takes beside `hidden_states`.
+    """
+
+    hidden_states: torch.Tensor
+    token_mask: torch.Tensor | None
+    layer_inputs: LayerInputs
+
+
+class SpectrogramEncoder(PreTrainedModel):
+    """A transformer over the patches of an fbank.
+
+    A subclass makes its `embeddings` and `layers`, and writes `embed` and `output`.
+    """
+
+    config_class: type[PreTrainedConfig]
+    layers: nn.ModuleList
+    has_cls_token = False
+
+    def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
+        """Make the input of the first layer.
+
+        Args:
+            fbank: normalised fbank of one channel, `(B, T, M)`.
+            attention_mask: `(B, T)`, nonzero on the frames of the recording, zero on padding.
+        """
+        raise NotImplementedError
+
+    def output(self, hidden_states: torch.Tensor) -> BaseModelOutput | BaseModelOutputWithPooling:
+        """Wrap what the last layer gives, `(B, N, D)`, into the result of the model's forward."""
+        raise NotImplementedError
+
+    def run_layers(self, embedded: Embedded, **kwargs: Any) -> torch.Tensor:
+        """Take embedded recordings through all layers; returns `(B, N, D)`."""
+        hidden_states = embedded.hidden_states
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, *embedded.layer_inputs, **kwargs)
+        return hidden_states
+
+    def num_tokens(self, num_frames: int) -> int:
+        """Number of patch tokens, CLS not counted, of `num_frames` fbank frames.
+
+        Frames past the last whole patch are dropped.
+        """
+        return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+
+    def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """Arrange tokens `(B, N, D)`, without CLS, as `(B, T', F', D)`: patch rows in time, bands from low to high."""
+        patches = last_hidden_state[:, 1:] if self.has_cls_token else last_hidden_state
+        return patches.unflatten(1, (-1, self.config.num_mel_bins // self.config.patch_size))  # (B, T', F', D)
 
 
 def close_channel(input_values: torch.Tensor, num_mel_bins: int, patch_size: int) -> torch.Tensor:

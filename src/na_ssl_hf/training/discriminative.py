@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..hub.fbank import TwoChannelFrontEnd
 from .classification_losses import ArcFace, SubClusterAdaCos
+from .gradient_checkpointing import checkpoint_layers
 from .lora import is_lora_parameter
 
 
@@ -47,9 +48,7 @@ class DiscriminativeModel(nn.Module):
         self.encoder, self.head, self.loss = encoder, head, loss
         self.front_end = TwoChannelFrontEnd(encoder.config.frontend, far_cancellation)
         if gradient_checkpointing:
-            # Not `activation_checkpointing_enable`, which lets gradients into the frozen embeddings where there is an
-            # adapter.
-            encoder._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=_checkpoint)
+            checkpoint_layers(encoder)
 
     def forward(self, waveforms: Tensor, labels: Tensor) -> DiscriminativeOutput:
         """The mean loss and what it is made from.
@@ -100,7 +99,3 @@ class TrainedState:
 
 def _is_trained(name: str) -> bool:
     return not name.startswith("encoder.") or is_lora_parameter(name)
-
-
-def _checkpoint(function: Any, *args: Any) -> Any:
-    return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)

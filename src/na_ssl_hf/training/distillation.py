@@ -4,15 +4,15 @@ Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and 
 Letters in shape comments: B recordings, L samples, T fbank frames, M mel bins, N tokens, F bands, D hidden size.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.checkpoint import checkpoint
 
 from ..hub.fbank import TwoChannelFrontEnd
-from ..hub.modeling_beats import gated_bias_buffer
+from ..hub.modeling_noise_aware import NoiseAwareModelMixin
+from .gradient_checkpointing import checkpoint_layers
 
 
 class DistillationLoss(NamedTuple):
@@ -39,7 +39,7 @@ class NoiseAwareDistillation(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: NoiseAwareModelMixin,
         far_cancellation: str | None = None,
         band_loss_weight: float = 0.0,
         gradient_checkpointing: bool = False,
@@ -48,11 +48,10 @@ class NoiseAwareDistillation(nn.Module):
         if band_loss_weight < 0:
             raise ValueError(f"`band_loss_weight` must not be negative, got {band_loss_weight}.")
         self.model = model
-        self.frontend = model.config.frontend
-        self.hears_far = model.config.noise_aware_layer_type != "self_attention"
         self.front_end = TwoChannelFrontEnd(model.config.frontend, far_cancellation)
         self.band_loss_weight = band_loss_weight
-        self.gradient_checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            checkpoint_layers(model)
 
     def forward(
         self, close: Tensor, far: Tensor, clean: Tensor, references: bool = False
@@ -71,43 +70,22 @@ class NoiseAwareDistillation(nn.Module):
         with torch.no_grad():
             heard_fbank, far_fbank = self.front_end(torch.stack([close, far], dim=1)).unbind(1)  # (B, T, M) each
             far_states, teacher = self.far_and_teacher(far_fbank, self.front_end.fbank(clean))
-        losses = {"loss": self.loss(self.student(heard_fbank, far_states), teacher)}
+        losses = {"loss": self.loss(self.model.denoise(heard_fbank, far_states), teacher)}
         if references:
             with torch.no_grad():
-                losses["identity"] = self.loss(self.frozen_states(heard_fbank)[-1], teacher)
-                ablations = {"far_is_close": close, "far_is_silent": torch.zeros_like(close)} if self.hears_far else {}
-                for name, replaced in ablations.items():
-                    replaced_states = self.frozen_states(self.front_end.fbank(replaced))
-                    losses[name] = self.loss(self.student(heard_fbank, replaced_states), teacher)
+                losses["identity"] = self.loss(self.model.base_states(heard_fbank)[-1], teacher)
+                if self.model.hears_far:
+                    for name, wave in {"far_is_close": close, "far_is_silent": torch.zeros_like(close)}.items():
+                        other_states = self.model.base_states(self.front_end.fbank(wave))
+                        losses[name] = self.loss(self.model.denoise(heard_fbank, other_states), teacher)
         return losses
 
-    def far_and_teacher(self, far: Tensor, clean: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Of the fbank `(B, T, M)` of both: the far stream behind every layer, and the clean tokens `(B, N, D)`."""
-        if not self.hears_far:
-            return [], self.frozen_states(clean)[-1]
-        states = self.frozen_states(torch.cat([far, clean]))  # (2B, N, D) each
+    def far_and_teacher(self, far: Tensor, clean: Tensor) -> tuple[list[Tensor] | None, Tensor]:
+        """Encode fbank `(B, T, M)` with the base: the far stream behind every layer, the clean tokens `(B, N, D)`."""
+        if not self.model.hears_far:
+            return None, self.model.base_states(clean)[-1]
+        states = self.model.base_states(torch.cat([far, clean]))  # (2B, N, D) each
         return [state[: len(far)] for state in states], states[-1][len(far) :]
-
-    @torch.no_grad()
-    def frozen_states(self, fbank: Tensor) -> list[Tensor]:
-        """What the base makes of fbank `(B, T, M)`: `(B, N, D)` behind every layer, without graph."""
-        hidden_states, *inputs = self._embed(fbank)
-        states = []
-        for layer in self.model.layers:
-            hidden_states = self._base_layer(layer, hidden_states, *inputs)
-            states.append(hidden_states)
-        return states
-
-    def student(self, close: Tensor, far_states: list[Tensor]) -> Tensor:
-        """The model's tokens `(B, N, D)` of the close fbank `(B, T, M)`, equal to those of its own forward."""
-        hidden_states, *inputs = self._embed(close)
-        for index, layer in enumerate(self.model.layers):
-            far = far_states[index] if self.hears_far else None
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden_states = checkpoint(self._layer, layer, hidden_states, far, *inputs, use_reentrant=False)
-            else:
-                hidden_states = self._layer(layer, hidden_states, far, *inputs)
-        return hidden_states
 
     def loss(self, tokens: Tensor, teacher: Tensor) -> DistillationLoss:
         """Between tokens `(B, N, D)`, in float32; EAT's CLS token weighs as much as all its patches together."""
@@ -115,23 +93,7 @@ class NoiseAwareDistillation(nn.Module):
             self.model.time_frequency_grid(each.float()) for each in (tokens, teacher)
         )  # (B, T, F, D)
         token_loss = mse_loss(grid, teacher_grid)
-        if self.frontend == "eat":
+        if self.model.has_cls_token:
             token_loss = token_loss + mse_loss(tokens[:, 0].float(), teacher[:, 0].float())
         band_loss = mse_loss(grid.mean(dim=1), teacher_grid.mean(dim=1))
         return DistillationLoss(token_loss + self.band_loss_weight * band_loss, token_loss, band_loss)
-
-    def _embed(self, fbank: Tensor) -> tuple[Any, ...]:
-        """Tokens `(B, N, D)` and what else the base's layers take."""
-        if self.frontend == "eat":
-            return self.model.embeddings(fbank), None
-        hidden_states = self.model.embeddings(fbank, None)
-        position_bias = self.model.relative_position_bias(hidden_states.shape[1])
-        bias_buffer = None if torch.is_grad_enabled() else gated_bias_buffer(position_bias, len(hidden_states))
-        return hidden_states, None, position_bias, bias_buffer
-
-    def _base_layer(self, layer: nn.Module, hidden_states: Tensor, *inputs: Any) -> Tensor:
-        # The forward of the base's class, which a noise-aware layer extends: without its noise-aware part.
-        return self.model.base_class.layer_class.forward(layer, hidden_states, *inputs)
-
-    def _layer(self, layer: Any, hidden_states: Tensor, far: Tensor | None, *inputs: Any) -> Tensor:
-        return layer.noise_aware(self._base_layer(layer, hidden_states, *inputs), far)
