@@ -26,6 +26,7 @@ HOUSE = [
     "simulation",
     "data",
     "convert",
+    "registration",
     "hub",
     "one_thread",
     "quiet_checkpoints",
@@ -46,7 +47,31 @@ def imports(path: Path, guarded: bool = True):
             yield node.level, node.module or "", [alias.name for alias in node.names]
 
 
-def test_import_is_light_and_registers_everything():
+def in_new_process(code: str, *options: str) -> str:
+    """What `code` prints in a process of its own."""
+    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_import_loads_neither_torch_nor_transformers():
+    code = """
+import sys, json
+import na_ssl_hf
+loaded = sorted(sys.modules)
+names = [name in dir(na_ssl_hf) for name in [*na_ssl_hf.__all__, "__version__"]]
+print(json.dumps([loaded, all(names), len(sys.modules) - len(loaded), na_ssl_hf.__version__]))
+"""
+    loaded, names_are_listed, loaded_by_dir, version = json.loads(in_new_process(code))
+    assert not {"torch", "transformers", "numpy", "scipy", "huggingface_hub"} & set(loaded)
+    own = {name for name in loaded if name.startswith("na_ssl_hf")}
+    assert own == {"na_ssl_hf", "na_ssl_hf.registration"}
+    assert names_are_listed
+    assert loaded_by_dir == 0
+    assert version == na_ssl_hf.__version__
+
+
+def test_subpackages_are_loaded_when_they_are_used():
     code = """
 import sys, json
 import transformers.pipelines, transformers.processing_utils
@@ -60,16 +85,44 @@ for name in ("convert", "data", "evaluation", "simulation", "training"):
     assert name in dir(na_ssl_hf)
 print(json.dumps([brought, lazy, heavy]))
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:na_ssl_hf", "-c", code], capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    brought, lazy, heavy = json.loads(done.stdout)
+    brought, lazy, heavy = json.loads(in_new_process(code, "-W", "error::DeprecationWarning:na_ssl_hf"))
     # transformers itself imports soxr and soundfile where they are installed, and accelerate and parts of scipy.
     forbidden = {"pyroomacoustics", "matplotlib", "datasets", "peft", "accelerate", "scipy.stats", "pandas", "sklearn"}
     assert not forbidden & set(brought)
     assert not any(heavy.values()), heavy
-    assert lazy == []
+    assert lazy == ["na_ssl_hf.registration"]
+
+
+# A new process imports the two packages in either order, and transformers from any of its ends: its modules load each
+# other halfway through, and our files need some of those.
+FIRST_IMPORTS = [
+    "import na_ssl_hf",
+    "import transformers; import na_ssl_hf",
+    "from transformers import pipeline; import na_ssl_hf",
+    "import na_ssl_hf; from transformers import pipeline",
+    "import na_ssl_hf; import transformers.modeling_layers",
+    "from na_ssl_hf.hub.modeling_na_eat import NAEatModel",
+]
+
+
+@pytest.mark.parametrize("first_imports", FIRST_IMPORTS)
+def test_transformers_knows_our_classes_whichever_is_imported_first(first_imports):
+    code = """
+import json, sys
+from transformers import AutoConfig, AutoModel
+types = ["beats", "eat", "na-beats", "na-eat", "dcase-autoencoder"]
+models = [AutoModel._model_mapping[type(AutoConfig.for_model(name))].__name__ for name in types]
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+extractors = {FEATURE_EXTRACTOR_MAPPING[type(AutoConfig.for_model(name))].__name__ for name in types[:4]}
+from transformers.pipelines import PIPELINE_REGISTRY
+task = PIPELINE_REGISTRY.check_task("anomaly-scoring")[1]["impl"].__name__
+finders = [finder for finder in sys.meta_path if type(finder).__module__.startswith("na_ssl_hf")]
+print(json.dumps([models, list(extractors), task, len(finders)]))
+"""
+    models, extractors, task, num_finders = json.loads(in_new_process(f"{first_imports}\n{code}"))
+    assert models == ["BeatsModel", "EatModel", "NABeatsModel", "NAEatModel", "AutoencoderModel"]
+    assert (extractors, task) == (["TwoChannelFeatureExtractor"], "AnomalyScorer")
+    assert num_finders == 0  # all is registered, so that nothing is left to watch
 
 
 def test_all_names_exist_and_unknown_ones_do_not():

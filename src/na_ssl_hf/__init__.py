@@ -1,53 +1,32 @@
 """Noise-aware audio self-supervised learning for two-channel machine recordings.
 
-Importing this package registers its models, feature extractor and pipeline with transformers, so that
-`AutoModel.from_pretrained(...)` and `pipeline("anomaly-scoring", model=...)` know them.
+After `import na_ssl_hf`, `AutoModel.from_pretrained(...)`, `AutoConfig`, `AutoFeatureExtractor` and
+`pipeline("anomaly-scoring", model=...)` of transformers know the models of this package. The import itself loads
+neither torch nor transformers: every public name is imported when it is first used, and the models are registered when
+transformers loads its auto classes (see `registration.py`).
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .hub.configuration_autoencoder import AutoencoderConfig
-from .hub.configuration_beats import BeatsConfig, NABeatsConfig
-from .hub.configuration_eat import EatConfig, NAEatConfig
-from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
-from .hub.memory_bank import MemoryBank
-from .hub.modeling_autoencoder import AutoencoderModel
-from .hub.modeling_beats import BeatsModel
-from .hub.modeling_eat import EatModel
-from .hub.modeling_na_beats import NABeatsModel
-from .hub.modeling_na_eat import NAEatModel
-from .hub.pipeline_anomaly_scoring import AnomalyScorer
-from .hub.pooling import pool_time
+from .registration import register_with_transformers
 
 if TYPE_CHECKING:
     from . import convert, data, evaluation, simulation, training
+    from .hub.configuration_autoencoder import AutoencoderConfig
+    from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+    from .hub.configuration_eat import EatConfig, NAEatConfig
+    from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
+    from .hub.memory_bank import MemoryBank
+    from .hub.modeling_autoencoder import AutoencoderModel
+    from .hub.modeling_beats import BeatsModel
+    from .hub.modeling_eat import EatModel
+    from .hub.modeling_na_beats import NABeatsModel
+    from .hub.modeling_na_eat import NAEatModel
+    from .hub.pipeline_anomaly_scoring import AnomalyScorer
+    from .hub.pooling import pool_time
 
-__version__ = version("na-ssl-hf")
-
-for _config, _model in (
-    (BeatsConfig, BeatsModel),
-    (EatConfig, EatModel),
-    (NABeatsConfig, NABeatsModel),
-    (NAEatConfig, NAEatModel),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoFeatureExtractor.register(_config, TwoChannelFeatureExtractor, exist_ok=True)
-
-# The challenge's baseline takes vectors of log-mel frames, which it makes itself: it has no feature extractor.
-AutoConfig.register(AutoencoderConfig.model_type, AutoencoderConfig, exist_ok=True)
-AutoModel.register(AutoencoderConfig, AutoencoderModel, exist_ok=True)
-
-if "anomaly-scoring" not in PIPELINE_REGISTRY.supported_tasks:
-    PIPELINE_REGISTRY.register_pipeline("anomaly-scoring", AnomalyScorer, pt_model=AutoModel, type="audio")
-
-# Room simulation, metrics, training and conversion bring heavy libraries along and are imported when first used.
-_LAZY_SUBPACKAGES = ("convert", "data", "evaluation", "simulation", "training")
+    __version__: str
 
 __all__ = [
     "AnomalyScorer",
@@ -71,12 +50,42 @@ __all__ = [
     "training",
 ]
 
+# The module of `hub/` that defines each public name.
+_HOMES = {
+    "AnomalyScorer": "pipeline_anomaly_scoring",
+    "AutoencoderConfig": "configuration_autoencoder",
+    "AutoencoderModel": "modeling_autoencoder",
+    "BeatsConfig": "configuration_beats",
+    "BeatsModel": "modeling_beats",
+    "EatConfig": "configuration_eat",
+    "EatModel": "modeling_eat",
+    "MemoryBank": "memory_bank",
+    "NABeatsConfig": "configuration_beats",
+    "NABeatsModel": "modeling_na_beats",
+    "NAEatConfig": "configuration_eat",
+    "NAEatModel": "modeling_na_eat",
+    "TwoChannelFeatureExtractor": "feature_extraction_two_channel",
+    "pool_time": "pooling",
+}
+_SUBPACKAGES = ("convert", "data", "evaluation", "simulation", "training")
+
+register_with_transformers()
+
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_SUBPACKAGES:
+    if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("na-ssl-hf")
+    elif name in _HOMES:
+        value = getattr(import_module(f".hub.{_HOMES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next access finds it without this function
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY_SUBPACKAGES])
+    return sorted({*globals(), *__all__, "__version__"})
