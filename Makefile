@@ -9,13 +9,18 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-cpu lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/na-ssl demo --out demo_output
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# The golden tests once more with torch's and numpy's plainest code paths, as the least processor would run them.
+test-cpu: $(VENV)/installed-dev
+	ATEN_CPU_CAPABILITY=default NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/plain_cpu.py)" \
+		$(BIN)/python -m pytest -m golden
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -28,6 +28,13 @@ class _DeprecationsAreErrors(std_logging.Handler):
 std_logging.getLogger("transformers").addHandler(_DeprecationsAreErrors(std_logging.WARNING))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that compares with goldens, which `make test-cpu` runs by themselves."""
+    for item in items:
+        if "goldens" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.golden)
+
+
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     """Reference inputs and outputs of the original implementations (generated data; see tests/goldens/README.md)."""

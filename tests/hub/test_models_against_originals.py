@@ -7,6 +7,8 @@ from transformers import AutoModel
 
 TOLERANCE = 1e-4  # the originals' own float32 error is up to 1.1e-5
 SWEEP_TOLERANCE = 2e-2  # a pure tone: bands 90 dB below it are float32 rounding noise
+# The published tables were computed in float32; ours, in float64, differ by 3.95e-5 and 6.98e-5 in their last rows.
+POSITION_TOLERANCES = {768: 4e-5, 1024: 7e-5}
 WAVES = ("noise_a", "noise_b", "noise_c", "sweep", "impulse", "silence", "quiet", "dc")
 NOISE_CASES = ("eq", "longref", "shortref", "silentref")
 
@@ -61,10 +63,10 @@ def test_eat_position_table_has_the_published_rows(io):
     from na_ssl_hf.hub.modeling_eat import sine_cosine_positions
 
     rows = io("eat_tiny", "pos_rows")
-    for size in (768, 1024):
+    for size, tolerance in POSITION_TOLERANCES.items():
         table = sine_cosine_positions(768, 8, size)[0]
         index = rows["tf"][:, 0] * 8 + rows["tf"][:, 1]
-        assert_close(table[index], rows[f"pos{size}"], 1e-6)
+        assert_close(table[index], rows[f"pos{size}"], tolerance)
 
 
 def test_beats_attention_weights_and_buckets(io, model, golden_fbank):
