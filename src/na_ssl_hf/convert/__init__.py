@@ -1,7 +1,7 @@
-"""Public checkpoints of other projects -> directories for `from_pretrained`.
+"""Conversion of public checkpoints of other projects into directories for `from_pretrained`.
 
 `convert_beats`, `convert_eat`, `convert_na_beats` and `convert_na_eat` read one kind of checkpoint each; `convert`
-picks by name. `load_foreign_checkpoint` is the reader below them, which executes nothing that a file asks for.
+picks one of them by name. `load_foreign_checkpoint` reads the files without executing anything that they ask for.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .foreign_pickle import load_foreign_checkpoint
     from .noise_aware import convert_na_beats, convert_na_eat
 
-# Loaded on first use: the models behind the converters are slow to import.
+# Converters are imported when they are first used, because the models that they need are slow to import.
 _MODULE_OF = {
     "convert": "by_kind",
     "convert_beats": "beats",

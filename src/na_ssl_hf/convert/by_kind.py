@@ -1,4 +1,4 @@
-"""One entry point for every kind of checkpoint, as `na-ssl convert` offers them."""
+"""One function converts every kind of checkpoint, for `na-ssl convert` and for `na_ssl_hf.convert.convert`."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def convert(kind: str, source: str | Path, destination: str | Path, base: str | 
         `destination`.
 
     Raises:
-        OSError: a missing, truncated or damaged file, or an occupied destination.
-        ValueError: an unknown kind, a base where none belongs, or a checkpoint that does not fit.
+        OSError: the file is missing, truncated or damaged, or the destination is occupied.
+        ValueError: the kind is unknown, a base is given where none belongs, or the checkpoint does not fit.
     """
     if kind in ("na-beats", "na-eat"):
         return (convert_na_beats if kind == "na-beats" else convert_na_eat)(source, destination, base=base)

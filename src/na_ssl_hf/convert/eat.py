@@ -1,4 +1,4 @@
-"""EAT checkpoints (Chen et al., IJCAI 2024): the Hugging Face remote-code layout and fairseq files."""
+"""Conversion of EAT checkpoints (Chen et al., IJCAI 2024): the Hugging Face remote-code layout and fairseq files."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from na_ssl_hf.convert.weights import (
 )
 from na_ssl_hf.convert.write import refuse_destination, write_model
 
-# The two published sizes; a checkpoint's tensors do not tell its number of heads.
+# Number of heads of the two published widths, which a checkpoint's tensors do not tell.
 _PUBLISHED_HEADS = {768: 12, 1024: 16}
 _IMPLEMENTED = {
     "model_variant": "pretrain",
@@ -47,7 +47,7 @@ def eat_weights(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
         tensors: float32 tensors under the names of the remote code, without the leading `model.`.
         config: its settings under the names of the remote code, as far as they are known. Without `num_heads` the two
             published widths are recognised (768 has 12 heads, 1024 has 16).
-        source: named in errors.
+        source: the file that errors name.
 
     Raises:
         ValueError: missing or unexpected names, unknown number of heads, or settings that our model does not implement
@@ -59,6 +59,30 @@ def eat_weights(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
             f"{source} is a fine-tuned EAT classifier ({', '.join(fine_tuned[:2]) or 'model_variant finetune'}); the "
             "encoder of a self-supervised checkpoint (model_variant 'pretrain') is needed."
         )
+    settings = _settings(tensors, config, source)
+    names = {
+        "extra_tokens": "embeddings.cls_token",
+        "fixed_positional_encoder.positions": "embeddings.position_embeddings",
+    }
+    modules = {"local_encoder.proj": "embeddings.patch_embedding", "pre_norm": "embeddings.layer_norm"}
+    for layer in range(settings["num_hidden_layers"]):
+        modules |= {f"blocks.{layer}.{old}": f"layers.{layer}.{new}" for old, new in _LAYER_NAMES.items()}
+    names |= {f"{old}.{leaf}": f"{new}.{leaf}" for old, new in modules.items() for leaf in ("weight", "bias")}
+    stacked = {
+        f"blocks.{layer}.attn.qkv.{leaf}": f"layers.{layer}.attention.{{}}.{leaf}"
+        for layer in range(settings["num_hidden_layers"])
+        for leaf in (("weight", "bias") if settings["qkv_bias"] else ("weight",))
+    }
+    require_names(tensors, [*names, *stacked], source)
+
+    state = {new: tensors[old] for old, new in names.items()}
+    for old, new in stacked.items():
+        state |= split_projections(tensors[old], new, old, source)
+    return Weights(settings, state)
+
+
+def _settings(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Read the settings of our configuration from the shapes, and what these do not tell from the config."""
     hidden_size, _, _, patch_size = require_shape(tensors, "local_encoder.proj.weight", 4, source)
     _, num_positions, _ = require_shape(tensors, "fixed_positional_encoder.positions", 3, source)
     intermediate_size, _ = require_shape(tensors, "blocks.0.mlp.fc1.weight", 2, source)
@@ -84,29 +108,9 @@ def eat_weights(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
             f"{source} does not say its number of attention heads (`num_heads`), and {hidden_size} is none of the "
             f"published widths {sorted(_PUBLISHED_HEADS)}."
         )
-
     qkv_bias = "blocks.0.attn.qkv.bias" in tensors
     require_settings(config, {"qkv_bias": qkv_bias}, source)
-    names = {
-        "extra_tokens": "embeddings.cls_token",
-        "fixed_positional_encoder.positions": "embeddings.position_embeddings",
-    }
-    modules = {"local_encoder.proj": "embeddings.patch_embedding", "pre_norm": "embeddings.layer_norm"}
-    for layer in range(num_layers):
-        modules |= {f"blocks.{layer}.{old}": f"layers.{layer}.{new}" for old, new in _LAYER_NAMES.items()}
-    names |= {f"{old}.{leaf}": f"{new}.{leaf}" for old, new in modules.items() for leaf in ("weight", "bias")}
-    leaves = ("weight", "bias") if qkv_bias else ("weight",)
-    stacked = {
-        f"blocks.{layer}.attn.qkv.{leaf}": f"layers.{layer}.attention.{{}}.{leaf}"
-        for layer in range(num_layers)
-        for leaf in leaves
-    }
-    require_names(tensors, [*names, *stacked], source)
-
-    state = {new: tensors[old] for old, new in names.items()}
-    for old, new in stacked.items():
-        state |= split_projections(tensors[old], new, old, source)
-    settings = {
+    return {
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
@@ -119,11 +123,10 @@ def eat_weights(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
         "hidden_dropout": config.get("drop_rate", 0.0),
         "attention_dropout": config.get("attn_drop_rate", 0.0),
     }
-    return Weights(settings, state)
 
 
 def split_projections(stacked: torch.Tensor, new_name: str, name: str, source: str | Path) -> dict[str, torch.Tensor]:
-    """Query, key and value rows of a stacked projection, under `new_name` with its `{}` filled in."""
+    """Split a stacked projection into query, key and value; their names are `new_name` with its `{}` filled in."""
     if stacked.shape[0] % 3:
         raise ValueError(f"{name} of {source} must stack query, key and value, got shape {tuple(stacked.shape)}.")
     projections = ("q_proj", "k_proj", "v_proj")
@@ -143,7 +146,7 @@ def read_eat_directory(source: Path) -> Weights:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """`config.json` of a directory, or an `OSError` or `ValueError` that names it."""
+    """Read `config.json` of a directory; an `OSError` or a `ValueError` names a missing or damaged one."""
     path = source / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"The checkpoint has no {path}.")
@@ -157,8 +160,10 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def read_eat_fairseq(source: Path) -> Weights:
-    """Read a fairseq file: the student's encoder. The decoder and the `_ema` teacher, which pretraining needs, are left
-    out, as the project's own export does."""
+    """Read the student's encoder from a fairseq file.
+
+    The decoder and the `_ema` teacher serve pretraining only and are not read, as in the project's own export.
+    """
     checkpoint = load_foreign_checkpoint(source)
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         found = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
@@ -176,7 +181,7 @@ def read_eat_fairseq(source: Path) -> Weights:
 
 
 def _fairseq_settings(checkpoint: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The settings under the names of the remote code, from `cfg.model` and its image modality or the older `args`."""
+    """Read the settings from `cfg.model` and its image modality or the older `args`, named as in the remote code."""
     cfg = to_plain(checkpoint.get("cfg"))
     model = cfg.get("model") if isinstance(cfg, Mapping) else to_plain(checkpoint.get("args"))
     if model is None:
@@ -197,8 +202,8 @@ def read_eat(source: str | Path) -> Weights:
     """Read an EAT checkpoint of either layout.
 
     Raises:
-        OSError: a missing, truncated or damaged file.
-        ValueError: another kind of file, or one that [`eat_weights`] refuses.
+        OSError: the file is missing, truncated or damaged.
+        ValueError: the file is of another kind, or one that [`eat_weights`] refuses.
     """
     source = Path(source)
     return read_eat_directory(source) if source.is_dir() else read_eat_fairseq(source)
@@ -215,8 +220,8 @@ def convert_eat(source: str | Path, destination: str | Path) -> Path:
         `destination`, with the weights (float32), the configurations of model and feature extractor, and their code.
 
     Raises:
-        OSError: a missing, truncated or damaged file, or an occupied destination.
-        ValueError: another kind of checkpoint, or weights that do not fit. Nothing is written in either case.
+        OSError: the file is missing, truncated or damaged, or the destination is occupied.
+        ValueError: the checkpoint is of another kind, or its weights do not fit. Nothing is written in either case.
     """
     refuse_destination(destination)
     return write_model("eat", read_eat(source), destination, source)

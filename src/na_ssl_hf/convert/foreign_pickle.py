@@ -1,4 +1,4 @@
-"""Reading a checkpoint that somebody else pickled, without executing anything that it asks for.
+"""Reading of a checkpoint that somebody else pickled, without executing anything that it asks for.
 
 `torch.load(weights_only=True)` reads most files. It refuses those whose hyperparameters hold objects (omegaconf,
 argparse, fairseq). These are read by an unpickler of our own: it builds tensors and plain containers, turns objects of
@@ -50,11 +50,11 @@ _LEGACY_PROTOCOL_VERSION = 1001
 
 
 class ForbiddenImportError(ValueError):
-    """A pickle asks for a class or function that no checkpoint needs."""
+    """It is raised where a pickle asks for a class or function that no checkpoint needs."""
 
 
 class Placeholder:
-    """Stands for an object of a class that is not imported: records what the pickle says about it and does nothing.
+    """A placeholder stands for an object of a class that is not imported; it only records the pickle's data.
 
     Attributes:
         qualified_name: module and name of the class it stands for.
@@ -81,7 +81,7 @@ class Placeholder:
     def __repr__(self) -> str:
         return f"<placeholder of {self.qualified_name}>"
 
-    # What the pickle machine calls on an object: BUILD, SETITEMS, APPENDS and ADDITEMS.
+    # The unpickler calls these on an object, for its opcodes BUILD, SETITEMS, APPENDS and ADDITEMS.
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
@@ -99,7 +99,7 @@ class Placeholder:
 
 
 class _Call:
-    """A function of ours that a pickle may call. A bare function could have its attributes set by the pickle."""
+    """A function of ours that a pickle may call; the attributes of a bare function could be set by the pickle."""
 
     __slots__ = ("_function",)
 
@@ -124,7 +124,7 @@ def _rebuild_tensor_of_dtype(
 
 
 def _bytes_of_text(text: str, encoding: str) -> bytes:
-    # How protocol 2 writes bytes. Another encoding would make Python import a codec.
+    # Protocol 2 writes bytes this way. Another encoding would make Python import a codec.
     if encoding != "latin1":
         raise ForbiddenImportError(f"the pickle asks for the codec {encoding!r}")
     return text.encode("latin1")
@@ -137,7 +137,7 @@ _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("builtins", "frozenset"): frozenset,
     ("builtins", "set"): set,
     ("collections", "OrderedDict"): OrderedDict,
-    # The factory of a defaultdict is an import of the file: leave it out.
+    # The factory of a defaultdict would be an import that the file asks for, so a plain dict stands in.
     ("collections", "defaultdict"): _Call(lambda *_: {}),
     ("torch", "Size"): _Call(tuple),
     ("torch", "device"): _Call(lambda *args: ":".join(map(str, args))),
@@ -150,7 +150,7 @@ _ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that imports nothing.
+    """An unpickler that imports nothing on behalf of the file.
 
     Args:
         file: where the pickle starts.
@@ -197,7 +197,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def _read_zip(path: Path) -> Any:
-    """The format of `torch.save` since PyTorch 1.6: a zip archive of one pickle and one file a storage."""
+    """Read the format of `torch.save` since PyTorch 1.6: a zip archive of one pickle and one file for each storage."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
@@ -223,8 +223,11 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """The format before PyTorch 1.6: pickles in a row (magic number, version, system, object, storage keys), then the
-    storages, each an int64 count and its elements."""
+    """Read the format before PyTorch 1.6.
+
+    Pickles follow one another (magic number, version, system, object, storage keys), and then the storages, each an
+    int64 count and its elements.
+    """
     file_size = path.stat().st_size
     storages: dict[str, torch.Tensor] = {}
 
@@ -278,7 +281,7 @@ def load_foreign_checkpoint(path: str | Path) -> Any:
         raise OSError(f"The checkpoint {path} is empty.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # every refusal and every kind of damage is judged again below, with a message of our own
+    except Exception:  # what is wrong is found again below, where the message is our own
         pass
     is_zip = head == b"PK\x03\x04"
     if not is_zip and head[:1] != b"\x80":
@@ -296,7 +299,7 @@ def load_foreign_checkpoint(path: str | Path) -> Any:
 
 
 def to_plain(value: Any, max_depth: int = 50) -> Any:
-    """Settings as dicts and lists: unwraps the placeholders of omegaconf containers and nodes and of `Namespace`s.
+    """Turn settings into dicts and lists, by unwrapping the placeholders of omegaconf and of `argparse.Namespace`.
 
     A placeholder of any other class is left as it is.
 

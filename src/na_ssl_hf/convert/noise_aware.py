@@ -1,4 +1,4 @@
-"""NA-BEATs, NA-EAT and D-BEATs checkpoints (Fujimura et al., IWAENC and DCASE 2026): Lightning files.
+"""Conversion of NA-BEATs, NA-EAT and D-BEATs checkpoints (Fujimura et al., IWAENC and DCASE 2026), Lightning files.
 
 A full file holds the base encoder and the noise-aware layers. A file written by the averaging callback holds only the
 averaged layers in `state_dict` (the raw ones in `current_model_state` are not used), so the base must be given.
@@ -37,7 +37,7 @@ _MLP_NAMES = {
 }
 _ATTENTION_NAMES = {f"attention.out_proj.{leaf}": f"attention.out_proj.{leaf}" for leaf in ("weight", "bias")}
 _STACKED_NAMES = {f"attention.in_proj_{leaf}": f"attention.{{}}.{leaf}" for leaf in ("weight", "bias")}
-# layer type -> names of the original layer and ours; the first one tells the types apart
+# For every layer type, the names of the original layer and ours. The first name tells the types apart.
 _LAYER_NAMES = {
     "cross_attention": {
         "norm_kv.weight": "noise_norm.weight",
@@ -90,7 +90,7 @@ def _noise_aware_weights(
 
 
 def _attention_settings(hyper_parameters: Any) -> Mapping[str, Any]:
-    """`model_cfg.fusion_layer_cfg.attention_cfg` of a Lightning file's hyperparameters; empty where it is absent."""
+    """Find `model_cfg.fusion_layer_cfg.attention_cfg` in a Lightning file's hyperparameters, or nothing."""
     model = to_plain(hyper_parameters)
     for names in (("model_cfg",), ("fusion_layer_cfg", "additional_layer_cfg"), ("attention_cfg",)):
         model = next((model[name] for name in names if name in model), {}) if isinstance(model, Mapping) else {}
@@ -103,7 +103,7 @@ def _read_converted(source: Path, model_type: str) -> Weights:
     if config.get("model_type") != model_type:
         raise ValueError(f"The base {source} must be of model type {model_type!r}, got {config.get('model_type')!r}.")
     state = read_safetensors(source / "model.safetensors")
-    # These describe the file, not the encoder, and must not be taken over by the new one.
+    # These fields describe the file and not the encoder.
     about_the_file = ("architectures", "auto_map", "custom_pipelines", "dtype", "model_type", "transformers_version")
     settings = {name: value for name, value in config.items() if name not in about_the_file}
     return Weights(settings, require_tensors(state, source, "The weights"))
@@ -132,7 +132,8 @@ def _read_noise_aware(
         model_type: of the base encoder.
         layer_prefixes: what the names of noise-aware layers start with, after the leading `model.`.
         base_prefix: what the names of the base's tensors start with, after the leading `model.`.
-        base_weights: renames the base's tensors of a full file; gets the given base too, whose settings it may need.
+        base_weights: renames the base's tensors of a full file; it also gets the given base, whose settings it may
+            need.
     """
     checkpoint = load_foreign_checkpoint(source)
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
@@ -177,7 +178,7 @@ def _read_noise_aware(
 
 
 def _compare_bases(found: Weights, given: Weights, source: Path, base: Path | None) -> None:
-    """Refuse a given base of another size; warn where only its weights differ, as after training it too."""
+    """Refuse a given base of another size; warn where only its weights differ, as they do where it was trained, too."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.state.items()}
     given_shapes = {name: tuple(tensor.shape) for name, tensor in given.state.items()}
     if shapes != given_shapes:
@@ -207,9 +208,9 @@ def convert_na_beats(source: str | Path, destination: str | Path, base: str | Pa
         `destination`, with the weights (float32), the configurations of model and feature extractor, and their code.
 
     Raises:
-        OSError: a missing, truncated or damaged file, or an occupied destination.
-        ValueError: another kind of checkpoint, a missing or unfit base, or weights that do not fit. Nothing is written
-            in either case.
+        OSError: the file is missing, truncated or damaged, or the destination is occupied.
+        ValueError: the checkpoint is of another kind, the base is missing or does not fit, or the weights do not fit.
+            Nothing is written in either case.
     """
     source, base = Path(source), None if base is None else Path(base)
     refuse_destination(destination)
@@ -224,7 +225,7 @@ def convert_na_beats(source: str | Path, destination: str | Path, base: str | Pa
 
 
 def _unseen_in_shapes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of BEATs that its tensors do not tell."""
+    """Select the settings of BEATs that its tensors do not tell."""
     return {name: value for name, value in settings.items() if name == "max_distance" or name.endswith("_dropout")}
 
 
@@ -243,9 +244,9 @@ def convert_na_eat(source: str | Path, destination: str | Path, base: str | Path
         `destination`, with the weights (float32), the configurations of model and feature extractor, and their code.
 
     Raises:
-        OSError: a missing, truncated or damaged file, or an occupied destination.
-        ValueError: another kind of checkpoint, a missing or unfit base, or weights that do not fit. Nothing is written
-            in either case.
+        OSError: the file is missing, truncated or damaged, or the destination is occupied.
+        ValueError: the checkpoint is of another kind, the base is missing or does not fit, or the weights do not fit.
+            Nothing is written in either case.
     """
     source, base = Path(source), None if base is None else Path(base)
     refuse_destination(destination)

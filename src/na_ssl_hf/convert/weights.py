@@ -1,4 +1,4 @@
-"""Weights on their way from a foreign checkpoint into one of our models."""
+"""Weights between a foreign checkpoint and one of our models, and what they must satisfy."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 @dataclass(frozen=True)
 class Weights:
-    """What one of our models needs.
+    """The settings and tensors from which one of our models is made.
 
     Attributes:
         settings: keyword arguments of the model's configuration.
@@ -24,7 +24,7 @@ class Weights:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """`safetensors.torch.load_file` with an `OSError` that names the file where it is missing or damaged."""
+    """Load a safetensors file; an `OSError` names it where it is missing or damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"The checkpoint has no {path}.")
     try:
@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def require_tensors(mapping: Any, source: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """`mapping` as float32 tensors by name, or a `ValueError` that says what it is instead."""
+    """Return `mapping` as float32 tensors by name, or raise a `ValueError` that says what it is instead."""
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{what} of {source} must be a dict of tensors, got {type(mapping).__name__}.")
     for name, value in mapping.items():
@@ -44,7 +44,7 @@ def require_tensors(mapping: Any, source: str | Path, what: str) -> dict[str, to
 
 
 def require_names(found: Collection[str], expected: Collection[str], source: str | Path) -> None:
-    """A `ValueError` that counts and samples the missing and the unexpected names, if there are any."""
+    """Raise a `ValueError` that counts the missing and the unexpected names, if there are any, and gives examples."""
     complaints = []
     for adjective, names in (
         ("missing", [name for name in expected if name not in found]),
@@ -58,7 +58,7 @@ def require_names(found: Collection[str], expected: Collection[str], source: str
 
 
 def require_shape(state: Mapping[str, torch.Tensor], name: str, num_dims: int, source: str | Path) -> torch.Size:
-    """The shape of `state[name]`, or a `ValueError` where it is absent or has another number of dimensions."""
+    """Return the shape of `state[name]`; it is a `ValueError` where that is absent or has other dimensions."""
     if name not in state:
         raise ValueError(f"{source} is not a checkpoint of this kind: it has no {name}.")
     if state[name].ndim != num_dims or 0 in state[name].shape:
@@ -67,13 +67,13 @@ def require_shape(state: Mapping[str, torch.Tensor], name: str, num_dims: int, s
 
 
 def count_layers(state: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """Number of layers in names like `<prefix>11.fc1.weight`: one more than the largest index."""
+    """Count the layers in names like `<prefix>11.fc1.weight`: one more than the largest index."""
     indices = [name[len(prefix) :].partition(".")[0] for name in state if name.startswith(prefix)]
     return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
 
 
 def require_settings(found: Mapping[str, Any], needed: Mapping[str, Any], source: str | Path) -> None:
-    """A `ValueError` for the first setting of `found` that differs from what is `needed`; absent ones pass."""
+    """Raise a `ValueError` for the first setting of `found` that differs from the `needed` one; absent ones pass."""
     for name, value in needed.items():
         if found.get(name, value) != value:
             raise ValueError(f"`{name}` of {source} must be {value!r} for this model, got {found[name]!r}.")

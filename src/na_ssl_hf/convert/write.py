@@ -1,4 +1,4 @@
-"""Converted weights -> a complete directory for `from_pretrained`, written all or nothing."""
+"""Writing of converted weights as a complete directory for `from_pretrained`, all or nothing."""
 
 from pathlib import Path
 
@@ -26,21 +26,21 @@ CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
 
 
 def refuse_destination(destination: str | Path) -> None:
-    """A `FileExistsError` where `destination` is a file or a directory that is not empty."""
+    """Raise a `FileExistsError` where `destination` is a file or a directory that is not empty."""
     path = Path(destination)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"The destination {path} already exists; choose another or remove it.")
 
 
 def build_model(kind: str, weights: Weights, source: str | Path) -> PreTrainedModel:
-    """One of our models with exactly these weights.
+    """Make one of our models with exactly these weights.
 
     Raises:
-        ValueError: sizes that the configuration refuses, missing or unexpected names, or a wrong shape.
+        ValueError: the configuration refuses a size, a name is missing or unexpected, or a shape is wrong.
     """
     config_class, model_class = CLASSES[kind]
     try:
-        with no_init_weights():  # every tensor is replaced below; drawing random ones takes seconds at real size
+        with no_init_weights():  # every tensor is replaced below, and drawing random ones takes seconds
             model = model_class(config_class(**weights.settings))
     except StrictDataclassError as error:
         reason = str(error.__cause__ or error)
@@ -57,13 +57,13 @@ def build_model(kind: str, weights: Weights, source: str | Path) -> PreTrainedMo
 
 
 def write_model(kind: str, weights: Weights, destination: str | Path, source: str | Path) -> Path:
-    """Write weights, configurations and code of model and feature extractor.
+    """Write the weights, the configurations and the code of a model and its feature extractor.
 
     Args:
         kind: "beats", "eat", "na-beats" or "na-eat".
         weights: settings and tensors of the model.
         destination: a directory that does not exist yet, or is empty.
-        source: named in errors.
+        source: the file that errors name.
 
     Raises:
         OSError: the destination is occupied or cannot be written.

@@ -1,4 +1,4 @@
-"""The card of a discriminatively fine-tuned adapter, written from what was measured while it was trained."""
+"""The model card of a discriminatively fine-tuned adapter, written from its training log."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ scorer.fit(normal_recordings)
 
 ## Measured
 
-On {{ watched }}, after each epoch. Nothing was selected by these numbers, and no anomaly was looked at.
+Measured on {{ watched }}, after each epoch. Nothing was selected by these numbers, and no anomaly was used.
 The leave-one-out variance is that of the anomaly scores of normal clips against one another, mean over machines.
 
 | step | class accuracy | loss | leave-one-out variance |
@@ -57,13 +57,13 @@ def write_adapter_card(
     num_processes: int,
     command: str,
 ) -> None:
-    """Writes `folder/README.md`.
+    """Write `folder/README.md`.
 
     Args:
-        base: name of the base; a name on the hub also goes into the metadata.
-        licence: of the adapter, a hub identifier.
-        log: rows of the training log.
-        held_out: whether the clips that were watched were kept from training.
+        base: the name of the base; a name on the hub also goes into the metadata.
+        licence: the licence of the adapter, a hub identifier.
+        log: the rows of the training log.
+        held_out: whether the clips that were measured were kept from training.
     """
     base_on_hub = base if base.count("/") == 1 and not Path(base).exists() else None
     metadata = ModelCardData(

@@ -1,4 +1,4 @@
-"""From a sequence of tokens to one vector for the loss: attentive statistics, or the plain mean.
+"""Pooling of a sequence of tokens into one vector for the loss, by attentive statistics or the plain mean.
 
 Letters in shape comments: B recordings, L tokens, E token size, H bottleneck size.
 """
@@ -8,15 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-# Below this variance a channel counts as constant: the root would have no gradient.
+# Below this variance a channel counts as constant, because the root has no finite gradient at zero.
 _SMALLEST_VARIANCE = 1e-4
 
 
 class AttentiveStatisticsPooling(nn.Module):
-    """Mean and standard deviation over the tokens, weighted by attention for each channel apart.
+    """Pools tokens into their mean and standard deviation, weighted by an attention of its own for every channel.
 
-    Okabe et al., "Attentive statistics pooling for deep speaker embedding", Interspeech 2018; its attention sees mean
-    and standard deviation of all tokens beside each token, as in ECAPA-TDNN (Desplanques et al., Interspeech 2020).
+    Okabe et al., "Attentive statistics pooling for deep speaker embedding", Interspeech 2018. The attention is computed
+    from each token beside the mean and standard deviation of all, as in ECAPA-TDNN (Desplanques et al., Interspeech
+    2020).
 
     Args:
         size: E of the tokens.
@@ -31,7 +32,7 @@ class AttentiveStatisticsPooling(nn.Module):
         self.output = nn.Sequential(nn.BatchNorm1d(2 * size), nn.Linear(2 * size, size), nn.BatchNorm1d(size))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`(B, L, E)` -> `(B, E)`; one token alone counts as constant. In training, B must be above 1."""
+        """Pool `(B, L, E)` to `(B, E)`; a single token counts as constant. In training, B must be above 1."""
         mean = tokens.mean(dim=1, keepdim=True)  # (B, 1, E)
         # Not var(): the unbiased variance of one token is NaN.
         variance = (tokens - mean).square().sum(dim=1, keepdim=True) / max(1, tokens.shape[1] - 1)
@@ -45,11 +46,11 @@ class AttentiveStatisticsPooling(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Pooling over the tokens and a linear layer; used by the loss only, scores come from the tokens themselves.
+    """Pools the tokens and projects them for the loss; anomaly scores are computed from the tokens themselves.
 
     Args:
         size: E of the tokens.
-        output_size: of the embeddings.
+        output_size: width of the embeddings.
         pooling: "attentive", or "mean" for the average.
     """
 
@@ -61,7 +62,7 @@ class ProjectionHead(nn.Module):
         self.projection = nn.Linear(size, output_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`(B, L, E)` -> `(B, output_size)`."""
+        """Embed tokens `(B, L, E)` as `(B, output_size)`."""
         return self.projection(tokens.mean(dim=1) if self.pooling is None else self.pooling(tokens))
 
 

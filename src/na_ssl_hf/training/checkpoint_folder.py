@@ -1,4 +1,4 @@
-"""Training checkpoints that a kill or a full disk cannot spoil, the last few of them kept."""
+"""Training checkpoints that neither a kill nor a full disk can damage; the last few are kept."""
 
 import json
 import os
@@ -16,15 +16,15 @@ _POSITION_FILE = "position.json"
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[str, Any], keep: int) -> Path:
-    """Saves Accelerate's state and a position as `folder/step-<step>`; to be called by all processes together.
+    """Save Accelerate's state and a position as `folder/step-<step>`; all processes must call it together.
 
-    Everything is written beside and then renamed, and older checkpoints beyond `keep` go after that.
+    Everything is written into another folder, which is then renamed; older checkpoints beyond `keep` are removed last.
 
     Args:
-        position: `step`, and what else a training can only be resumed with; plain JSON values.
+        position: `step`, and the settings that a resumed training must have as well; plain JSON values.
 
     Raises:
-        OSError: the disk is full or not writable; what was there before is still there.
+        OSError: the disk is full or not writable; earlier checkpoints are still there.
     """
     step = position["step"]
     final, partial = folder / f"{_PREFIX}{step:08d}", folder / f"{_PARTIAL}{step:08d}"
@@ -36,7 +36,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[st
         accelerator.save_state(str(partial))
         if accelerator.is_main_process:
             (partial / _POSITION_FILE).write_text(json.dumps(dict(position), indent=2))
-    except Exception as error:  # safetensors has a kind of its own for a full disk
+    except Exception as error:  # safetensors raises an error of its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         kept = latest_checkpoint(folder)
         raise OSError(
@@ -46,7 +46,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[st
     # Every process has written its part before the folder gets its name.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if final.exists():  # a training resumed from an older checkpoint comes past here again
+        if final.exists():  # a training that was resumed from an older checkpoint reaches this step again
             shutil.rmtree(final)
         os.replace(partial, final)
         for old in _checkpoints(folder)[:-keep]:
@@ -56,11 +56,11 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[st
 
 
 def find_checkpoint(folder: Path, resume: str | None, lasting: Mapping[str, Any]) -> Path | None:
-    """The checkpoint to resume: a path, or the one with the latest step for "latest"; `None` to start from scratch.
+    """Find the checkpoint to resume: a path, or the latest step for "latest"; `None` means to start from scratch.
 
     Args:
         resume: `None` for a new training, which must not find checkpoints of another one.
-        lasting: values that must be those of the checkpoint's position.
+        lasting: settings that must have the values of the checkpoint's position.
 
     Raises:
         OSError: `resume` is no checkpoint.
@@ -68,49 +68,51 @@ def find_checkpoint(folder: Path, resume: str | None, lasting: Mapping[str, Any]
     """
     latest = latest_checkpoint(folder)
     if resume is None and latest:
-        raise ValueError(f"checkpoints are only gone on from with resume, and found in {folder}: use another folder")
+        raise ValueError(
+            f"`resume` must be given to go on from the checkpoints in {folder}, or the folder be another; got None."
+        )
     if resume is None or (resume == "latest" and latest is None):
         return None
     checkpoint = latest if resume == "latest" and latest else Path(resume)
     position = read_position(checkpoint)
     for name, value in lasting.items():
         if position.get(name) != value:
-            raise ValueError(f"{name} must be {position.get(name)!r} as in {checkpoint}, got {value!r}")
+            raise ValueError(f"`{name}` must be {position.get(name)!r} as in {checkpoint}, got {value!r}.")
     return checkpoint
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
-    """Loads what `save_checkpoint` saved into the prepared and registered objects, in all processes together."""
+    """Load what `save_checkpoint` saved into the prepared and registered objects, in all processes together."""
     accelerator.wait_for_everyone()
     accelerator.load_state(str(path))
     accelerator.wait_for_everyone()
 
 
 def read_position(path: Path) -> dict[str, Any]:
-    """The `position` of a checkpoint.
+    """Read the `position` of a checkpoint.
 
     Raises:
-        OSError: it is none.
+        OSError: `path` is not a checkpoint.
     """
     file = path / _POSITION_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"{path} must be a folder of save_checkpoint, it holds no {_POSITION_FILE}")
+        raise FileNotFoundError(f"{path} must be a folder of save_checkpoint, but it holds no {_POSITION_FILE}.")
     return json.loads(file.read_text())
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step, `None` where there is none."""
+    """Find the checkpoint of the latest step; `None` where there is none."""
     found = _checkpoints(folder)
     return found[-1] if found else None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """In the order of their steps."""
+    """List the checkpoints in the order of their steps."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if re.fullmatch(rf"{_PREFIX}\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 def _remove_partial(folder: Path) -> None:
-    """What a kill has left."""
+    """Remove what a killed process has left behind."""
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path)

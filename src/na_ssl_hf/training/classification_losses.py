@@ -57,14 +57,14 @@ class SubClusterAdaCos(nn.Module):
         self.register_buffer("scale", torch.tensor(math.sqrt(2) * math.log(num_centres - 1)))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of embeddings `(B, D)` with labels `(B, C)`, non-negative, used as they are (mixup)."""
+        """Compute the mean loss of embeddings `(B, D)`; labels `(B, C)` are non-negative and may be mixed."""
         cosines = _cosines(embeddings, self.centres)
         if self.training and self.dynamic_scale:
             self._adapt_scale(cosines.detach(), labels)
         return -(labels * self._log_probabilities(cosines)).sum(dim=1).mean()
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Logarithms of the classes' probabilities `(B, C)`."""
+        """Compute the logarithms of the classes' probabilities, `(B, C)`."""
         return self._log_probabilities(_cosines(embeddings, self.centres))
 
     def _log_probabilities(self, cosines: Tensor) -> Tensor:
@@ -82,8 +82,10 @@ class SubClusterAdaCos(nn.Module):
 
 
 class AdaCos(SubClusterAdaCos):
-    """AdaCos (Zhang et al., CVPR 2019): one centre a class, the scale adapts; see `SubClusterAdaCos`, whose scale also
-    counts the angle to the right class."""
+    """AdaCos (Zhang et al., CVPR 2019) has one centre for every class and a scale that adapts.
+
+    Unlike the paper's, the mean in the scale also counts the angle to the right class, as in [`SubClusterAdaCos`].
+    """
 
     def __init__(
         self, embedding_size: int, num_classes: int, dynamic_scale: bool = True, trainable_centres: bool = True
@@ -95,7 +97,7 @@ class ArcFace(nn.Module):
     """Cross entropy of scaled cosines with a margin added to the angle of the right class.
 
     Deng et al., "ArcFace: Additive angular margin loss for deep face recognition", CVPR 2019. With soft labels the loss
-    is the mean of those of the classes, weighted by the labels.
+    is the mean of the losses of the classes, weighted by the labels.
 
     Args:
         embedding_size, num_classes: D and C.
@@ -117,7 +119,7 @@ class ArcFace(nn.Module):
         self.centres = nn.Parameter(nn.init.xavier_uniform_(torch.empty(embedding_size, num_classes)))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of embeddings `(B, D)` with labels `(B, C)`, non-negative, used as they are (mixup)."""
+        """Compute the mean loss of embeddings `(B, D)`; labels `(B, C)` are non-negative and may be mixed."""
         cosines = _cosines(embeddings, self.centres)  # (B, C)
         # The floor keeps the root's gradient finite where an embedding lies on a centre.
         sines = (1 - cosines.square()).clamp_min(1e-7).sqrt()
@@ -130,16 +132,18 @@ class ArcFace(nn.Module):
         return (labels * (torch.logaddexp(right, others) - right)).sum(dim=1).mean()
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Logarithms of the classes' probabilities `(B, C)`, without margin."""
+        """Compute the logarithms of the classes' probabilities, `(B, C)`, without the margin."""
         return (self.scale * _cosines(embeddings, self.centres)).log_softmax(dim=1)
 
 
 def _cosines(embeddings: Tensor, centres: Tensor) -> Tensor:
-    # Angles are too coarse in half precision.
+    # Half precision is too coarse for angles.
     with torch.autocast(embeddings.device.type, enabled=False):
         return normalize(embeddings.float(), dim=1) @ normalize(centres.float(), dim=0)
 
 
 def _check_classes(num_classes: int) -> None:
     if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2: one class alone teaches nothing, got {num_classes}.")
+        raise ValueError(
+            f"`num_classes` must be at least 2, since a single class cannot be told from others; got {num_classes}."
+        )

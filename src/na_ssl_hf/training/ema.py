@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class ExponentialMovingAverage:
-    """`average = decay * average + (1 - decay) * weight` after every step from `start_step` on.
+    """It keeps `average = decay * average + (1 - decay) * weight`, after every step from `start_step` on.
 
-    At `start_step` the average is the weights themselves. Kept in float32, and sharded where the parameters are.
+    At `start_step` the average is the weights themselves. It is kept in float32, and sharded where the parameters are.
 
     Args:
-        parameters: by name; those that need no gradient are left out.
-        decay: in [0, 1).
+        parameters: parameters by name; those that need no gradient are not averaged.
+        decay: the share of the old average, in [0, 1).
         start_step: number of finished optimizer steps, at least 1, from which on there is an average.
     """
 
@@ -32,7 +32,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step number `step`, counted from 1."""
+        """Update the average with the weights after optimizer step number `step`, counted from 1."""
         if step < self.start_step:
             return
         for name, parameter in self.parameters.items():
@@ -43,7 +43,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside the block the parameters hold the average, if there is one yet; after it their own values again."""
+        """Let the parameters hold the average, if there is one yet, inside the block, and their own values after it."""
         own = {name: self.parameters[name].detach().clone() for name in self.averages}
         self._write(self.averages)
         try:
@@ -52,7 +52,7 @@ class ExponentialMovingAverage:
             self._write(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, whole; to be called by all processes together where they are sharded."""
+        """Return the averages, unsharded; all processes must call it together where they are sharded."""
         return {name: _whole(average).cpu() for name, average in self.averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

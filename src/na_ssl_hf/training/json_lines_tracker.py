@@ -1,4 +1,4 @@
-"""A training log of one JSON object a line, as one of Accelerate's trackers."""
+"""A tracker for Accelerate that writes the training log as one JSON object a line."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from ..hub.whole_files import whole_file
 
 
 class JsonLinesTracker(GeneralTracker):
-    """Appends what is logged to a file, `step` first; of the main process only."""
+    """It appends every logged row to a file, `step` first, in the main process only."""
 
     name = "json_lines"
     requires_logging_directory = False
@@ -25,7 +25,7 @@ class JsonLinesTracker(GeneralTracker):
 
     @on_main_process
     def cut(self, last_step: int) -> None:
-        """Drop what was logged after `last_step`, to go on from there; 0 empties the log."""
+        """Remove the rows after `last_step`, from which a training goes on; 0 empties the log."""
         kept = [row for row in read_json_lines(self.path) if row["step"] <= last_step] if self.path.exists() else []
         with whole_file(self.path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -37,6 +37,6 @@ class JsonLinesTracker(GeneralTracker):
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that a kill has cut short is left out."""
+    """Read the rows of a log, without a last line that a kill has cut short."""
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

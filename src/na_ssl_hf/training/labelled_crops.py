@@ -1,4 +1,4 @@
-"""Training clips as two-channel crops of one length with their classes, and what they must satisfy."""
+"""Training clips as two-channel crops of one length with their classes, and the check of their files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..hub.recording import load_recording
 
 
 class LabelledCrops(Dataset):
-    """Item `(index, seed)` is a crop `(2, N)` float32 of clip `index`, and its class.
+    """A data set whose item `(index, seed)` is a crop `(2, N)` float32 of clip `index`, and its class.
 
     Longer clips are cut from a start that `seed` draws (0: from the beginning), shorter ones are repeated. A mono clip
-    is both channels.
+    gives both channels.
 
     Args:
-        clips: n of them.
-        labels: `(n,)` class numbers.
-        duration_s: of a crop.
+        clips: the clips, n of them.
+        labels: their class numbers, `(n,)`.
+        duration_s: the duration of a crop.
     """
 
     def __init__(self, clips: Sequence[DcaseClip], labels: Tensor, duration_s: float = 10.0):
@@ -46,14 +46,14 @@ class LabelledCrops(Dataset):
 
 
 def check_recordings(clips: Sequence[DcaseClip], two_channels: bool) -> None:
-    """Reads the headers of all files.
+    """Read the headers of all files and refuse those that cannot be trained on.
 
     Args:
-        two_channels: mono files will not do, as for noise-aware models and far-microphone cancellation.
+        two_channels: whether mono files are refused, as for noise-aware models and far-microphone cancellation.
 
     Raises:
         OSError: a file has no readable header.
-        ValueError: another number of channels, another rate than 16 kHz, or no samples; the first file is named.
+        ValueError: a file has another number of channels, another rate than 16 kHz, or no samples.
     """
     channels = (2,) if two_channels else (1, 2)
     for clip in tqdm(clips, "headers", unit="clip", delay=5):

@@ -1,4 +1,4 @@
-"""Low-rank adapters of the encoders' attention (Hu et al., "LoRA", ICLR 2022): added, saved, found and loaded."""
+"""Low-rank adapters of the encoders' attention (Hu et al., "LoRA", ICLR 2022): adding, saving and loading them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..checkpoints import shipped_checkpoint
 from ..hub.model_weights import has_adapter
 from ..hub.whole_files import whole_folder
 
-# q, k and v of every attention, and the output of the noise-aware layers' cross attention too.
+# Query, key and value of every attention are adapted, and the output of the noise-aware layers' attention.
 TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d+\.noise_aware\.attention\.out_proj"
 _CONFIG_FILE = "adapter_config.json"
 
 
 def add_lora(model: Any, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
-    """Freezes an encoder and adds trainable low-rank matrices, which start without effect, to `TARGET_MODULES`.
+    """Freeze an encoder and add trainable low-rank matrices, which change nothing yet, to `TARGET_MODULES`.
 
     Args:
         model: BEATs, EAT, NA-BEATs or NA-EAT, changed in place.
-        rank: r of the matrices.
-        alpha: their product is scaled by `alpha / rank`.
-        dropout: on their input, in training.
+        rank: rank of the matrices.
+        alpha: scale of their product, which is multiplied by `alpha / rank`.
+        dropout: dropout on their input, in training.
 
     Raises:
         ImportError: peft is missing.
@@ -43,7 +43,7 @@ def add_lora(model: Any, rank: int = 64, alpha: int = 64, dropout: float = 0.0) 
 
 
 def is_lora_parameter(name: str) -> bool:
-    """Whether a parameter's name is that of a low-rank matrix."""
+    """Tell whether a parameter's name is that of a low-rank matrix."""
     return ".lora_" in name
 
 

@@ -1,4 +1,4 @@
-"""A picture of a training log."""
+"""A picture of a training log, for the model card."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from .json_lines_tracker import read_json_lines
 
 
 def plot_loss_curve(log: Path, picture: Path) -> None:
-    """Draws training loss and validation ratios of a log of the training script, both over the optimizer steps."""
+    """Draw the training loss and the validation ratios of a distillation's log over the optimizer steps."""
     from matplotlib.figure import Figure
 
     rows = read_json_lines(log)

@@ -1,4 +1,4 @@
-"""The card of a distilled model, written from what was measured and from what it was trained on."""
+"""The model card of a distilled model, written from its training log, its settings and its sounds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -75,17 +75,17 @@ def write_model_card(
     settings: Mapping[str, Any],
     sounds: Mapping[str, Sequence[SoundFile]],
 ) -> None:
-    """Writes `folder/README.md`.
+    """Write `folder/README.md`.
 
     Args:
         model: the noise-aware model.
         base: folder or name of the plain base, or of the noise-aware model from which training went on; a name on the
             hub also goes into the metadata.
-        licence: of the weights, a hub identifier.
-        results: of the last validation.
-        log: rows of the training log, with the seconds of every step.
-        settings: of the training; paths are left to the command.
-        sounds: what was used, by use, such as "target" and "noise".
+        licence: the licence of the weights, a hub identifier.
+        results: the results of the last validation.
+        log: the rows of the training log, with the seconds of every step.
+        settings: the settings of the training; its paths are not written, since the command holds them.
+        sounds: the sounds by their use, such as "target" and "noise".
     """
     goes_on = AutoConfig.from_pretrained(base).model_type == model.config.model_type
     origin = "from the noise-aware model" if goes_on else "around the frozen base"

@@ -1,4 +1,4 @@
-"""Optimizers of a training, by name."""
+"""The optimizers of a training, chosen by name."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -17,14 +17,14 @@ def make_optimizers(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> list[Optimizer]:
-    """Optimizers of all parameters that need a gradient, all at the same learning rate.
+    """Make the optimizers of all parameters that need a gradient, all with the same learning rate.
 
     `"adamw"` is one optimizer. `"muon"` (Jordan et al., 2024) moves the weights of linear layers by the nearest
     orthogonal matrix to their momentum and leaves the rest to AdamW. Its updates are scaled to the size of AdamW's
-    (Liu et al., "Muon is scalable for LLM training", 2025); it bears a larger rate, and cannot be sharded by FSDP.
+    (Liu et al., "Muon is scalable for LLM training", 2025). It allows a larger rate and cannot be sharded by FSDP.
 
     Raises:
-        ValueError: another name.
+        ValueError: the name is unknown.
     """
     trained: list[torch.Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if name == "adamw":

@@ -1,4 +1,4 @@
-"""Classes of normal training clips: attributes where there are some, else clusters of a frontend's features.
+"""Classes of normal training clips: their attributes where there are some, else clusters of their embeddings.
 
 Fujimura et al., DCASE 2026 Task 2. Letters: N clips, F bands, D channels, K clusters.
 """
@@ -27,13 +27,13 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which class every training clip of one data set belongs to.
+    """A label map says which class every training clip of a data set belongs to.
 
     Attributes:
         classes: by name, sorted: clips as "<machine>/<stem of the file>". Names are "<machine>/section_<nn>/" and the
             attributes ("spd_1"), "source/cluster_<nn>", or "target", where a machine has no attributes.
-        data_fingerprint: of the data set, see `data_fingerprint`.
-        settings: what the classes were made with.
+        data_fingerprint: the fingerprint of the data set, see `data_fingerprint`.
+        settings: the settings with which the classes were made.
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -41,7 +41,7 @@ class LabelMap:
     settings: Mapping[str, Any]
 
     def labels(self, clips: Sequence[DcaseClip]) -> Tensor:
-        """The class numbers of the clips, `(N,)` int64, in the order of `classes`.
+        """Return the class numbers of the clips, `(N,)` int64, in the order of `classes`.
 
         Raises:
             ValueError: the clips are not those that the map was made from; an unknown attribute is named.
@@ -65,17 +65,17 @@ class LabelMap:
         return torch.tensor([known[clip_key(clip)] for clip in clips])
 
     def save(self, path: str | Path) -> None:
-        """Writes readable JSON, beside and then renamed."""
+        """Write readable JSON, all or nothing."""
         with whole_file(path) as partial:
             partial.write_text(json.dumps({"format_version": _FORMAT_VERSION, **asdict(self)}, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> LabelMap:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             OSError: there is no such file.
-            ValueError: it is no label map.
+            ValueError: the file is not a label map.
         """
         try:
             content = json.loads(Path(path).read_text())
@@ -94,21 +94,22 @@ def make_label_map(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> LabelMap:
-    """The classes of the training clips of a data set.
+    """Make the classes of the training clips of a data set.
 
-    Clips with attributes are classed by machine and attributes. The others by machine and domain, and those of the
-    source domain further by k-means, each machine apart; target clips are too few to be clustered.
+    Clips with attributes are classed by machine and attributes. The others are classed by machine and domain, and those
+    of the source domain further by k-means for each machine; target clips are too few to be clustered.
 
     Args:
-        clips: of `list_dcase_clips(root, "train")`.
-        embed: paths -> `(n, F, D)` features averaged over time; called with source clips without attributes only.
-        num_clusters: of every machine without attributes; "silhouette" chooses each machine's by the silhouette
-            coefficient (Rousseeuw, 1987).
-        seed: of k-means.
-        settings: noted in the map beside these.
+        clips: the clips of `list_dcase_clips(root, "train")`.
+        embed: gives the embeddings `(n, F, D)`, averaged over time, of n files; it is called with source clips without
+            attributes only.
+        num_clusters: clusters of every machine without attributes; "silhouette" chooses their number for each machine
+            by the silhouette coefficient (Rousseeuw, 1987).
+        seed: the seed of k-means.
+        settings: further settings that the map records.
 
     Raises:
-        ValueError: test clips, fewer clips than clusters, or one class in all.
+        ValueError: there are test clips among them, fewer clips than clusters, or a single class in all.
     """
     _check_clusters(num_clusters)
     members: dict[str, list[str]] = {}
@@ -139,14 +140,14 @@ def make_label_map(
 
 
 def cluster_embeddings(embeddings: Tensor, num_clusters: int | str, seed: int = 0) -> list[int]:
-    """The k-means cluster of each of the embeddings `(N, F, D)`, bands concatenated.
+    """Find the k-means cluster of each of the embeddings `(N, F, D)`, with their bands concatenated.
 
     Args:
         num_clusters: K, or "silhouette" for the best of 2, 4, 8, 16 and 32.
-        seed: of the first centres.
+        seed: the seed of the first centres.
 
     Raises:
-        ValueError: fewer embeddings than clusters, or NaN/inf among them.
+        ValueError: there are fewer embeddings than clusters, or NaN or infinity among them.
     """
     _check_clusters(num_clusters)
     features = embeddings.flatten(1).double().numpy()  # (N, F * D)
@@ -163,7 +164,7 @@ def cluster_embeddings(embeddings: Tensor, num_clusters: int | str, seed: int = 
 
     distances = pairwise_distances(features)  # (N, N)
     np.fill_diagonal(distances, 0.0)
-    # Identical clips may leave a single cluster, which has no silhouette.
+    # Identical clips may leave a single cluster, whose silhouette is undefined.
     scores = [
         silhouette_score(distances, each, metric="precomputed") if len(set(each)) > 1 else -1.0 for each in labellings
     ]
@@ -171,13 +172,13 @@ def cluster_embeddings(embeddings: Tensor, num_clusters: int | str, seed: int = 
 
 
 def data_fingerprint(clips: Iterable[DcaseClip]) -> str:
-    """A hash of the names, attributes and sizes in bytes of a data set's files, whatever folder it lies in."""
+    """Hash the names, attributes and sizes in bytes of a data set's files, whatever folder it lies in."""
     lines = sorted(f"{clip_key(clip)}\t{clip.attributes}\t{clip.path.stat().st_size}\n" for clip in clips)
     return hashlib.blake2b("".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def clip_key(clip: DcaseClip) -> str:
-    """ "<machine>/<stem of the file>"."""
+    """Name a clip as "<machine>/<stem of the file>"."""
     return f"{clip.name.machine}/{clip.path.stem}"
 
 
@@ -188,7 +189,7 @@ def _kmeans(features: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
 
 
 def _rotated(features: np.ndarray) -> np.ndarray:
-    """The same points, all distances kept, in as few dimensions as they span: ten times faster to cluster."""
+    """Rotate the points into as few dimensions as they span; distances stay, and clustering is ten times faster."""
     centred = features - features.mean(axis=0)
     if centred.shape[1] <= len(centred):
         return centred

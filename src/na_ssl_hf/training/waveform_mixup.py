@@ -10,21 +10,21 @@ from torch import Tensor
 
 
 class Mixup(NamedTuple):
-    """`lam * x + (1 - lam) * x[permutation]`, with lam `(B,)` and permutation `(B,)`."""
+    """One draw of mixup: `lam * x + (1 - lam) * x[permutation]`, with lam `(B,)` and permutation `(B,)`."""
 
     lam: Tensor
     permutation: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Mix `(B, ...)`: both channels `(B, 2, N)` of the waveforms, and the labels `(B, C)` alike."""
+        """Mix values `(B, ...)`; waveforms `(B, 2, N)` and labels `(B, C)` are mixed by the same draw."""
         lam = self.lam.to(values).view(-1, *[1] * (values.dim() - 1))  # (B, 1, ...)
         return lam * values + (1 - lam) * values[self.permutation]
 
 
 def draw_mixup(batch_size: int, probability: float = 0.5, device: str | torch.device = "cpu") -> Mixup:
-    """Each recording is mixed with probability `probability` and a lambda uniform in [0, 1], else kept (lambda 1).
+    """Draw which recordings are mixed, each with `probability`, and their lambda, uniform in [0, 1]; others keep 1.
 
-    Drawn from torch's global generator on the CPU, so that one seed gives one mixup on every device.
+    The draw uses torch's global generator on the CPU, so that a seed gives the same mixup on every device.
 
     Raises:
         ValueError: `probability` is outside of [0, 1].
