@@ -1,5 +1,7 @@
 import json
 import os
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from safetensors.torch import save_file
 from sklearn.neighbors import LocalOutlierFactor
 from tiny_models import some_calibration
 
-from na_ssl_hf.hub import memory_bank, nearest_neighbors
+from na_ssl_hf.hub import memory_bank, memory_bank_rescaling, nearest_neighbors
 from na_ssl_hf.hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
+from na_ssl_hf.hub.memory_bank_rescaling import LocalDensity, RescalingName
 
 RESCALINGS = [None, "variance_min", "ratio", "difference", "lof"]
 
@@ -249,6 +252,36 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = MemoryBank(rescaling="variance_min").fit(train).self_scores()
     torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def test_a_new_rescaling_is_a_new_class(monkeypatch, tmp_path):
+    class HalfDensity(LocalDensity):
+        """Half of the density is subtracted, and a number is learned that no other rescaling knows."""
+
+        name = "half"
+        per_band = ("half_",)
+
+        def learn(self, references):
+            return super().learn(references) | {"half_": torch.tensor(0.5)}
+
+        def _rescaled(self, references, learned):
+            return replace(references, subtract=learned["half_"] * learned["density_"])
+
+    monkeypatch.setitem(memory_bank_rescaling.RESCALINGS, "half", HalfDensity)
+    bank = MemoryBank(rescaling="half").fit(random_embeddings(30))
+    bank.save_pretrained(tmp_path)
+    loaded = MemoryBank.from_pretrained(tmp_path)
+    queries = random_embeddings(5, seed=1)
+    torch.testing.assert_close(loaded.score(queries), bank.score(queries), rtol=0, atol=0)
+    plain, difference = (MemoryBank(rescaling=name).fit(random_embeddings(30)) for name in (None, "difference"))
+    assert (difference.score(queries) < bank.score(queries)).all()
+    assert (bank.score(queries) < plain.score(queries)).all()
+    bank.rescaling = None
+    assert not hasattr(bank.fit(random_embeddings(30)), "half_")
+
+
+def test_every_rescaling_has_a_name_that_types_know():
+    assert set(memory_bank_rescaling.RESCALINGS) == set(RESCALINGS) == {None, *get_args(RescalingName)}
 
 
 # Saving

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -66,8 +67,8 @@ def test_gamma_recovers_the_quantile_and_shifts_with_negative_scores():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "sigma"}, "method must be one of"),
-        ({"false_alarm_rate": 0.0}, r"false_alarm_rate must be a number in \(0, 1\), got 0.0"),
+        ({"method": "sigma"}, "`method` must be one of"),
+        ({"false_alarm_rate": 0.0}, r"`false_alarm_rate` must be a number in \(0, 1\), got 0.0"),
         ({"false_alarm_rate": 5}, "got 5"),
         ({"self_scores": np.zeros((3, 2))}, r"shape \(N,\)"),
         ({"self_scores": np.zeros(0)}, "N >= 1"),
@@ -121,11 +122,11 @@ def test_every_domain_keeps_its_own_false_alarm_rate():
 
 def test_a_small_domain_is_named_or_pooled():
     scores, domains = np.arange(40.0), ["source"] * 30 + ["target"] * 10
-    with pytest.raises(ValueError, match=r"domain 'target': .*at least 19 normal clips, got 10"):
+    with pytest.raises(ValueError, match=r"Domain 'target': .*at least 19 normal clips, got 10"):
         fit_domain_thresholds(scores, domains)
     thresholds = fit_domain_thresholds(scores, domains, pool_small_domains=True)
     assert thresholds.by_domain == {"source": fit_threshold(scores[:30]), "target": thresholds.pooled}
-    with pytest.raises(ValueError, match=r"domains must hold one of \('source', 'target'\) or None, got 'sauce'"):
+    with pytest.raises(ValueError, match=r"`domains` must hold one of \('source', 'target'\) or None, got 'sauce'"):
         thresholds.of(["source", "sauce"])
     for wrong in ("source", ["source"] * 39):
         with pytest.raises(ValueError, match="one entry for each of the 40 self_scores"):
@@ -155,7 +156,7 @@ def test_a_small_domain_is_named_or_pooled():
 def test_a_calibration_is_checked_however_it_is_made(name, value):
     whole = some_calibration().to_dict()
     assert Calibration.from_dict(whole) == some_calibration()
-    with pytest.raises(ValueError, match=rf"({name}|method) must be"):
+    with pytest.raises(ValueError, match=rf"(`{name}`|method) must be"):
         Calibration.from_dict(whole | {name: value})
     del whole[name]
     with pytest.raises(ValueError, match=rf"none of \['{name}'\]"):
@@ -171,3 +172,13 @@ def test_a_calibration_says_which_rule_made_its_threshold():
     assert second.threshold == scores[8]
     assert (second.false_alarm_rate, second.asked_false_alarm_rate) == (pytest.approx(0.1), None)
     assert (second.bank_version, second.model) == (3, first.model)
+
+
+def test_a_calibration_is_frozen_and_json_can_hold_it():
+    extractor = {"frontend": "beats"}
+    calibration = some_calibration(extractor=extractor, threshold=np.float32(0.5), false_alarm_rate=np.float32(0.25))
+    extractor["frontend"] = "eat"
+    assert calibration.extractor == {"frontend": "beats"}
+    assert Calibration.from_dict(json.loads(json.dumps(calibration.to_dict()))) == calibration
+    with pytest.raises(FrozenInstanceError):
+        calibration.threshold = 0.1

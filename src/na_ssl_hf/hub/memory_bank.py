@@ -4,7 +4,7 @@ Letters: N query clips, R reference clips in the memory, F frequency bands, D ch
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -35,9 +35,9 @@ __all__ = ["MEMORY_BANK_FILE", "MemoryBank"]
 # So many multiply-adds take a few seconds on a small CPU; a progress bar is shown.
 PROGRESS_BAR_WORK = 2e11
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
+CHOICES: dict[str, Collection[str | None]] = {
     "distance": get_args(Metric),
-    "rescaling": tuple(RESCALINGS),
+    "rescaling": RESCALINGS.keys(),
     "band_aggregation": ("mean", "max"),
     "index": INDEX_KINDS,
 }
@@ -508,8 +508,8 @@ class MemoryBank:
 
     def _check_parameters(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+            if getattr(self, name) not in tuple(choices):
+                raise ValueError(f"`{name}` must be one of {tuple(choices)}, got {getattr(self, name)!r}.")
         for name in ("normalize", "separate_domains"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")

@@ -1,4 +1,7 @@
-"""From the leave-one-out scores of normal clips to an alarm threshold. Higher score = more anomalous everywhere."""
+"""This module turns the leave-one-out scores of normal clips into a threshold for alarms.
+
+A higher score is more anomalous everywhere. Letters: N normal clips, M scored clips.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,26 +20,29 @@ logger = logging.get_logger(__name__)
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
 GAMMA_QUANTILE = 0.9
 DEFAULT_FALSE_ALARM_RATE = 0.05
+# Scores that differ by a smaller share of the largest one are taken as equal, as a gamma fit would only see the
+# rounding noise.
+SMALLEST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a scorer learned from its normal recordings besides the memory, and what it belongs to.
+    """A calibration holds what a scorer learned from its normal recordings besides the memory, and what it belongs to.
 
     Attributes:
-        threshold: a recording is anomalous when its score is greater.
-        threshold_method: as in `fit_threshold`.
-        false_alarm_rate: the rate that the threshold stands for.
-        asked_false_alarm_rate: the rate that was asked; `None` for the default.
-        self_scores: the leave-one-out scores of the normal recordings. They are kept, for they cost as much as all
-            recordings against all recordings.
-        model: fingerprint of the model's weights.
-        extractor: the settings of the feature extractor that decide the features.
-        pooling: method and parameters of `pool_time`.
-        bank_version: version of the memory that the scores are of.
+        threshold: A recording is anomalous if its score is greater than this.
+        threshold_method: The method of `fit_threshold` that gave the threshold.
+        false_alarm_rate: The rate of false alarms that the threshold was made for.
+        asked_false_alarm_rate: The rate that the user asked for; `None` for the default.
+        self_scores: `(N,)`, the leave-one-out scores of the normal recordings. They are kept because making them
+            compares every recording with every other one.
+        model: The fingerprint of the model's weights.
+        extractor: The settings of the feature extractor that decide the features.
+        pooling: The method and the parameters of `pool_time`.
+        bank_version: The version of the memory that the scores belong to.
 
     Raises:
-        ValueError: an attribute of another type or out of its range.
+        ValueError: An attribute has another type, or is outside its range.
     """
 
     threshold: float
@@ -51,26 +57,33 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
-            raise ValueError(f"threshold must be a finite number, got {self.threshold!r}.")
+            raise ValueError(f"`threshold` must be a finite number, got {self.threshold!r}.")
         if self.threshold_method not in THRESHOLD_METHODS:
-            raise ValueError(f"threshold_method must be one of {THRESHOLD_METHODS}, got {self.threshold_method!r}.")
+            raise ValueError(f"`threshold_method` must be one of {THRESHOLD_METHODS}, got {self.threshold_method!r}.")
         _check_rate(self.false_alarm_rate)
         if self.asked_false_alarm_rate is not None:
             _check_rate(self.asked_false_alarm_rate, "asked_false_alarm_rate")
         scores = self.self_scores
         if not isinstance(scores, (list, tuple)) or not scores or not all(map(_is_finite_number, scores)):
-            raise ValueError(f"self_scores must be a sequence of finite numbers, got {scores!r:.80}.")
-        object.__setattr__(self, "self_scores", tuple(float(score) for score in scores))
+            raise ValueError(f"`self_scores` must be a sequence of at least one finite number, got {scores!r:.80}.")
         if not isinstance(self.model, str):
-            raise ValueError(f"model must be the fingerprint of a model's weights, got {self.model!r}.")
+            raise ValueError(f"`model` must be the fingerprint of a model's weights, got {self.model!r}.")
         if not isinstance(self.extractor, Mapping):
-            raise ValueError(f"extractor must be a dict of settings, got {self.extractor!r}.")
+            raise ValueError(f"`extractor` must be a dict of settings, got {self.extractor!r}.")
         if not isinstance(self.pooling, Mapping) or set(self.pooling) != {field.name for field in fields(Pooling)}:
-            raise ValueError(f"pooling must be a dict with method, gamma, p and r, got {self.pooling!r}.")
+            raise ValueError(f"`pooling` must be a dict with method, gamma, p and r, got {self.pooling!r}.")
         Pooling(**self.pooling)
         version = self.bank_version
         if isinstance(version, bool) or not isinstance(version, int) or version < 0:
-            raise ValueError(f"bank_version must be an int of at least 0, got {version!r}.")
+            raise ValueError(f"`bank_version` must be an int of at least 0, got {version!r}.")
+        # Copies, so that nobody else can change what is frozen; Python numbers, so that JSON can hold them.
+        own: dict[str, Any] = {"self_scores": tuple(float(score) for score in scores)}
+        own |= {name: dict(getattr(self, name)) for name in ("extractor", "pooling")}
+        own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
+        if self.asked_false_alarm_rate is not None:
+            own["asked_false_alarm_rate"] = float(self.asked_false_alarm_rate)
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
 
     def recalibrated(
         self,
@@ -79,7 +92,12 @@ class Calibration:
         self_scores: Sequence[float] | None = None,
         bank_version: int | None = None,
     ) -> "Calibration":
-        """The calibration with another rule, or of a memory that has changed. Errors as `calibrated_threshold`."""
+        """Return this calibration with the threshold made anew.
+
+        Args:
+            threshold_method, asked_false_alarm_rate: See `calibrated_threshold`, which also raises the errors.
+            self_scores, bank_version: Those of a memory that has changed; `None` if it has not.
+        """
         scores = self.self_scores if self_scores is None else tuple(self_scores)
         threshold, rate = calibrated_threshold(scores, threshold_method, asked_false_alarm_rate)
         return replace(
@@ -93,36 +111,37 @@ class Calibration:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes, as JSON holds them."""
+        """Return all attributes as JSON holds them."""
         return asdict(self) | {"self_scores": list(self.self_scores)}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Calibration":
-        """The calibration that `to_dict` wrote.
+        """Return the calibration that `to_dict` wrote. Other keys are ignored.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: A key is missing, or a value is wrong.
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping) or not names <= set(values):
-            missing = sorted(names - set(values)) if isinstance(values, Mapping) else sorted(names)
-            raise ValueError(f"A calibration must have the keys {sorted(names)}, got none of {missing}.")
+            got = f"none of {sorted(names - set(values))}" if isinstance(values, Mapping) else repr(values)
+            raise ValueError(f"A calibration must be a dict with the keys {sorted(names)}, got {got}.")
         return cls(**{name: values[name] for name in names})
 
 
 def calibrated_threshold(
     self_scores: Sequence[float] | torch.Tensor, threshold_method: str, asked_false_alarm_rate: float | None
 ) -> tuple[float, float]:
-    """The threshold of a scorer, and the false-alarm rate that it stands for.
+    """Return the threshold of a scorer, and the rate of false alarms that it is made for.
 
     Args:
-        self_scores: `(N,)`, as in `fit_threshold`.
-        threshold_method: as in `fit_threshold`.
-        asked_false_alarm_rate: `None` means 0.05, or the least rate that so few normal recordings allow, with a
-            warning.
+        self_scores: `(N,)`, see `fit_threshold`.
+        threshold_method: The `method` of `fit_threshold`.
+        asked_false_alarm_rate: The accepted rate of false alarms. `None` stands for 0.05; if the method is
+            `"conformal"` and there are too few normal recordings for 0.05, it stands for the smallest rate that they
+            allow, and a warning says so.
 
     Raises:
-        ValueError: as `fit_threshold`.
+        ValueError: See `fit_threshold`.
     """
     scores = torch.as_tensor(self_scores)
     rate = DEFAULT_FALSE_ALARM_RATE if asked_false_alarm_rate is None else asked_false_alarm_rate
@@ -139,67 +158,68 @@ def calibrated_threshold(
 def fit_threshold(
     self_scores: torch.Tensor | np.ndarray, method: str = "conformal", false_alarm_rate: float = 0.05
 ) -> float:
-    """Threshold of the decision `is_anomaly = score > threshold`.
+    """Return the threshold of the decision `is_anomaly = score > threshold`.
 
-    - `"conformal"` (Laxhammar and Falkman, 2010; Bates et al., Annals of Statistics 2023): the decision agrees exactly
-      with `conformal_p_values(...) <= false_alarm_rate`, so new normal clips alarm at most at that rate, whatever the
-      distribution. The threshold is one of the self scores (an order statistic).
-    - `"quantile"`: the empirical `1 - false_alarm_rate` quantile, linearly interpolated.
-    - `"gamma"`: the 0.9 quantile of a gamma distribution with free shape, location and scale (maximum likelihood), the
-      habit of the DCASE Task 2 baseline; it ignores `false_alarm_rate`. Negative scores are legal (free location).
+    - With `"conformal"` (Laxhammar and Falkman, 2010; Bates et al., Annals of Statistics 2023) the decision agrees
+      exactly with `conformal_p_values(...) <= false_alarm_rate`, so that new normal clips raise alarms at most at that
+      rate, whatever their distribution. The threshold is one of the self scores (an order statistic).
+    - With `"quantile"` it is the empirical `1 - false_alarm_rate` quantile, linearly interpolated.
+    - With `"gamma"` it is the 0.9 quantile of a gamma distribution with free shape, location and scale (maximum
+      likelihood), as in the DCASE Task 2 baseline, and `false_alarm_rate` has no influence. Negative scores are legal,
+      because the location is free.
 
     Args:
-        self_scores: `(N,)` scores of normal clips, each with its own entry left out of the memory.
+        self_scores: `(N,)`, the scores of normal clips, each with its own entry left out of the memory.
         method: `"conformal"`, `"gamma"` or `"quantile"`.
-        false_alarm_rate: accepted rate of false alarms, in (0, 1).
+        false_alarm_rate: The accepted rate of false alarms, in (0, 1).
 
     Raises:
-        ValueError: bad arguments, NaN/inf, too few clips for the asked rate (`"conformal"`), scores without any spread
-            or scipy missing (`"gamma"`).
+        ValueError: An argument is wrong; scores are NaN or infinite; there are too few clips for the asked rate
+            (`"conformal"`); or all scores are equal, or scipy is missing (`"gamma"`).
     """
     if method not in THRESHOLD_METHODS:
-        raise ValueError(f"method must be one of {THRESHOLD_METHODS}, got {method!r}.")
+        raise ValueError(f"`method` must be one of {THRESHOLD_METHODS}, got {method!r}.")
     _check_rate(false_alarm_rate)
     normal = _as_scores("self_scores", self_scores)
     if method == "gamma":
         return _gamma_quantile(normal)
     if method == "quantile":
         return float(np.quantile(normal, 1.0 - false_alarm_rate))
-    # The same floating-point expression as in conformal_p_values, so that both decisions agree to the last bit.
+    # This is the floating-point expression of `conformal_p_values`, so that both decisions agree to the last bit.
     allowed = _p_value(np.arange(len(normal) + 1), len(normal)) <= false_alarm_rate
     if not allowed[0]:
         needed = required_self_scores(false_alarm_rate)
         raise ValueError(
-            f"method='conformal' with false_alarm_rate={false_alarm_rate} needs at least {needed} normal clips, "
-            f"got {len(normal)}. Give more clips, raise false_alarm_rate or use method='quantile'."
+            f"`method='conformal'` with false_alarm_rate={false_alarm_rate} needs at least {needed} normal clips, "
+            f"got {len(normal)}. Give more clips, raise `false_alarm_rate` or use method='quantile'."
         )
     return float(np.sort(normal)[len(normal) - int(allowed.sum())])
 
 
 @dataclass(frozen=True)
 class DomainThresholds:
-    """A threshold for each domain, and one for clips whose domain is not known.
+    """There is a threshold for each domain, and one for clips whose domain is not known.
 
     Attributes:
-        by_domain: domain -> threshold.
-        pooled: from the self scores of all domains together.
+        by_domain: The threshold of each domain.
+        pooled: The threshold that is made from the self scores of all domains together.
     """
 
     by_domain: dict[str, float]
     pooled: float
 
     def of(self, domains: Sequence[str | None] | np.ndarray) -> np.ndarray:
-        """`(M,)` float64: the threshold of each clip; a clip of domain `None` gets the pooled one.
+        """Return the threshold of each clip, `(M,)` float64; a clip of domain `None` gets the pooled one.
 
-        Compare as everywhere: `is_anomaly = scores > thresholds.of(domains)`.
+        The decision is then `is_anomaly = scores > thresholds.of(domains)`.
 
         Raises:
-            ValueError: a domain without a threshold.
+            ValueError: A domain has no threshold.
         """
         for clip, domain in enumerate(domains):
             if domain is not None and domain not in self.by_domain:
                 known = tuple(self.by_domain)
-                raise ValueError(f"domains must hold one of {known} or None, got {domain!r} for clip {clip}.")
+                raise ValueError(f"`domains` must hold one of {known} or None, got {domain!r} for clip {clip}.")
         return np.array([self.pooled if domain is None else self.by_domain[domain] for domain in domains], dtype=float)
 
 
@@ -210,22 +230,25 @@ def fit_domain_thresholds(
     false_alarm_rate: float = 0.05,
     pool_small_domains: bool = False,
 ) -> DomainThresholds:
-    """`fit_threshold` for every domain on its own: the false-alarm rate then holds in each, not only on average.
+    """Fit the threshold of every domain by itself, so that the rate of false alarms holds in each of them.
+
+    With one threshold for all domains it only holds on average.
 
     Args:
-        self_scores: `(N,)` as in `fit_threshold`.
-        domains: `(N,)`, say `"source"` or `"target"`; every domain that occurs gets a threshold.
-        method, false_alarm_rate: as in `fit_threshold`.
-        pool_small_domains: a domain with fewer clips than `"conformal"` needs gets the pooled threshold, whose rate
-            holds on average over the domains, instead of an error.
+        self_scores: `(N,)`, see `fit_threshold`.
+        domains: `(N,)`, for example `"source"` or `"target"`; every domain that occurs gets a threshold.
+        method, false_alarm_rate: See `fit_threshold`.
+        pool_small_domains: Whether a domain with fewer clips than `"conformal"` needs gets the pooled threshold, whose
+            rate holds on average over the domains, instead of an error.
 
     Raises:
-        ValueError: as `fit_threshold`, naming the domain; another number of domains than scores.
+        ValueError: See `fit_threshold`; the message names the domain. Also if there is another number of domains than
+            of scores.
     """
     scores = _as_scores("self_scores", self_scores)
     if isinstance(domains, str) or len(domains) != len(scores):
         got = repr(domains) if isinstance(domains, str) else f"{len(domains)} entries"
-        raise ValueError(f"domains must have one entry for each of the {len(scores)} self_scores, got {got}.")
+        raise ValueError(f"`domains` must have one entry for each of the {len(scores)} self_scores, got {got}.")
     pooled = fit_threshold(scores, method, false_alarm_rate)
     by_domain = {}
     names = np.asarray([str(domain) for domain in domains])
@@ -237,17 +260,24 @@ def fit_domain_thresholds(
         try:
             by_domain[domain] = fit_threshold(of_domain, method, false_alarm_rate)
         except ValueError as error:
-            raise ValueError(f"domain {domain!r}: {error}") from error
+            raise ValueError(f"Domain {domain!r}: {error}") from error
     return DomainThresholds(by_domain, pooled)
 
 
 def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """`p = (1 + #{self_scores >= score}) / (1 + N)` for every score: `(N,)`, `(M,)` -> `(M,)` float64.
+    """Compute `p = (1 + #{self_scores >= score}) / (1 + N)` for every score.
 
-    Small = anomalous (scores themselves: higher = more anomalous). For a new normal clip `P(p <= a) <= a`.
+    A small p-value is anomalous, and so is a high score. For a new normal clip, `P(p <= a) <= a`.
+
+    Args:
+        self_scores: `(N,)`, see `fit_threshold`.
+        scores: `(M,)`.
+
+    Returns:
+        `(M,)` float64.
 
     Raises:
-        ValueError: empty, not one-dimensional, or NaN/inf.
+        ValueError: One of them is empty, not one-dimensional, or holds NaN or infinite values.
     """
     normal = np.sort(_as_scores("self_scores", self_scores))
     at_least = len(normal) - np.searchsorted(normal, _as_scores("scores", scores), side="left")
@@ -255,13 +285,13 @@ def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Ten
 
 
 def required_self_scores(false_alarm_rate: float) -> int:
-    """Normal clips that `"conformal"` needs for a rate in (0, 1): fewer cannot reach so small a p-value.
+    """Return how many normal clips `"conformal"` needs, because fewer cannot give so small a p-value.
 
     Raises:
-        ValueError: the rate is not in (0, 1).
+        ValueError: The rate is not in (0, 1).
     """
     _check_rate(false_alarm_rate)
-    # ceil(1 / rate) - 1 up to rounding; counting on settles it as the p-values themselves round.
+    # The number is ceil(1 / rate) - 1 up to rounding. The loop ends where the p-values, as they are rounded, do.
     needed = max(1, math.ceil(1.0 / false_alarm_rate) - 2)
     while _p_value(np.zeros(1), needed)[0] > false_alarm_rate:
         needed += 1
@@ -270,7 +300,7 @@ def required_self_scores(false_alarm_rate: float) -> int:
 
 def _check_rate(rate: float, name: str = "false_alarm_rate") -> None:
     if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 < rate < 1.0:
-        raise ValueError(f"{name} must be a number in (0, 1), got {rate!r}.")
+        raise ValueError(f"`{name}` must be a number in (0, 1), got {rate!r}.")
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -286,9 +316,9 @@ def _as_scores(name: str, scores: torch.Tensor | np.ndarray) -> np.ndarray:
         scores = scores.detach().to("cpu", torch.float64).numpy()
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"{name} must have shape (N,) with N >= 1, got {values.shape}.")
+        raise ValueError(f"`{name}` must have shape (N,) with N >= 1, got {values.shape}.")
     if not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]} among {len(values)} scores.")
+        raise ValueError(f"`{name}` must be finite, got {values[~np.isfinite(values)][0]} among {len(values)} scores.")
     return values
 
 
@@ -296,14 +326,13 @@ def _gamma_quantile(normal: np.ndarray) -> float:
     try:
         from scipy.stats import gamma
     except ImportError as error:
-        raise ValueError("method='gamma' needs scipy (pip install scipy), which is not installed.") from error
-    # Below this spread the fit only sees rounding noise.
-    if np.ptp(normal) <= 1e-9 * np.abs(normal).max():
-        raise ValueError(f"method='gamma' needs scores that differ, got {len(normal)} equal scores ({normal[0]}).")
+        raise ValueError("`method='gamma'` needs scipy (pip install scipy), which is not installed.") from error
+    if np.ptp(normal) <= SMALLEST_SPREAD * np.abs(normal).max():
+        raise ValueError(f"`method='gamma'` needs scores that differ, got {len(normal)} equal scores ({normal[0]}).")
     try:
         threshold = float(gamma.ppf(GAMMA_QUANTILE, *gamma.fit(normal)))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"method='gamma': the fit to {len(normal)} scores failed ({error}).") from error
+        raise ValueError(f"`method='gamma'`: the fit to {len(normal)} scores failed ({error}).") from error
     if not math.isfinite(threshold):
-        raise ValueError(f"method='gamma': the fit to {len(normal)} scores has no finite 0.9 quantile ({threshold}).")
+        raise ValueError(f"`method='gamma'`: the fit to {len(normal)} scores has no finite 0.9 quantile ({threshold}).")
     return threshold
