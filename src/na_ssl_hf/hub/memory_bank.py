@@ -6,6 +6,7 @@ Letters: N query clips, R reference clips in the memory, F frequency bands, D ch
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -455,16 +456,16 @@ class MemoryBank:
         references = References(
             self.memory_[band],
             self.squared_norms_[band],
-            self._metric,
+            rescaling.metric or self.distance,
             owner=memories.owner(is_target, self.num_clips_) if queries.leave_one_out else None,
             index=self._index_of(band),
         )
-        learned = {name: getattr(self, name)[band] for name in rescaling.state(*self.memory_.shape[:2])}
+        learned = {name: getattr(self, name)[band] for name in (*rescaling.per_reference, *rescaling.per_band)}
         scores = [
-            rescaling.apply(queries, replace(references, hidden=hidden), learned, count)
+            rescaling.apply(queries, references.without(hidden), learned, count)
             for hidden, count in memories.parts(is_target, self.num_neighbors)
         ]
-        return torch.stack(scores).amin(dim=0)  # (N,)
+        return reduce(torch.minimum, scores)  # (N,)
 
     def _prepare_(self, rows: torch.Tensor) -> torch.Tensor:
         return prepare_(rows, bool(self.normalize), wants_unit_norm=self.distance == "cosine")

@@ -4,7 +4,7 @@ Letters: N queries, R references, D channels, C rows of one chunk, k candidates.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -149,6 +149,10 @@ class References:
     def is_rescaled(self) -> bool:
         """Whether distances are changed before they are compared."""
         return self.subtract is not None or self.divide is not None
+
+    def without(self, hidden: torch.Tensor | None) -> "References":
+        """Return these references, with `hidden` `(R,)` infinitely far from every query, if it is given."""
+        return self if hidden is None else replace(self, hidden=hidden)
 
     def rescale_(self, distances: torch.Tensor, candidates: torch.Tensor | None = None) -> None:
         """Rescale in place distances `(C, R)` to all references, or `(C, k)` to the candidates `(C, k)`."""
