@@ -28,7 +28,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python examples/benchmark.py
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) demo_output
