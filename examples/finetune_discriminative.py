@@ -1,4 +1,4 @@
-"""Make a Dis frontend: fine-tune BEATs, EAT, NA-BEATs or NA-EAT to tell a data set's normal training clips apart.
+"""Fine-tune BEATs, EAT, NA-BEATs or NA-EAT to tell a data set's normal training clips apart ("Dis" in the papers).
 
     # four GPUs; one CPU (examples/accelerate has more)
     accelerate launch --config_file examples/accelerate/four_gpus.yaml \
@@ -6,14 +6,15 @@
     accelerate launch --config_file examples/accelerate/cpu.yaml \
         examples/finetune_discriminative.py --base BASE --data DCASE_FOLDER --output_dir OUT --epochs 3
 
-    accelerate launch ... --output_dir OUT --resume  # after a kill, exactly as if nothing had happened
+    # after a kill: the resumed training gives the same weights as one that was never stopped
+    accelerate launch ... --output_dir OUT --resume
 
 BASE is a folder, a name on the hub or a checkpoint of the package (na-beats-tiny); of DCASE_FOLDER only `train` is
 read. Low-rank adapters are trained with a sub-cluster AdaCos loss on attributes or pseudo labels (Fujimura et al.,
 DCASE 2026 Task 2, whose settings are the defaults). OUT becomes an adapter for `AutoModel.from_pretrained`, with
-label_map.json, log.jsonl and README.md beside it; OUT/checkpoints holds what `--resume` needs. The last weights are
-kept: nothing is selected, and no anomaly is ever looked at. On a CPU, MALLOC_MMAP_THRESHOLD_=1000000 in the environment
-lets the C library give memory back: with --gradient_checkpointing NA-BEATs base takes 2 GB then, and 6 GB without it.
+label_map.json, log.jsonl and README.md beside it; OUT/checkpoints holds what `--resume` needs. The weights of the last
+step are saved: none are selected, and no anomaly is used. On a CPU, MALLOC_MMAP_THRESHOLD_=1000000 in the environment
+makes the C library return memory: with --gradient_checkpointing NA-BEATs base then takes 2 GB, and 6 GB otherwise.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ from na_ssl_hf.training.lora import add_lora, load_model, save_adapter
 from na_ssl_hf.training.pseudo_labels import LabelMap, make_label_map
 from na_ssl_hf.training.waveform_mixup import draw_mixup
 
-# Before other processes are given up; the first one alone makes the pseudo labels.
+# The other processes wait this long, because the first one alone makes the pseudo labels.
 PATIENCE = timedelta(hours=12)
 LABEL_MAP_FILE = "label_map.json"
 
@@ -66,54 +67,68 @@ def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
 class Settings:
     # Data
     base: str = field(
-        metadata={"help": "BEATs, EAT, NA-BEATs or NA-EAT: a folder, a name on the hub or of the package"}
+        metadata={
+            "help": "BEATs, EAT, NA-BEATs or NA-EAT model: a folder, a name on the hub or a checkpoint of the package"
+        }
     )
-    data: str = field(metadata={"help": "DCASE Task 2 folder, <machine>/train/*.wav"})
-    output_dir: str = field(metadata={"help": "where everything is written"})
-    machines: list[str] | None = field(default=None, metadata={"help": "which ones (default: all)"})
-    duration: float = option("of a crop, s; shorter clips are repeated", 10.0)
-    held_out: float = option("share of every machine's clips kept from training, to watch it; 0: train on all", 0.05)
-    num_workers: int = option("processes that read clips, for each training process", 0)
+    data: str = field(metadata={"help": "DCASE Task 2 folder, with <machine>/train/*.wav"})
+    output_dir: str = field(metadata={"help": "folder for the model, its log and its checkpoints"})
+    machines: list[str] | None = field(
+        default=None, metadata={"help": "names of the machines to train on (default: all)"}
+    )
+    duration: float = option("duration of a crop, s; shorter clips are repeated", 10.0)
+    held_out: float = option(
+        "share of every machine's clips that are kept from training and measured; 0 trains on all", 0.05
+    )
+    num_workers: int = option("number of processes that read clips, for each training process", 0)
     # Labels
-    num_clusters: str = option("k-means clusters of a machine without attributes, or silhouette", "16")
-    label_map: str | None = option("label_map.json of another training on the same data, instead of making one")
+    num_clusters: str = option("number of k-means clusters of a machine without attributes, or silhouette", "16")
+    label_map: str | None = option("label_map.json of another training on the same data (default: a new one is made)")
     # Model and loss
-    lora_rank: int = option("of the low-rank matrices", 64)
-    lora_alpha: int = option("their product is scaled by alpha / rank", 64)
-    lora_dropout: float = option("on their input", 0.0)
-    loss: Literal["subcluster_adacos", "adacos", "arcface"] = option("on the embeddings", "subcluster_adacos")
-    num_subclusters: int = option("centres a class of subcluster_adacos", 16)
-    dynamic_scale: bool = option("adapt the scale of subcluster_adacos and adacos", False)
-    fixed_centres: bool = option("keep the random centres of subcluster_adacos and adacos", False)
-    pooling: Literal["attentive", "mean"] = option("of the tokens, for the loss only", "attentive")
-    embedding_size: int = option("of the loss", 256)
+    lora_rank: int = option("rank of the low-rank matrices", 64)
+    lora_alpha: int = option("scale of the low-rank matrices, whose product is multiplied by alpha / rank", 64)
+    lora_dropout: float = option("dropout on the input of the low-rank matrices", 0.0)
+    loss: Literal["subcluster_adacos", "adacos", "arcface"] = option("loss of the embeddings", "subcluster_adacos")
+    num_subclusters: int = option("number of centres a class, for subcluster_adacos", 16)
+    dynamic_scale: bool = option("scale that adapts, for subcluster_adacos and adacos", False)
+    fixed_centres: bool = option("random centres that are not trained, for subcluster_adacos and adacos", False)
+    pooling: Literal["attentive", "mean"] = option("pooling of the tokens, for the loss only", "attentive")
+    embedding_size: int = option("size of the embeddings of the loss", 256)
     mixup: float = option("probability that a waveform is mixed with another one", 0.5)
     # Optimisation
-    epochs: int = option("passes over the training clips", 25)
-    max_steps: int | None = option("optimizer steps, instead of epochs")
-    batch_size: int = option("clips of a step, all processes together", 8)
-    lr: float = option("learning rate of AdamW behind the warm-up", 1e-4)
-    warmup_steps: int = option("over which the learning rate rises from 0", 5000)
-    weight_decay: float = option("of AdamW", 0.01)
-    max_grad_norm: float = option("gradients are clipped to it", 1.0)
+    epochs: int = option("number of passes over the training clips", 25)
+    max_steps: int | None = option("number of optimizer steps, instead of epochs")
+    batch_size: int = option("number of clips in a step, of all processes together", 8)
+    lr: float = option("learning rate of AdamW after the warm-up", 1e-4)
+    warmup_steps: int = option("number of steps over which the learning rate rises from 0", 5000)
+    weight_decay: float = option("weight decay of AdamW", 0.01)
+    max_grad_norm: float = option("largest norm of the gradients, to which they are clipped", 1.0)
     ema_decay: float = option(
-        "of an average of the trained weights, which is saved; 0 saves the weights themselves", 0.0
+        "decay of the moving average of the trained weights, which is saved; 0 saves the weights themselves", 0.0
     )
-    ema_start: int = option("step from which on they are averaged", 1)
-    mixed_precision: str | None = option("default: of `accelerate launch`", choices=["no", "bf16", "fp16"])
-    gradient_checkpointing: bool = option("less memory, a third more time", False)
-    seed: int = option("of weights, order, crops, mixup and k-means", 0)
-    cpu: bool = option("train on the CPU (needed with torchrun; `accelerate launch` says so itself)", False)
+    ema_start: int = option("step at which the moving average starts", 1)
+    mixed_precision: str | None = option(
+        "precision of the arithmetic (default: that of `accelerate launch`)", choices=["no", "bf16", "fp16"]
+    )
+    gradient_checkpointing: bool = option(
+        "gradient checkpointing, which takes less memory and a third more time", False
+    )
+    seed: int = option("seed of weights, order, crops, mixup and k-means", 0)
+    cpu: bool = option("training on the CPU (needed with torchrun; `accelerate launch` tells the script itself)", False)
     # Saving
-    save_every: int = option("steps between checkpoints", 1000)
-    keep: int = option("checkpoints kept, 0 for all", 2)
-    resume: str | None = option("go on from a checkpoint, or from the latest one", nargs="?", const="latest")
-    base_name: str | None = option("what the adapter calls its base, if not BASE: for one that is moved or published")
-    merged: bool = option("also write OUT/merged, an ordinary checkpoint that needs neither peft nor the base", False)
-    licence: str = option("of the adapter, for the model card", "other")
+    save_every: int = option("number of steps between checkpoints", 1000)
+    keep: int = option("number of latest checkpoints to keep, 0 for all", 2)
+    resume: str | None = option(
+        "checkpoint from which to go on, the latest one where none is named", nargs="?", const="latest"
+    )
+    base_name: str | None = option(
+        "name that the adapter gives its base, for a base that is moved or published (default: BASE)"
+    )
+    merged: bool = option("merged checkpoint in OUT/merged as well, which needs neither peft nor the base", False)
+    licence: str = option("licence of the adapter, for the model card", "other")
 
 
-# A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
+# These settings decide the weights' shapes or the order of the data, so that a resumed training must have the same.
 LASTING = (
     *("base", "machines", "duration", "held_out", "lora_rank", "lora_alpha", "lora_dropout", "loss", "num_clusters"),
     *("num_subclusters", "dynamic_scale", "fixed_centres", "pooling", "embedding_size", "mixup", "batch_size", "lr"),
@@ -134,7 +149,7 @@ def main() -> None:
     )
     set_seed(settings.seed)
 
-    # Data; whatever can be wrong is found here, before the first step.
+    # The data are read before the model, so that whatever is wrong with them shows before the first step.
     lasting = {name: getattr(settings, name) for name in LASTING}
     checkpoint = find_checkpoint(output_dir / "checkpoints", settings.resume, lasting)
     check_counts(settings, accelerator.num_processes)
@@ -157,11 +172,11 @@ def main() -> None:
     num_steps = settings.max_steps or settings.epochs * steps_per_epoch
     if steps_per_epoch < 1:
         raise ValueError(
-            f"batch_size must be at most the number of training clips {len(kept)}, got {settings.batch_size}"
+            f"`batch_size` must be at most the number of training clips {len(kept)}, got {settings.batch_size}"
         )
     crops = LabelledCrops(clips, labels, settings.duration)
     batch_size, rank = settings.batch_size // accelerator.num_processes, accelerator.process_index
-    # Not prepared by Accelerate, which would split it once more.
+    # Accelerate does not prepare the loader, since it would split the data once more.
     training = DataLoader(
         crops,
         batch_sampler=BatchesOfProcess(
@@ -202,7 +217,7 @@ def main() -> None:
     bar = tqdm(steps, initial=first_step, total=num_steps, unit="step", disable=not accelerator.is_main_process)
     for step in bar:
         start, cpu_start = time.perf_counter(), time.process_time()
-        # Mixup and dropout are functions of seed, step and process, so that a resumed training repeats them.
+        # Mixup and dropout depend on seed, step and process alone, so that a resumed training repeats them.
         torch.manual_seed(seed_of(settings.seed, step, rank))
         optimizer.param_groups[0]["lr"] = lr = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
         waves, classes = (each.to(accelerator.device, non_blocking=True) for each in next(batches))
@@ -211,7 +226,7 @@ def main() -> None:
         accelerator.backward(output.loss)
         gradient_norm = accelerator.clip_grad_norm_(list(trained.values()), settings.max_grad_norm)
         mean_loss = float(accelerator.reduce(output.loss.detach(), "mean"))
-        # float16 gradients may overflow: its scaler skips such a step and goes on.
+        # Gradients in float16 may overflow; the scaler skips such a step.
         finite_gradients = accelerator.mixed_precision == "fp16" or bool(gradient_norm.isfinite())
         if not (np.isfinite(mean_loss) and finite_gradients):
             raise FloatingPointError(
@@ -263,21 +278,21 @@ def main() -> None:
 def check_counts(settings: Settings, num_processes: int) -> None:
     if settings.batch_size % num_processes or settings.batch_size < 2 * num_processes:
         raise ValueError(
-            f"batch_size must be a multiple of the {num_processes} processes and at least two for each (batch "
+            f"`batch_size` must be a multiple of the {num_processes} processes and at least two for each (batch "
             f"normalisation), got {settings.batch_size}"
         )
     for name in ("epochs", "save_every", "duration"):
         if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(settings, name)}")
+            raise ValueError(f"`{name}` must be positive, got {getattr(settings, name)}.")
     for name in ("held_out", "mixup"):
         if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {getattr(settings, name)}")
+            raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(settings, name)}.")
 
 
 def shared_label_map(
     settings: Settings, accelerator: Accelerator, model_type: str, base: str, clips: list[DcaseClip]
 ) -> LabelMap:
-    """The label map that all processes use: a given one, that of a training that is resumed, or a new one."""
+    """Load the label map of all processes: a given one, or that of a resumed training, or a new one that is made."""
     if settings.label_map:
         return LabelMap.load(settings.label_map)
     path = Path(settings.output_dir) / LABEL_MAP_FILE
@@ -295,7 +310,7 @@ def shared_label_map(
 
 
 def split(clips: list[DcaseClip], settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the clips to train on and of those to watch with; with nothing held out both are all."""
+    """Choose the clips to train on and those to measure with, by index; with nothing held out both are all clips."""
     groups: dict[tuple[str, int], list[int]] = {}
     for index, clip in enumerate(clips):
         groups.setdefault((clip.name.machine, clip.name.section), []).append(index)
@@ -310,7 +325,7 @@ def split(clips: list[DcaseClip], settings: Settings) -> tuple[np.ndarray, np.nd
     if min(watched.values()) < 2:
         unit = min(watched, key=watched.__getitem__)
         raise ValueError(
-            f"held_out must leave at least two clips of every machine to watch with, got {settings.held_out}: "
+            f"`held_out` must leave at least two clips of every machine to watch with, got {settings.held_out}: "
             f"{watched[unit]} of {unit[0]}"
         )
     return kept, held_out
@@ -326,9 +341,9 @@ def make_loss(settings: Settings, num_classes: int) -> SubClusterAdaCos | ArcFac
 
 
 class BatchesOfProcess:
-    """This process' part of the batches of steps `first_step + 1` to `num_steps`: clips and seeds of their crops.
+    """The batches of this process in steps `first_step + 1` to `num_steps`, as clips and the seeds of their crops.
 
-    The whole batch of a step depends on nothing but seed and step, so that a training can be resumed.
+    The whole batch of a step depends on seed and step alone, so that a training can be resumed.
     """
 
     def __init__(self, clips: np.ndarray, settings: Settings, first_step: int, num_steps: int, part: slice):
@@ -358,8 +373,10 @@ def seed_of(*numbers: int) -> int:
 def validate(
     model: DiscriminativeModel, loader: DataLoader, own_part: np.ndarray, clips: list[DcaseClip], num_classes: int
 ) -> dict[str, float]:
-    """Loss and class accuracy of the watched clips of all processes, and how far normal clips' anomaly scores scatter:
-    their leave-one-out variance, mean over machines."""
+    """Measure loss and class accuracy on the held-out clips of all processes, and the spread of their anomaly scores.
+
+    The spread is the leave-one-out variance of the normal clips' scores, as its mean over machines.
+    """
     model.eval()
     rows = []
     for waves, classes in loader:

@@ -3,7 +3,7 @@
     accelerate launch --config_file examples/accelerate/cpu.yaml \
         examples/pretrain_tiny_base.py --model-type beats --targets targets.jsonl --output-dir base
 
-    # go on after a kill, exactly as if nothing had happened
+    # after a kill: the resumed training gives the same weights as one that was never stopped
     accelerate launch ... --output-dir base --resume
 
 The manifest comes from `na-ssl corpora prepare`. OUTPUT_DIR becomes a folder for `from_pretrained` and the `--base` of
@@ -35,16 +35,16 @@ from transformers import HfArgumentParser
 
 from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.data.sound_manifest import SoundFile, read_crop, read_manifest
-from na_ssl_hf.hub.fbank import FLAVOURS, kaldi_fbank
+from na_ssl_hf.hub.fbank import FLAVOURS, SAMPLING_RATE, kaldi_fbank
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker
 from na_ssl_hf.training.optimizers import make_optimizers
 
 # Letters: B clips, N samples, T frames, M mel bins, R rows of patches in time, F bands, D hidden size.
-SAMPLING_RATE, FRAME_SHIFT, PATCH = 16000, 160, 16
+PATCH = 16
 GAIN_DB, NEIGHBOUR_GAIN_DB, COLOUR_DB = 8.0, 4.0, 2.5
 COMPANY_SHARE, COMPANY_DB = 0.6, (-30.0, 5.0)
-# Of the units of the statistics below: their variance over sounds is about a twentieth.
+# In units of the statistics below, whose variance over sounds is about a twentieth.
 READ_OUT_WEIGHT, DEVIATION_WEIGHT, DISTANCE_FLOOR = 20.0, 1.5, 1e-4
 VISIBLE_SHARE, EMA_START, EMA_END = 0.3, 0.99, 0.9995
 
@@ -55,25 +55,25 @@ def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
-    targets: str = field(metadata={"help": "manifest of sounds; those of the split train are used"})
-    output_dir: str = field(metadata={"help": "where everything is written"})
-    model_type: Literal["beats", "eat"] = option("architecture", "beats")
-    objective: Literal["bands", "masked"] = option("see above", "bands")
+    targets: str = field(metadata={"help": "manifest of sounds, of which the split train is used"})
+    output_dir: str = field(metadata={"help": "folder for the model, its log and its checkpoints"})
+    model_type: Literal["beats", "eat"] = option("architecture of the model", "beats")
+    objective: Literal["bands", "masked"] = option("training objective, as described above", "bands")
     hidden_size: int = option("width of the tokens", 128)
-    num_layers: int = option("transformer layers", 4)
-    level_weight: float = option("of the levels that `bands` keeps readable in all layers but the last", 20.0)
-    duration: float = option("of a crop, s", 1.3)
-    max_steps: int = option("optimizer steps", 700)
-    batch_size: int = option("clips a step and process; for `bands`, a third of them are originals", 48)
-    optimizer: Literal["adamw", "muon"] = option("muon learns faster at a larger rate (1e-2)", "adamw")
-    lr: float = option("peak learning rate; 50 steps of warm-up, then a cosine", 2e-3)
-    seed: int = option("of weights and crops", 0)
-    save_every: int = option("steps between checkpoints", 200)
-    resume: bool = option("go on from the latest checkpoint", False)
-    cpu: bool = option("train on the CPU (`accelerate launch` says so itself)", False)
+    num_layers: int = option("number of transformer layers", 4)
+    level_weight: float = option("weight of the levels that `bands` keeps readable in all layers but the last", 20.0)
+    duration: float = option("duration of a crop, s", 1.3)
+    max_steps: int = option("number of optimizer steps", 700)
+    batch_size: int = option("number of clips in a step of a process; for `bands`, a third of them are originals", 48)
+    optimizer: Literal["adamw", "muon"] = option("optimizer; muon learns faster with a larger rate (1e-2)", "adamw")
+    lr: float = option("peak learning rate, after 50 steps of warm-up and before a cosine decay", 2e-3)
+    seed: int = option("seed of weights and crops", 0)
+    save_every: int = option("number of steps between checkpoints", 200)
+    resume: bool = option("training that goes on from the latest checkpoint", False)
+    cpu: bool = option("training on the CPU (`accelerate launch` tells the script itself)", False)
 
 
-# A training can only be resumed with the same ones.
+# A resumed training must have the same values of these settings.
 LASTING = (
     *("model_type", "objective", "hidden_size", "num_layers", "level_weight"),
     *("duration", "max_steps", "batch_size", "optimizer", "lr", "seed"),
@@ -91,7 +91,7 @@ def main() -> None:
     first_step = read_position(checkpoint)["step"] if checkpoint else 0
     sounds = [sound for sound in read_manifest(settings.targets) if sound.split == "train"]
     if not sounds:
-        raise ValueError(f"targets must hold sounds of the split 'train', got none in {settings.targets}")
+        raise ValueError(f"`targets` must hold sounds of the split 'train', got none in {settings.targets}.")
 
     encoder = tiny_encoder(settings)
     objective = (
@@ -110,7 +110,7 @@ def main() -> None:
         steps, initial=first_step, total=settings.max_steps, unit="step", disable=not accelerator.is_main_process
     )
     for step in bar:
-        # All that is random in a step follows from these three numbers, so that a resumed training repeats it.
+        # Everything random in a step follows from these three numbers, so that a resumed training repeats it.
         rng = np.random.default_rng([settings.seed, step, accelerator.process_index])
         torch.manual_seed(int(rng.integers(2**63)))
         for optimizer in optimizers:
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def tiny_encoder(settings: Settings) -> Any:
-    # Two wide heads: at this size the softmax costs more than what it weighs.
+    # Two wide heads, because in a model of this size the softmax costs more than the products with the values.
     sizes = {
         "hidden_size": settings.hidden_size,
         "num_hidden_layers": settings.num_layers,
@@ -154,7 +154,7 @@ def tiny_encoder(settings: Settings) -> Any:
     }
     if settings.model_type == "eat":
         return EatModel(EatConfig(**sizes))
-    # BEATs norms a patch before anything is added to it, which takes its level away; so large an epsilon keeps it.
+    # BEATs normalises a patch before anything is added to it, which removes its level; this large epsilon keeps it.
     beats = {"layer_norm_eps": 0.1, "position_convolution_kernel": 32, "input_dropout": 0.0}
     return BeatsModel(BeatsConfig(**sizes, **beats, patch_embedding_size=settings.hidden_size))
 
@@ -167,7 +167,7 @@ def learning_rate_factor(step: int, num_steps: int) -> float:
 
 
 def crops(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
-    """`batch_size` random crops of random sounds at random gains, (B, N)."""
+    """Draw `batch_size` random crops of random sounds at random gains, `(B, N)`."""
     num_samples = round(settings.duration * SAMPLING_RATE)
     waves = []
     for index in rng.integers(len(sounds), size=settings.batch_size):
@@ -177,7 +177,7 @@ def crops(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator)
 
 
 def crops_with_neighbours(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
-    """(B, N): a third of the batch are originals, and two thirds neighbours of theirs in the same order."""
+    """Draw `(B, N)`, of which a third are originals and two thirds their neighbours, in the same order."""
     waves = crops(sounds, settings, rng)
     waves = waves[: len(waves) // 3 * 3]
     originals, *others = waves.chunk(3)
@@ -191,7 +191,7 @@ def crops_with_neighbours(sounds: list[SoundFile], settings: Settings, rng: np.r
 
 
 def colours(num_clips: int, model_type: str) -> Tensor:
-    """Smooth random frequency responses of the neighbours, `(B, 1, M)` in units of the fbank; originals have none."""
+    """Draw smooth frequency responses for the neighbours, `(B, 1, M)` in units of the fbank, and 0 for originals."""
     nats_to_units = 1 / FLAVOURS[model_type][3]
     size = (num_clips, 1, 1)
     curves = interpolate(torch.randn(num_clips, 1, 6), size=128, mode="linear")
@@ -208,10 +208,10 @@ def decibels(gain_db: Any) -> Any:
 
 
 class BandObjective(nn.Module):
-    """Band vectors hold the log-mel statistics of their band, and lie as far apart as these do.
+    """Band vectors shall hold the log-mel statistics of their band, with distances that follow those of the statistics.
 
-    The layers before the last also hold the levels of their patch, which the last one may forget: the noise-aware
-    layers compare the levels of two microphones, and do so behind a norm that leaves nothing but a token's direction.
+    The layers before the last shall also hold the levels of their patch: the noise-aware layers compare the levels of
+    two microphones, and see them through a norm that keeps only a token's direction.
     """
 
     def __init__(self, encoder: Any, level_weight: float):
@@ -237,7 +237,7 @@ class BandObjective(nn.Module):
         return losses | {"distances": self.distance_loss(grid.mean(1), statistics)}
 
     def level_loss(self, hidden_states: tuple[Tensor, ...], fbank: Tensor) -> Tensor:
-        """Of reading the levels of a patch's mel bins out of the directions of the tokens `(B, N, D)` of each layer."""
+        """Compute the loss of reading the levels of a patch's mel bins from the directions of each layer's tokens."""
         levels = fbank.unflatten(1, (-1, PATCH)).mean(2).unflatten(2, (-1, PATCH))  # (B, R, F, 16)
         losses = []
         for states, read_out in zip(hidden_states, self.level_read_outs, strict=True):
@@ -246,7 +246,7 @@ class BandObjective(nn.Module):
         return torch.stack(losses).mean()
 
     def distance_loss(self, bands: Tensor, statistics: Tensor) -> Tensor:
-        """Between logarithms, so that small distances count like large ones; near pairs weigh as much as all others.
+        """Compute the loss between logarithms of distances; neighbours weigh as much as all other pairs together.
 
         Args:
             bands: `(B, F, D)`.
@@ -256,7 +256,7 @@ class BandObjective(nn.Module):
         directions = normalize(bands, dim=-1)
         distance = (directions[first] - directions[second]).square().sum(-1) / 4  # (pairs, F), (1 - cos) / 2
         wanted = (statistics[first] - statistics[second]).square().sum(-1)
-        # A sphere is bounded: what is far apart is no farther than a right angle.
+        # Distances on a sphere are bounded, so that what is far apart is put at a right angle at most.
         wanted = 0.5 * self.log_scale.exp() * wanted / (wanted + 1)
         error = huber_loss((distance + DISTANCE_FLOOR).log(), (wanted + DISTANCE_FLOOR).log(), reduction="none")
         is_near = (second - first) % (len(bands) // 3) == 0
@@ -264,7 +264,7 @@ class BandObjective(nn.Module):
 
 
 class MaskedObjective(nn.Module):
-    """Hidden patches, and the clip as a whole, as an EMA teacher that sees everything represents them."""
+    """Masked patches, and the mean over the clip, are predicted as an EMA teacher that sees everything gives them."""
 
     def __init__(self, encoder: Any):
         super().__init__()
@@ -296,7 +296,7 @@ class MaskedObjective(nn.Module):
 
 
 def band_statistics(fbank: Tensor) -> Tensor:
-    """Mean, less the clip's level, and standard deviation over time of `(B, T, M)` by band: `(B, F, 2 * 16)`."""
+    """Compute each band's mean, less the clip's level, and deviation over time: `(B, T, M)` -> `(B, F, 2 * 16)`."""
     mean, deviation = fbank.mean(1), fbank.std(1)  # (B, M) each
     statistics = torch.stack([mean - mean.mean(1, keepdim=True), DEVIATION_WEIGHT * deviation], dim=1)  # (B, 2, M)
     return statistics.unflatten(2, (-1, PATCH)).transpose(1, 2).flatten(2)

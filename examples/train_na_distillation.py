@@ -8,8 +8,10 @@
     accelerate launch --config_file examples/accelerate/cpu.yaml \
         examples/train_na_distillation.py --base BASE $DATA --output-dir OUT --batch-size 8 --max-steps 2000
 
-    accelerate launch ... --output-dir OUT --resume  # after a kill, exactly as if nothing had happened
-    accelerate launch ... --base OUT --output-dir MORE  # go on from OUT: other sounds, rooms, duration or rates
+    # after a kill: the resumed training gives the same weights as one that was never stopped
+    accelerate launch ... --output-dir OUT --resume
+    # training goes on from OUT with other sounds, rooms, durations or rates
+    accelerate launch ... --base OUT --output-dir MORE
 
 BASE is a folder of `na-ssl convert` or a name on the hub; manifests come from `na-ssl corpora prepare`, rooms from
 `na-ssl simulate rooms`. Defaults are the paper's (Fujimura et al., IWAENC 2026). OUT becomes a checkpoint for
@@ -60,7 +62,7 @@ INSTALLED_TRACKERS = [
     *(["trackio"] if is_trackio_available() else []),
 ]
 BOOTSTRAP_DRAWS = 1000
-VALIDATION_SEED = 1_000_003  # validation mixtures are the same whatever the seed of the training
+VALIDATION_SEED = 1_000_003  # not the training's seed, so that all trainings are validated on the same mixtures
 
 
 def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
@@ -70,16 +72,23 @@ def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
 @dataclass(kw_only=True)
 class Settings:
     # Data
-    base: str = field(metadata={"help": "BEATs or EAT, or NA-BEATs or NA-EAT to go on: a folder or a name on the hub"})
-    targets: str = field(metadata={"help": "manifest of target sounds, splits train and validation"})
-    noises: str = field(metadata={"help": "manifest of noises, at least four files in each of the two splits"})
+    base: str = field(
+        metadata={
+            "help": "BEATs or EAT model, or an NA-BEATs or NA-EAT model to train further: a folder or a name on the hub"
+        }
+    )
+    targets: str = field(metadata={"help": "manifest of target sounds, with the splits train and validation"})
+    noises: str = field(metadata={"help": "manifest of noises, with at least four files in each of the two splits"})
     rooms: str = field(metadata={"help": "room pool for training"})
     validation_rooms: str = field(metadata={"help": "room pool for validation"})
-    output_dir: str = field(metadata={"help": "where everything is written"})
-    duration: float = option("of a mixture, s", 10.0)
-    shortest_duration: float | None = option("cut every batch to a random duration of at least this, s")
+    output_dir: str = field(metadata={"help": "folder for the model, its log and its checkpoints"})
+    duration: float = option("duration of a mixture, s", 10.0)
+    shortest_duration: float | None = option(
+        "least duration to which a batch is cut at random, s (default: no batch is cut)"
+    )
     snr: list[float] = field(
-        default_factory=lambda: [-10.0, 10.0], metadata={"help": "lowest and highest SNR at the close microphone, dB"}
+        default_factory=lambda: [-10.0, 10.0],
+        metadata={"help": "lowest and highest signal-to-noise ratio at the close microphone, dB"},
     )
     gain: list[float] = field(
         default_factory=lambda: [0.0, 0.0], metadata={"help": "lowest and highest joint gain of both channels, dB"}
@@ -87,50 +96,60 @@ class Settings:
     noise_coherence: list[float] = field(
         default_factory=lambda: [0.0, 0.0], metadata={"help": "lowest and highest coherence of the noises, 0 to 1"}
     )
-    num_workers: int = option("processes that read sounds, for each training process", 0)
+    num_workers: int = option("number of processes that read sounds, for each training process", 0)
     # Model
     layer_type: Literal["cross_attention", "aligned", "film", "self_attention"] = option(
-        "of the noise-aware layers", "cross_attention"
+        "type of the noise-aware layers", "cross_attention"
     )
-    noise_aware_heads: int = option("attention heads of the noise-aware layers", 8)
-    noise_aware_width: int | None = option("of their SwiGLU (default: 3 x hidden size, film 4 x)")
-    noise_aware_dropout: float = option("on their attention weights", 0.1)
+    noise_aware_heads: int = option("number of attention heads of the noise-aware layers", 8)
+    noise_aware_width: int | None = option(
+        "width of the SwiGLU of the noise-aware layers (default: 3 x the hidden size, for film 4 x)"
+    )
+    noise_aware_dropout: float = option("dropout on the attention weights of the noise-aware layers", 0.1)
     far_cancellation: str | None = option(
-        "cancel the far microphone in the close channel first, in training and in the saved extractor",
+        "method that takes the far microphone out of the close channel, in training and in the saved extractor",
         choices=["least_squares", "spectral_subtraction"],
     )
-    band_loss: float = option("weight of the loss on time-averaged band vectors", 0.0)
+    band_loss: float = option("weight of the loss on band vectors averaged over time", 0.0)
     # Optimisation
-    epochs: int = option("passes, as many mixtures each as there are training targets", 200)
-    max_steps: int | None = option("optimizer steps, instead of epochs")
-    batch_size: int = option("mixtures of a step, all processes and accumulated batches together", 160)
-    gradient_accumulation: int = option("batches of a process into which its part of a step is cut", 1)
-    optimizer: Literal["adamw", "muon"] = option("muon learns faster at a larger rate (1e-2), without FSDP", "adamw")
+    epochs: int = option("number of passes, each of as many mixtures as there are training targets", 200)
+    max_steps: int | None = option("number of optimizer steps, instead of epochs")
+    batch_size: int = option("number of mixtures in a step, of all processes and accumulated batches together", 160)
+    gradient_accumulation: int = option("number of batches into which a process cuts its part of a step", 1)
+    optimizer: Literal["adamw", "muon"] = option(
+        "optimizer; muon learns faster with a larger rate (1e-2) and does not work with FSDP", "adamw"
+    )
     lr: float = option("peak learning rate", 1e-4)
-    schedule: Literal["constant", "cosine"] = option("of the learning rate, behind the warm-up", "constant")
-    warmup_steps: int = option("over which the learning rate rises from 0", 0)
-    weight_decay: float = option("of the optimizer", 0.01)
-    max_grad_norm: float = option("gradients are clipped to it", 1.0)
-    ema_decay: float = option("of the average of the trained weights", 0.999)
-    ema_start: int = option("step from which on they are averaged", 20_000)
-    mixed_precision: str | None = option("default: of `accelerate launch`", choices=["no", "bf16", "fp16"])
-    gradient_checkpointing: bool = option("half the memory, 40 % more time", False)
-    seed: int = option("of weights, dropout and mixtures", 0)
-    cpu: bool = option("train on the CPU (needed with torchrun; `accelerate launch` says so itself)", False)
+    schedule: Literal["constant", "cosine"] = option("schedule of the learning rate after the warm-up", "constant")
+    warmup_steps: int = option("number of steps over which the learning rate rises from 0", 0)
+    weight_decay: float = option("weight decay of the optimizer", 0.01)
+    max_grad_norm: float = option("largest norm of the gradients, to which they are clipped", 1.0)
+    ema_decay: float = option("decay of the moving average of the trained weights", 0.999)
+    ema_start: int = option("step at which the moving average starts", 20_000)
+    mixed_precision: str | None = option(
+        "precision of the arithmetic (default: that of `accelerate launch`)", choices=["no", "bf16", "fp16"]
+    )
+    gradient_checkpointing: bool = option(
+        "gradient checkpointing, which halves the memory and takes 40 % more time", False
+    )
+    seed: int = option("seed of weights, dropout and mixtures", 0)
+    cpu: bool = option("training on the CPU (needed with torchrun; `accelerate launch` tells the script itself)", False)
     # Watching and saving
-    validate_every: int = option("steps", 1000)
-    validation_examples: int = option("mixtures, rounded down to whole batches", 1000)
-    validation_duration: float | None = option("of each of them, s (default: as in training)")
-    save_every: int = option("steps between checkpoints", 1000)
-    keep: int = option("checkpoints kept, 0 for all", 3)
-    resume: str | None = option("go on from a checkpoint, or from the latest one", nargs="?", const="latest")
-    trackers: bool = option("log to tensorboard and trackio too, where they are installed", True)
-    fp16_weights: bool = option("save float16 weights, which load as float32", False)
-    licence: str = option("of the weights, for the model card", "other")
-    push_to_hub: str | None = option("name on the hub to upload OUT to, without its checkpoints")
+    validate_every: int = option("number of steps between validations", 1000)
+    validation_examples: int = option("number of mixtures of a validation, rounded down to whole batches", 1000)
+    validation_duration: float | None = option("duration of the mixtures of a validation, s (default: as in training)")
+    save_every: int = option("number of steps between checkpoints", 1000)
+    keep: int = option("number of latest checkpoints to keep, 0 for all", 3)
+    resume: str | None = option(
+        "checkpoint from which to go on, the latest one where none is named", nargs="?", const="latest"
+    )
+    trackers: bool = option("logs for tensorboard and trackio as well, where they are installed", True)
+    fp16_weights: bool = option("weights saved in float16, which load as float32", False)
+    licence: str = option("licence of the weights, for the model card", "other")
+    push_to_hub: str | None = option("name on the hub to which OUT is uploaded, without its checkpoints")
 
 
-# A training can only be resumed with the same ones: they decide the weights' shapes or the order of the data.
+# These settings decide the weights' shapes or the order of the data, so that a resumed training must have the same.
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
     *("batch_size", "duration", "shortest_duration", "snr", "gain", "noise_coherence"),
@@ -151,7 +170,7 @@ def main() -> None:
     )
     set_seed(settings.seed)
 
-    # Data; whatever can be wrong is found here, before the first step.
+    # The data are read before the model, so that whatever is wrong with them shows before the first step.
     checkpoints = output_dir / "checkpoints"
     lasting = {name: getattr(settings, name) for name in LASTING}
     checkpoint = find_checkpoint(checkpoints, settings.resume, lasting)
@@ -163,13 +182,14 @@ def main() -> None:
     num_validation = settings.validation_examples - settings.validation_examples % whole_batch
     if settings.shortest_duration is not None and not 0 < settings.shortest_duration <= settings.duration:
         raise ValueError(
-            f"shortest_duration must be positive and at most duration {settings.duration} s, got "
+            f"`shortest_duration` must be positive and at most `duration` {settings.duration} s, got "
             f"{settings.shortest_duration} s"
         )
-    counts = {"steps": num_steps, "whole batches of validation_examples": num_validation}
-    for name, count in (counts | {each: getattr(settings, each) for each in ("save_every", "validate_every")}).items():
+    counts = {"the number of steps": num_steps, "the whole batches of `validation_examples`": num_validation}
+    counts |= {f"`{name}`": getattr(settings, name) for name in ("save_every", "validate_every")}
+    for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}.")
     loader = partial(mixture_loader, settings, accelerator, sounds)
     examples = range(first_step * settings.batch_size, num_steps * settings.batch_size)
     training = loader("train", rooms, settings.seed, examples, settings.duration)
@@ -198,7 +218,7 @@ def main() -> None:
     bar = tqdm(steps, initial=first_step, total=num_steps, unit="step", disable=not accelerator.is_main_process)
     for step in bar:
         start, cpu_start = time.perf_counter(), time.process_time()
-        # Dropout is a function of seed, step and process too, so that a resumed training repeats it.
+        # Dropout depends on seed, step and process alone, so that a resumed training repeats it.
         torch.manual_seed(seed_of(settings.seed, step, accelerator.process_index))
         lr = learning_rate(step, num_steps, settings)
         for optimizer in optimizers:
@@ -280,21 +300,21 @@ def batch_size_of_process(settings: Settings, num_processes: int) -> int:
     parts = num_processes * settings.gradient_accumulation
     if settings.batch_size < 1 or settings.batch_size % parts:
         raise ValueError(
-            f"batch_size must be a multiple of processes x gradient_accumulation = {num_processes} x "
+            f"`batch_size` must be a multiple of processes x gradient_accumulation = {num_processes} x "
             f"{settings.gradient_accumulation} = {parts}, got {settings.batch_size}"
         )
     return settings.batch_size // parts
 
 
 def read_sounds(name: str, manifest: str) -> dict[str, list[SoundFile]]:
-    """The sounds of a manifest by split."""
+    """Read the sounds of a manifest, by split."""
     sounds = read_manifest(manifest)
     splits = {split: [sound for sound in sounds if sound.split == split] for split in ("train", "validation")}
-    least = 4 if name == "noises" else 1  # one noise in each corner
+    least = 4 if name == "noises" else 1  # a mixture has one noise in each corner of the room
     for split, files in splits.items():
         if len(files) < least:
             raise ValueError(
-                f"{name} must hold at least {least} files of split {split}, got {len(files)} in {manifest}"
+                f"`{name}` must hold at least {least} files of split {split}, got {len(files)} in {manifest}"
             )
     return splits
 
@@ -309,8 +329,10 @@ def mixture_loader(
     examples: range,
     duration: float,
 ) -> DataLoader:
-    """This process' batches; all processes together take successive examples, so that the data of a step depend on
-    nothing but seed and step."""
+    """Make the loader of this process' batches.
+
+    All processes together take successive examples, so that the data of a step depend on seed and step alone.
+    """
     batch_size = batch_size_of_process(settings, accelerator.num_processes)
     mixtures = simulated_mixtures(
         sounds["targets"][split],
@@ -326,18 +348,18 @@ def mixture_loader(
         num_shards=accelerator.num_processes * max(1, settings.num_workers),
         block_size=batch_size,
     )
-    # Not prepared by Accelerate, which would split it once more.
+    # Accelerate does not prepare the loader, since it would split the data once more.
     part = mixtures_of_process(mixtures, accelerator.process_index, accelerator.num_processes, settings.num_workers)
     return DataLoader(part, batch_size, num_workers=settings.num_workers, pin_memory=accelerator.device.type == "cuda")
 
 
 def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
-    """Around a plain base with new noise-aware layers, which change nothing yet; of a noise-aware one its own."""
+    """Load a noise-aware base, or put new noise-aware layers, which change nothing yet, around a plain one."""
     config = AutoConfig.from_pretrained(settings.base)
     base_type = getattr(config, "base_model_type", config.model_type)
     if base_type not in NOISE_AWARE_MODELS:
         raise ValueError(
-            f"base must be a model of type {sorted(NOISE_AWARE_MODELS)}, plain or noise-aware, got "
+            f"`base` must be a model of type {sorted(NOISE_AWARE_MODELS)}, plain or noise-aware, got "
             f"{config.model_type!r} in {settings.base}"
         )
     layers = {
@@ -354,7 +376,7 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
     ):
         if value not in (None, getattr(config, field_name)):
             raise ValueError(
-                f"{option_name} must be {getattr(config, field_name)!r}, as in the noise-aware base {settings.base}, "
+                f"`{option_name}` must be {getattr(config, field_name)!r}, as in the noise-aware base {settings.base}, "
                 f"got {value!r}"
             )
     return AutoModel.from_pretrained(settings.base, dtype=torch.float32, **dropout)
@@ -369,7 +391,7 @@ def mixed(batch: dict[str, Tensor], rooms: RoomPool, device: torch.device) -> Tw
 
 
 def shortened(batch: dict[str, Tensor], step: int, settings: Settings) -> dict[str, Tensor]:
-    """The first part of all sounds of a step, of a log-uniform duration, so that short clips are learned as well."""
+    """Cut all sounds of a step to one log-uniform duration, so that the model learns short clips as well."""
     if settings.shortest_duration is None:
         return batch
     shortest = settings.shortest_duration / settings.duration
@@ -383,7 +405,7 @@ def seed_of(*numbers: int) -> int:
 
 
 def learning_rate(step: int, num_steps: int, settings: Settings) -> float:
-    """Of optimizer step number `step`, counted from 1."""
+    """Compute the learning rate of optimizer step number `step`, counted from 1."""
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
     if settings.schedule == "constant":
@@ -400,9 +422,9 @@ def stop_if_not_finite(
     step: int,
     settings: Settings,
 ) -> None:
-    """Raises in all processes before the weights of a spoilt step are changed."""
+    """Raise an error in all processes, before a step with NaN or infinity changes the weights."""
     wrong = ~losses.isfinite().all(dim=1)  # (processes * accumulated,)
-    # float16 gradients may overflow: its scaler skips such a step and goes on.
+    # Gradients in float16 may overflow; the scaler skips such a step.
     gradients_wrong = accelerator.mixed_precision != "fp16" and not torch.isfinite(gradient_norm)
     if not wrong.any() and not gradients_wrong:
         return
@@ -419,8 +441,10 @@ def stop_if_not_finite(
 def validate(
     distillation: torch.nn.Module, loader: DataLoader, rooms: RoomPool, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Losses, and their ratios to those of the base itself, over all batches of all processes; of the ratio that counts
-    also the 95 % interval of the bootstrap over batches."""
+    """Compute the losses, and their ratios to those of the base itself, over all batches of all processes.
+
+    The main ratio comes with its 95 % interval, from a bootstrap over batches.
+    """
     distillation.eval()
     batches = []
     for batch in loader:

@@ -210,9 +210,9 @@ def test_resume_refuses_other_settings_labels_and_data(train, data, tmp_path):
         (tmp_path / "clips" / machine).mkdir(parents=True)
         (tmp_path / "clips" / machine / "train").symlink_to(data / "clips" / machine / "train")
     out = train(max_steps=2, data=tmp_path / "clips", resume="latest")
-    with pytest.raises(ValueError, match="checkpoints are only gone on from with resume"):
+    with pytest.raises(ValueError, match="`resume` must be given to go on from the checkpoints"):
         train(max_steps=4)
-    with pytest.raises(ValueError, match=r"lora_rank must be 4 as in .*, got 8"):
+    with pytest.raises(ValueError, match=r"`lora_rank` must be 4 as in .*, got 8"):
         train(max_steps=4, resume="latest", lora_rank=8)
     content = json.loads((out / "label_map.json").read_text())
     content["classes"] = {f"other/{name}" if "valve" in name else name: c for name, c in content["classes"].items()}
@@ -248,12 +248,12 @@ def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
         ({"num_clusters": "many"}, "num_clusters must be a whole number of at least 1 or 'silhouette', got 'many'"),
         ({"num_clusters": 13}, "num_clusters must be at most the number of clips, got 13 for 12 of valve"),
         ({"data": data / "mono"}, "must have two channels, close and far, for this model, got 1"),
-        ({"batch_size": 1}, "batch_size must be a multiple of the 1 processes and at least two for each .*, got 1"),
-        ({"batch_size": 32}, "batch_size must be at most the number of training clips 26, got 32"),
-        ({"held_out": 0.01}, "held_out must leave at least two clips of every machine .*, got 0.01: 0 of fan"),
-        ({"held_out": 1.5}, r"held_out must lie in \[0, 1\], got 1.5"),
-        ({"save_every": 0}, "save_every must be positive, got 0"),
-        ({"mixup": 1.5}, r"mixup must lie in \[0, 1\], got 1.5"),
+        ({"batch_size": 1}, "`batch_size` must be a multiple of the 1 processes and at least two for each .*, got 1"),
+        ({"batch_size": 32}, "`batch_size` must be at most the number of training clips 26, got 32"),
+        ({"held_out": 0.01}, "`held_out` must leave at least two clips of every machine .*, got 0.01: 0 of fan"),
+        ({"held_out": 1.5}, r"`held_out` must lie in \[0, 1\], got 1.5"),
+        ({"save_every": 0}, "`save_every` must be positive, got 0"),
+        ({"mixup": 1.5}, r"`mixup` must lie in \[0, 1\], got 1.5"),
         ({"lora_rank": 0}, "`rank` must be at least 1"),
         ({"ema_decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
     ):

@@ -69,9 +69,9 @@ def test_resumed_training_equals_uninterrupted(run, objective, monkeypatch):
 
 def test_other_settings_and_a_used_folder_are_refused(run):
     run("base")
-    with pytest.raises(ValueError, match="checkpoints are only gone on from with resume"):
+    with pytest.raises(ValueError, match="`resume` must be given to go on from the checkpoints"):
         run("base")
-    with pytest.raises(ValueError, match=r"seed must be 0 .* got 1"):
+    with pytest.raises(ValueError, match=r"`seed` must be 0 .* got 1"):
         run("base", "--resume", "--seed", "1")
 
 

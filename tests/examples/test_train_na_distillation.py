@@ -273,9 +273,9 @@ def test_two_processes_are_killed_and_resumed(data, tmp_path):
 
 def test_resume_starts_where_nothing_is_and_refuses_other_settings_and_used_folders(train, tmp_path):
     out = train(max_steps=4, resume="latest")
-    with pytest.raises(ValueError, match="checkpoints are only gone on from with resume"):
+    with pytest.raises(ValueError, match="`resume` must be given to go on from the checkpoints"):
         train(max_steps=8)
-    with pytest.raises(ValueError, match=r"seed must be 0 as in .*step-00000004, got 1"):
+    with pytest.raises(ValueError, match=r"`seed` must be 0 as in .*step-00000004, got 1"):
         train(max_steps=8, resume="latest", seed=1)
     with pytest.raises(FileNotFoundError, match=r"holds no position\.json"):
         train(max_steps=8, resume=tmp_path)
@@ -325,19 +325,19 @@ def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
     other_rate = tmp_path / "rooms.safetensors"
     RoomPool.simulate(1, 0, other_rate, sampling_rate=8000, show_progress=False)
     for wrong, message in (
-        ({"noises": few}, "noises must hold at least 4 files of split validation, got 1 in"),
+        ({"noises": few}, "`noises` must hold at least 4 files of split validation, got 1 in"),
         ({"validation_rooms": other_rate}, "8000 Hz"),
-        ({"base": data / "other"}, r"base must be a model of type \['beats', 'eat'\], plain or .*, got 'distilbert'"),
+        ({"base": data / "other"}, r"`base` must be a model of type \['beats', 'eat'\], plain or .*, got 'distilbert'"),
         (
             {"base": data / "na-beats", "layer_type": "film"},
-            "layer_type must be 'cross_attention', as in .* got 'film'",
+            "`layer_type` must be 'cross_attention', as in .* got 'film'",
         ),
-        ({"base": data / "na-beats", "noise_aware_heads": 1}, "noise_aware_heads must be 8, as in .*, got 1"),
-        ({"batch_size": 3, "gradient_accumulation": 2}, "batch_size must be a multiple of processes x .* = 2, got 3"),
-        ({"validation_examples": 1}, "whole batches of validation_examples must be at least 1, got 0"),
-        ({"shortest_duration": 0.6}, "shortest_duration must be positive and at most duration 0.5 s, got 0.6 s"),
+        ({"base": data / "na-beats", "noise_aware_heads": 1}, "`noise_aware_heads` must be 8, as in .*, got 1"),
+        ({"batch_size": 3, "gradient_accumulation": 2}, "`batch_size` must be a multiple of processes x .* = 2, got 3"),
+        ({"validation_examples": 1}, "whole batches of `validation_examples` must be at least 1, got 0"),
+        ({"shortest_duration": 0.6}, "`shortest_duration` must be positive and at most `duration` 0.5 s, got 0.6 s"),
         ({"snr": [10, -10]}, r"snr_db must be .* got \(10.0, -10.0\)"),
-        ({"save_every": 0}, "save_every must be at least 1, got 0"),
+        ({"save_every": 0}, "`save_every` must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"`decay` must lie in \[0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
