@@ -9,7 +9,7 @@ import scipy.signal
 import soundfile
 import torch
 
-from na_ssl_hf.data.sound_manifest import SoundFile
+from na_ssl_hf.data.corpora.manifest import SoundFile
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.one_thread import one_thread
 from na_ssl_hf.simulation import RoomPool, draw_room, simulate_impulse_responses

@@ -25,13 +25,13 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import shipped_checkpoint
-from na_ssl_hf.evaluation.machine_clips import list_machines
-from na_ssl_hf.evaluation.paired_comparison import comparison_table
-from na_ssl_hf.evaluation.published_systems import SYSTEMS
-from na_ssl_hf.evaluation.result_files import write_run, write_table
-from na_ssl_hf.evaluation.scored_machine import ScoredMachine
-from na_ssl_hf.evaluation.system_run import run_system
-from na_ssl_hf.evaluation.workplace import Workplace
+from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
+from na_ssl_hf.evaluation.report.result_files import write_run, write_table
+from na_ssl_hf.evaluation.systems.machine_data import list_machines
+from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
+from na_ssl_hf.evaluation.systems.published_systems import SYSTEMS
+from na_ssl_hf.evaluation.systems.run_settings import RunSettings
+from na_ssl_hf.evaluation.systems.system_run import run_system
 
 TABLE_3 = (
     *("beats", "eat", "eat-large", "na-beats", "na-eat"),
@@ -83,11 +83,11 @@ def write_base(noise_aware: str, folder: Path) -> Path:
 
 def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[ScoredMachine]]:
     """Title of the row -> scored machines; the submission files of every row are written beside."""
-    workplace = Workplace(options.out / "cache", num_epochs=options.autoencoder_epochs, show_progress=False)
+    settings = RunSettings(options.out / "cache", num_epochs=options.autoencoder_epochs, show_progress=False)
     rows = {}
     for system, far_cancellation in tqdm(ROWS, "systems"):
         wanted = {name: checkpoints[name] for name in SYSTEMS[system].frontends if name in checkpoints}
-        run = run_system(system, options.data, workplace, wanted, far_cancellation)
+        run = run_system(system, options.data, settings, wanted, far_cancellation)
         write_run(options.out / "systems" / run.name, run, options.data)
         rows[run.name] = list(run.machines)
     write_table(options.out / "systems")

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from na_ssl_hf.evaluation.paired_comparison import comparison_table
-from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
-from na_ssl_hf.evaluation.scored_machine import ScoredMachine
-from na_ssl_hf.evaluation.system_run import run_system
-from na_ssl_hf.evaluation.workplace import Workplace
+from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
+from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
+from na_ssl_hf.evaluation.systems.run_settings import RunSettings
+from na_ssl_hf.evaluation.systems.score_ensemble import ScoreEnsemble
+from na_ssl_hf.evaluation.systems.system_run import run_system
 from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 
 LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
@@ -40,7 +40,7 @@ def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
 
 
 def score_all(
-    data: Sequence[Path], noise_aware: str, checkpoint: str, workplace: Workplace, rescaling: RescalingName | None
+    data: Sequence[Path], noise_aware: str, checkpoint: str, settings: RunSettings, rescaling: RescalingName | None
 ) -> dict[str, list]:
     """Row -> its scored machines; the machines of several data sets stand side by side."""
     base = noise_aware.removeprefix("na-")
@@ -49,7 +49,7 @@ def score_all(
     def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:
         machines = []
         for folder in data:
-            found = run_system(system, folder, workplace, checkpoints, far_cancellation, rescaling=rescaling).machines
+            found = run_system(system, folder, settings, checkpoints, far_cancellation, rescaling=rescaling).machines
             machines += [replace(one, machine=f"{folder.name}/{one.machine}") for one in found]
         return machines
 
@@ -91,7 +91,7 @@ def main() -> None:
     if name not in ("na-beats", "na-eat") or not checkpoint:
         parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
     rescaling = None if options.rescaling == "none" else options.rescaling
-    rows = score_all(options.data, name, checkpoint, Workplace(options.out / "cache"), rescaling)
+    rows = score_all(options.data, name, checkpoint, RunSettings(options.out / "cache"), rescaling)
     if options.reference not in rows:
         parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
     text = comparison_table(rows, options.reference, options.seed)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.evaluation.frontends import Frontend, checkpoint_frontend, log_mel_frontend
+from na_ssl_hf.evaluation.systems.embedders import Embedder, checkpoint_embedder, log_mel_embedder
 from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 from na_ssl_hf.hub.noise_cancellation import METHODS
 
@@ -26,7 +26,7 @@ NUM_DRAWS = 2000
 
 
 def comparisons(
-    frontend: Frontend, normal: list[Path], anomalous: list[Path], rescaling: RescalingName | None
+    frontend: Embedder, normal: list[Path], anomalous: list[Path], rescaling: RescalingName | None
 ) -> np.ndarray:
     """`(normal, anomalous)`: 1 where the anomaly scores higher, 0 where the normal recording does, both against all
     other normal recordings.
@@ -79,9 +79,9 @@ def main() -> None:
     print(f"{len(normal)} normal, {len(anomalous)} anomalous recordings; AUC in % [95 % interval over clips]")
     for cancellation in (None, *METHODS):
         frontends = {
-            "log-mel": log_mel_frontend(cancellation),
-            "log-mel without level": log_mel_frontend(cancellation, center_level=True),
-            **{name: checkpoint_frontend(name, options.model, far_cancellation=cancellation) for name in names},
+            "log-mel": log_mel_embedder(cancellation),
+            "log-mel without level": log_mel_embedder(cancellation, center_level=True),
+            **{name: checkpoint_embedder(name, options.model, far_cancellation=cancellation) for name in names},
         }
         for name, frontend in frontends.items():
             estimate, low, high = auc_interval(comparisons(frontend, normal, anomalous, rescaling), options.seed)

@@ -39,8 +39,8 @@ from transformers import AutoFeatureExtractor, HfArgumentParser
 
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.checkpoints import shipped_checkpoint
-from na_ssl_hf.data.dcase_clips import DcaseClip, list_dcase_clips
-from na_ssl_hf.evaluation.frontends import checkpoint_frontend
+from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
+from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import merge_adapter
 from na_ssl_hf.training.adapter_card import write_adapter_card
 from na_ssl_hf.training.attentive_statistics import ProjectionHead
@@ -297,7 +297,7 @@ def shared_label_map(
         return LabelMap.load(settings.label_map)
     path = Path(settings.output_dir) / LABEL_MAP_FILE
     if accelerator.is_main_process and not (settings.resume and path.exists()):
-        frontend = checkpoint_frontend(model_type, base, device=accelerator.device)
+        frontend = checkpoint_embedder(model_type, base, device=accelerator.device)
 
         def embed(files: list[Path]) -> torch.Tensor:
             starts = tqdm(range(0, len(files), 8), f"features of {files[0].parent.parent.name}", delay=5)

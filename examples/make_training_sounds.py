@@ -17,9 +17,9 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from na_ssl_hf.data.background_sounds import BACKGROUND_TYPES, synthesize_background
-from na_ssl_hf.data.machine_sounds import MACHINE_TYPES, synthesize_machine
-from na_ssl_hf.data.random_sounds import synthesize_random_sound
+from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
+from na_ssl_hf.data.synthetic.machine_sounds import MACHINE_TYPES, synthesize_machine
+from na_ssl_hf.data.synthetic.random_sounds import synthesize_random_sound
 from na_ssl_hf.simulation.staged_folder import staged_folder, write_manifest
 
 SAMPLING_RATE = 16000

@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
-from na_ssl_hf.data.sound_manifest import SoundFile, read_crop, read_manifest
+from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop, read_manifest
 from na_ssl_hf.hub.fbank import FLAVOURS, SAMPLING_RATE, kaldi_fbank
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker

@@ -11,9 +11,9 @@ from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
 from .checkpoints import default_checkpoint
-from .data.dcase_names import DcaseName, parse_dcase_name
-from .evaluation.frontends import log_mel_frontend
-from .evaluation.metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
+from .data.dcase.names import DcaseName, parse_dcase_name
+from .evaluation.metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
+from .evaluation.systems.embedders import log_mel_embedder
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
 from .quiet_checkpoints import quiet_checkpoints
@@ -152,7 +152,7 @@ def _log_mel(
     center_level: bool = False,
     locate: Callable[[Path], Path] = lambda file: file,
 ) -> System:
-    frontend = log_mel_frontend(far_cancellation, center_level)
+    frontend = log_mel_embedder(far_cancellation, center_level)
 
     def run(train: list[Clip], test: list[Clip]) -> MachineResult:
         embeddings = [frontend.embed([locate(clip.file) for clip in clips]) for clips in (train, test)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from na_ssl_hf.data.dcase_check import check_dcase
+from na_ssl_hf.data.dcase.check import check_dcase
 
 CLIP = (0.1 * np.random.default_rng(0).standard_normal((160, 2))).astype(np.float32)
 

@@ -8,8 +8,8 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.data.dcase_clips import list_dcase_clips
-from na_ssl_hf.data.dcase_dataset import load_dcase2026
+from na_ssl_hf.data.dcase.clips import list_dcase_clips
+from na_ssl_hf.data.dcase.dataset import load_dcase2026
 
 pytest.importorskip("datasets")
 
@@ -47,7 +47,7 @@ def warnings_of_ours():
         def emit(self, record):
             messages.append(record.getMessage())
 
-    logger = logging.get_logger("na_ssl_hf.data.dcase_dataset")
+    logger = logging.get_logger("na_ssl_hf.data.dcase.dataset")
     handler = Keep()
     logger.addHandler(handler)
     logger.warning_once.cache_clear()

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from na_ssl_hf.data.dcase_download import RECORDS, download_dcase2026, download_file, list_record, select_archives
+from na_ssl_hf.data.dcase.download import RECORDS, download_dcase2026, download_file, list_record, select_archives
 
 CONTENT = bytes(range(256)) * 2000  # several reads of the server, one of the client
 

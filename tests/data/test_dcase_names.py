@@ -1,6 +1,6 @@
 import pytest
 
-from na_ssl_hf.data.dcase_names import DcaseName, dcase_stem, format_dcase_name, parse_dcase_name
+from na_ssl_hf.data.dcase.names import DcaseName, dcase_stem, format_dcase_name, parse_dcase_name
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.data.background_sounds import BACKGROUND_TYPES, synthesize_background
-from na_ssl_hf.data.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
-from na_ssl_hf.evaluation.log_mel_baseline import log_mel_embeddings
+from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
+from na_ssl_hf.data.synthetic.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 
 DURATION_S = 2.0
 

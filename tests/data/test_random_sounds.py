@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from na_ssl_hf.data.random_sounds import _LAYERS, synthesize_random_sound
-from na_ssl_hf.evaluation.log_mel_baseline import log_mel_embeddings
+from na_ssl_hf.data.synthetic.random_sounds import _LAYERS, synthesize_random_sound
+from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 
 
 def test_same_seed_same_sound_and_other_seed_other_sound():

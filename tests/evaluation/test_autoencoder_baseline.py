@@ -12,7 +12,7 @@ from scipy.stats import gamma
 from transformers import AutoConfig, AutoModel
 
 from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.evaluation.autoencoder_baseline import AutoencoderBaseline, residual_covariances
+from na_ssl_hf.evaluation.autoencoder.baseline import AutoencoderBaseline, residual_covariances
 from na_ssl_hf.hub.configuration_autoencoder import AutoencoderConfig
 from na_ssl_hf.hub.modeling_autoencoder import AutoencoderModel, log_mel_decibels, stack_frames
 from na_ssl_hf.hub.threshold import fit_threshold

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from na_ssl_hf.data.dcase_clips import DcaseClip
-from na_ssl_hf.data.dcase_names import parse_dcase_name
-from na_ssl_hf.evaluation.html_report import write_html_report
+from na_ssl_hf.data.dcase.clips import DcaseClip
+from na_ssl_hf.data.dcase.names import parse_dcase_name
 from na_ssl_hf.evaluation.metrics import bootstrap_interval, decision_metrics
-from na_ssl_hf.evaluation.report_figures import roc_points, spectrogram_picture
-from na_ssl_hf.evaluation.scored_machine import ScoredMachine
+from na_ssl_hf.evaluation.report.figures import roc_points, spectrogram_picture
+from na_ssl_hf.evaluation.report.html_report import write_html_report
+from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
 
 FACTS = {"Data": "synthetic", "Published score": ""}
 VOID = {"meta", "img", "br"}

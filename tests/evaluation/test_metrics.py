@@ -14,7 +14,7 @@ from na_ssl_hf.evaluation.metrics import (
     mean_decision_metrics,
     official_score,
 )
-from na_ssl_hf.evaluation.submission import evaluate_submission
+from na_ssl_hf.evaluation.report.submission import evaluate_submission
 
 CASES = ["tiny", "unbalanced", "ties", "labelled_names", "constant_perfect"]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from na_ssl_hf.evaluation.published_systems import FRONTENDS, LOG_MEL_FRONTENDS, SYSTEMS, find_system
-from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
+from na_ssl_hf.evaluation.systems.published_systems import FRONTENDS, LOG_MEL_FRONTENDS, SYSTEMS, find_system
+from na_ssl_hf.evaluation.systems.score_ensemble import ScoreEnsemble
 from na_ssl_hf.hub.memory_bank import MemoryBank
 from na_ssl_hf.hub.pooling import POOLING_METHODS
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.evaluation.score_ensemble import ScoreEnsemble
+from na_ssl_hf.evaluation.systems.score_ensemble import ScoreEnsemble
 
 RANDOM = np.random.default_rng(0)
 A, B, C = RANDOM.normal(size=(3, 20))

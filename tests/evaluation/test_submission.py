@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from na_ssl_hf.evaluation.submission import evaluate_submission
+from na_ssl_hf.evaluation.report.submission import evaluate_submission
 
 SCORES = "anomaly_score_Sander_section_00_test.csv"
 

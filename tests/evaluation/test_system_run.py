@@ -16,12 +16,12 @@ from tiny_models import tiny_model
 
 from na_ssl_hf import MemoryBank, TwoChannelFeatureExtractor
 from na_ssl_hf.cli import main
-from na_ssl_hf.evaluation.autoencoder_baseline import AutoencoderBaseline
-from na_ssl_hf.evaluation.published_systems import SYSTEMS
-from na_ssl_hf.evaluation.result_files import write_run, write_table
-from na_ssl_hf.evaluation.submission import evaluate_submission
-from na_ssl_hf.evaluation.system_run import run_system
-from na_ssl_hf.evaluation.workplace import Workplace
+from na_ssl_hf.evaluation.autoencoder.baseline import AutoencoderBaseline
+from na_ssl_hf.evaluation.report.result_files import write_run, write_table
+from na_ssl_hf.evaluation.report.submission import evaluate_submission
+from na_ssl_hf.evaluation.systems.published_systems import SYSTEMS
+from na_ssl_hf.evaluation.systems.run_settings import RunSettings
+from na_ssl_hf.evaluation.systems.system_run import run_system
 from two_processes import run_on_two_processes
 
 MACHINES = ["fan", "gearbox", "valve"]
@@ -46,8 +46,8 @@ def checkpoints(tmp_path_factory) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def workplace(tmp_path) -> Workplace:
-    return Workplace(tmp_path / "cache", device="cpu", num_epochs=2, show_progress=False)
+def settings(tmp_path) -> RunSettings:
+    return RunSettings(tmp_path / "cache", device="cpu", num_epochs=2, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def scores_of(folder: Path) -> dict[str, list[list[str]]]:
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("far_cancellation", [None, "least_squares"])
 def test_every_system_runs_by_name(benchmark_root, checkpoints, shared_cache, system, far_cancellation):
-    workplace = Workplace(shared_cache, device="cpu", num_epochs=1, show_progress=False)
-    run = run_system(system, benchmark_root, workplace, checkpoints, far_cancellation, machines=["gearbox", "valve"])
+    settings = RunSettings(shared_cache, device="cpu", num_epochs=1, show_progress=False)
+    run = run_system(system, benchmark_root, settings, checkpoints, far_cancellation, machines=["gearbox", "valve"])
     assert [one.machine for one in run.machines] == ["gearbox", "valve"]
     assert run.name == (f"{system}+least_squares" if far_cancellation else system)
     for one in run.machines:
@@ -79,8 +79,8 @@ def test_every_system_runs_by_name(benchmark_root, checkpoints, shared_cache, sy
 
 
 @pytest.mark.parametrize(("asked", "rescaling"), [("published", "variance_min"), (None, None), ("lof", "lof")])
-def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, workplace, asked, rescaling):
-    run = run_system("na-beats", benchmark_root, workplace, checkpoints, machines=["fan"], rescaling=asked)
+def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, settings, asked, rescaling):
+    run = run_system("na-beats", benchmark_root, settings, checkpoints, machines=["fan"], rescaling=asked)
     model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
 
     def embed(split):
@@ -95,9 +95,9 @@ def test_a_single_frontend_is_bank_of_embeddings(benchmark_root, checkpoints, wo
     np.testing.assert_allclose(run.machines[0].normal_scores, bank.self_scores(), rtol=1e-4, atol=1e-6)
 
 
-def test_seeds_and_frontends_are_averaged_by_weight(benchmark_root, checkpoints, workplace):
+def test_seeds_and_frontends_are_averaged_by_weight(benchmark_root, checkpoints, settings):
     def run(system, **chosen):
-        return run_system(system, benchmark_root, workplace, {**checkpoints, **chosen}, machines=["fan"]).machines[0]
+        return run_system(system, benchmark_root, settings, {**checkpoints, **chosen}, machines=["fan"]).machines[0]
 
     first, second = checkpoints["dis-na-beats"]
     seeds = [run("dis-na-beats", **{"dis-na-beats": [path]}).scores for path in (first, second)]
@@ -108,9 +108,9 @@ def test_seeds_and_frontends_are_averaged_by_weight(benchmark_root, checkpoints,
     np.testing.assert_allclose(run("fujimura_merl_task2_2").scores, fused, rtol=1e-6)
 
 
-def test_system_4_chooses_the_frontend_by_attributes(benchmark_root, checkpoints, workplace):
+def test_system_4_chooses_the_frontend_by_attributes(benchmark_root, checkpoints, settings):
     def scores(system):
-        return [one.scores for one in run_system(system, benchmark_root, workplace, checkpoints).machines]
+        return [one.scores for one in run_system(system, benchmark_root, settings, checkpoints).machines]
 
     fan, gearbox, valve = scores("fujimura_merl_task2_4")
     tuned, plain = scores("dis-na-eat"), scores("na-eat")
@@ -119,7 +119,7 @@ def test_system_4_chooses_the_frontend_by_attributes(benchmark_root, checkpoints
     np.testing.assert_array_equal(valve, plain[2])  # the benchmark's valve has no attributes
 
 
-def test_anonymous_clips_get_scores_and_with_ground_truth_metrics(benchmark_root, checkpoints, workplace, tmp_path):
+def test_anonymous_clips_get_scores_and_with_ground_truth_metrics(benchmark_root, checkpoints, settings, tmp_path):
     """The evaluation layout: the same clips under the anonymous names of the ground truth."""
     anonymous = tmp_path / "evaluation"
     for machine in MACHINES:
@@ -128,12 +128,12 @@ def test_anonymous_clips_get_scores_and_with_ground_truth_metrics(benchmark_root
         table = benchmark_root / "ground_truth_attributes" / f"ground_truth_{machine}_section_00_test.csv"
         for name, stem in csv.reader(table.open()):
             (anonymous / machine / "test" / name).symlink_to(benchmark_root / machine / "test" / f"{stem}.wav")
-    labelled = run_system("logmel", benchmark_root, workplace)
-    without = run_system("logmel", anonymous, workplace)
+    labelled = run_system("logmel", benchmark_root, settings)
+    without = run_system("logmel", anonymous, settings)
     assert not any(one.is_labelled for one in without.machines)
     metrics = write_run(tmp_path / "without", without, anonymous)
     assert metrics["official_score"] is None
-    with_truth = run_system("logmel", anonymous, workplace, ground_truth=benchmark_root)
+    with_truth = run_system("logmel", anonymous, settings, ground_truth=benchmark_root)
     official = write_run(tmp_path / "labelled", labelled, benchmark_root)["official_score"]
     assert write_run(tmp_path / "with", with_truth, anonymous)["official_score"] == pytest.approx(official, abs=1e-12)
     for folder in ("without", "labelled"):
@@ -168,9 +168,9 @@ def test_whole_chain_from_the_command_line(benchmark_root, checkpoints, tmp_path
     assert (out / "results.md").read_text(encoding="utf-8").count("\n| ") == 5
 
 
-def test_the_order_of_the_table_is_the_papers(benchmark_root, checkpoints, workplace, tmp_path):
+def test_the_order_of_the_table_is_the_papers(benchmark_root, checkpoints, settings, tmp_path):
     for system in ("na-beats", "logmel"):
-        run = run_system(system, benchmark_root, workplace, checkpoints, machines=["fan"])
+        run = run_system(system, benchmark_root, settings, checkpoints, machines=["fan"])
         write_run(tmp_path / "runs" / run.name, run, benchmark_root)
     rows = write_table(tmp_path / "runs")
     assert [row["system"] for row in rows] == ["logmel", "na-beats"]
@@ -236,38 +236,38 @@ def test_two_processes_give_equal_scores(benchmark_root, checkpoints, tmp_path):
             )
 
 
-def test_bad_input_is_named_before_any_work(benchmark_root, checkpoints, workplace, tmp_path, capsys):
+def test_bad_input_is_named_before_any_work(benchmark_root, checkpoints, settings, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"got none for dis-na-eat, dis-na-beats: give --frontend dis-na-eat=CHECK"):
-        run_system("fujimura_merl_task2_1", benchmark_root, workplace)
+        run_system("fujimura_merl_task2_1", benchmark_root, settings)
     with pytest.raises(ValueError, match="system must be one of"):
-        run_system("fujimura", benchmark_root, workplace)
+        run_system("fujimura", benchmark_root, settings)
     with pytest.raises(FileNotFoundError, match="root must be a folder"):
-        run_system("logmel", tmp_path / "nothing", workplace)
+        run_system("logmel", tmp_path / "nothing", settings)
     with pytest.raises(FileNotFoundError, match="pump/train"):
-        run_system("logmel", benchmark_root, workplace, machines=["pump"])
-    assert not workplace.cache.exists()
+        run_system("logmel", benchmark_root, settings, machines=["pump"])
+    assert not settings.cache.exists()
     with pytest.raises(ValueError, match="needs rescaling=None, got 'lof'"):
-        run_system("fujimura_merl_task2_1", benchmark_root, workplace, checkpoints, rescaling="lof")
+        run_system("fujimura_merl_task2_1", benchmark_root, settings, checkpoints, rescaling="lof")
     common = ["dcase", "run", "--system", "beats", "--data", str(benchmark_root), "--out", str(tmp_path / "out")]
     for pair in ("beats", "beats=", "bets=x", "beats=a,,b"):
         assert main([*common, "--frontend", pair]) == 1
         assert f"got '{pair}'" in capsys.readouterr().err
 
 
-def test_ground_truth_that_lacks_a_clip(benchmark_root, checkpoints, workplace, tmp_path):
+def test_ground_truth_that_lacks_a_clip(benchmark_root, checkpoints, settings, tmp_path):
     (tmp_path / "fan" / "test").mkdir(parents=True)
     (tmp_path / "fan" / "train").symlink_to(benchmark_root / "fan" / "train")
     clip = next((benchmark_root / "fan" / "test").glob("*.wav"))
     (tmp_path / "fan" / "test" / "section_00_0999.wav").symlink_to(clip)
     with pytest.raises(ValueError, match=r"labels of all test clips of fan, got none for 1, first section_00_0999"):
-        run_system("logmel", tmp_path, workplace, ground_truth=benchmark_root)
+        run_system("logmel", tmp_path, settings, ground_truth=benchmark_root)
 
 
 def test_another_run_with_the_same_cache_may_train_the_same_autoencoder_first(benchmark_root, tmp_path, monkeypatch):
-    workplace = Workplace(tmp_path / "cache", device="cpu", num_epochs=1, show_progress=False)
+    settings = RunSettings(tmp_path / "cache", device="cpu", num_epochs=1, show_progress=False)
 
     def run() -> np.ndarray:
-        return run_system("baseline_mse", benchmark_root, workplace, machines=["fan"]).machines[0].scores
+        return run_system("baseline_mse", benchmark_root, settings, machines=["fan"]).machines[0].scores
 
     save = AutoencoderBaseline.save_pretrained
 
@@ -279,4 +279,4 @@ def test_another_run_with_the_same_cache_may_train_the_same_autoencoder_first(be
     other = []
     monkeypatch.setattr(AutoencoderBaseline, "save_pretrained", save_after_the_other_run)
     np.testing.assert_array_equal(run(), other[0])
-    assert [path.name.startswith("autoencoder-") for path in workplace.cache.iterdir()] == [True]
+    assert [path.name.startswith("autoencoder-") for path in settings.cache.iterdir()] == [True]

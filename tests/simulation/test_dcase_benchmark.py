@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from na_ssl_hf.data.dcase_check import check_dcase
-from na_ssl_hf.data.dcase_dataset import load_dcase2026
-from na_ssl_hf.evaluation.submission import evaluate_submission
+from na_ssl_hf.data.dcase.check import check_dcase
+from na_ssl_hf.data.dcase.dataset import load_dcase2026
+from na_ssl_hf.evaluation.report.submission import evaluate_submission
 from na_ssl_hf.simulation.dcase_benchmark import PRESETS, BenchmarkPreset, write_dcase_benchmark
 
 TINY = BenchmarkPreset(2, 1, 2, duration_s=0.5, num_rooms=1, num_places=1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from na_ssl_hf.data.background_sounds import BACKGROUND_TYPES, synthesize_background
-from na_ssl_hf.data.machine_sounds import synthesize_machine
+from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
+from na_ssl_hf.data.synthetic.machine_sounds import synthesize_machine
 from na_ssl_hf.simulation import simulate_recordings
 
 SETTINGS = {"snr_db": (-5.0, 5.0), "num_rooms": 2, "show_progress": False}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from na_ssl_hf.data.dcase_names import DcaseName, format_dcase_name, parse_dcase_name
+from na_ssl_hf.data.dcase.names import DcaseName, format_dcase_name, parse_dcase_name
 from na_ssl_hf.simulation import write_two_channel_dataset
 
 SETTINGS = {

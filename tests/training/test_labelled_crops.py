@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from na_ssl_hf.data.dcase_clips import DcaseClip, list_dcase_clips
+from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.training.labelled_crops import LabelledCrops, check_recordings
 
 

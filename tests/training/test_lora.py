@@ -10,7 +10,7 @@ from tiny_models import tiny_model, two_channel_fbank
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
-from na_ssl_hf.evaluation.frontends import checkpoint_frontend
+from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import has_adapter, merge_adapter
 from na_ssl_hf.training.lora import adapter_base, add_lora, is_lora_parameter, load_model, save_adapter
 
@@ -212,8 +212,8 @@ def test_is_a_frontend_of_the_published_systems(folder, clips, tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "clip.wav", clips[0].T, 16000)
-    frontend = checkpoint_frontend("dis-na-beats", str(folder / "na-beats" / "adapter"))
-    base = checkpoint_frontend("na-beats", str(folder / "na-beats" / "base"))
+    frontend = checkpoint_embedder("dis-na-beats", str(folder / "na-beats" / "adapter"))
+    base = checkpoint_embedder("na-beats", str(folder / "na-beats" / "base"))
     scorer = AnomalyScorer(
         model=AutoModel.from_pretrained(folder / "na-beats" / "adapter"),
         feature_extractor=AutoFeatureExtractor.from_pretrained(folder / "na-beats" / "adapter"),

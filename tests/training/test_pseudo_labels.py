@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from na_ssl_hf.data.dcase_clips import DcaseClip, list_dcase_clips
+from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.training.pseudo_labels import LabelMap, clip_key, cluster_embeddings, make_label_map
 
 

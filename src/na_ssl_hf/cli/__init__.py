@@ -14,7 +14,7 @@ from ..checkpoints import default_checkpoint
 from ..hub.whole_files import whole_file
 
 if TYPE_CHECKING:
-    from ..evaluation.processes import Processes
+    from ..evaluation.systems.processes import Processes
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
@@ -413,7 +413,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _evaluate_submission(options: argparse.Namespace) -> None:
-    from ..evaluation.submission import evaluate_submission
+    from ..evaluation.report.submission import evaluate_submission
 
     result = evaluate_submission(options.submission, options.ground_truth)
     if options.json:
@@ -425,7 +425,7 @@ def _evaluate_submission(options: argparse.Namespace) -> None:
 
 
 def _dcase_download(options: argparse.Namespace) -> None:
-    from ..data.dcase_download import RECORDS, download_dcase2026
+    from ..data.dcase.download import RECORDS, download_dcase2026
 
     archives = download_dcase2026(
         options.out,
@@ -438,7 +438,7 @@ def _dcase_download(options: argparse.Namespace) -> None:
 
 
 def _dcase_check(options: argparse.Namespace) -> int:
-    from ..data.dcase_check import check_dcase
+    from ..data.dcase.check import check_dcase
 
     report = check_dcase(options.root)
     print(json.dumps(report.to_dict()) if options.json else "\n".join(report.lines()))
@@ -446,19 +446,19 @@ def _dcase_check(options: argparse.Namespace) -> int:
 
 
 def _dcase_run(options: argparse.Namespace) -> None:
-    from ..evaluation.processes import launched_processes
+    from ..evaluation.systems.processes import launched_processes
 
     with launched_processes() as processes:
         _run_systems(options, processes)
 
 
 def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
-    from ..evaluation.html_report import write_html_report
-    from ..evaluation.result_files import describe, write_run, write_table
-    from ..evaluation.system_run import run_system
-    from ..evaluation.workplace import Workplace
+    from ..evaluation.report.html_report import write_html_report
+    from ..evaluation.report.result_files import describe, write_run, write_table
+    from ..evaluation.systems.run_settings import RunSettings
+    from ..evaluation.systems.system_run import run_system
 
-    workplace = Workplace(
+    settings = RunSettings(
         cache=options.cache or options.out / "cache",
         batch_size=options.batch_size,
         device=options.device,
@@ -471,7 +471,7 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
         run = run_system(
             system,
             options.data,
-            workplace,
+            settings,
             checkpoints,
             options.far_cancellation,
             options.machines,
@@ -489,8 +489,8 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
 
 
 def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
-    """Frontend -> checkpoints of its seeds, from `NAME=A,B` arguments."""
-    from ..evaluation.published_systems import FRONTENDS
+    """Embedder -> checkpoints of its seeds, from `NAME=A,B` arguments."""
+    from ..evaluation.systems.published_systems import FRONTENDS
 
     checkpoints: dict[str, list[str]] = {}
     for pair in pairs:
@@ -502,7 +502,7 @@ def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _corpora_prepare(options: argparse.Namespace) -> None:
-    from ..data.corpora import prepare_corpus
+    from ..data.corpora.prepare import prepare_corpus
 
     prepared = prepare_corpus(
         options.source,
@@ -522,7 +522,7 @@ def _corpora_prepare(options: argparse.Namespace) -> None:
 
 
 def _corpora_download(options: argparse.Namespace) -> None:
-    from ..data.corpus_download import download_corpus
+    from ..data.corpora.download import download_corpus
 
     archives = download_corpus(options.kind, options.out, not options.no_extract, options.base_url)
     print(f"{len(archives)} archives with the right checksums in {options.out}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dcase_names import NO_ATTRIBUTE, DcaseName, format_dcase_name, parse_dcase_name
-from ..data.machine_sounds import MACHINE_TYPES
+from ..data.dcase.names import NO_ATTRIBUTE, DcaseName, format_dcase_name, parse_dcase_name
+from ..data.synthetic.machine_sounds import MACHINE_TYPES
 from ..one_thread import one_thread
 from .staged_folder import staged_folder
 from .synthetic_dataset import write_two_channel_dataset

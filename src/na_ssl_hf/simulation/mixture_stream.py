@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.sound_manifest import SoundFile, read_crop
+from ..data.corpora.manifest import SoundFile, read_crop
 from ..one_thread import one_thread
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .room_pool import RoomPool

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.background_sounds import BACKGROUND_TYPES, synthesize_background
-from ..data.dcase_names import DcaseName, format_dcase_name
-from ..data.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from ..data.dcase.names import DcaseName, format_dcase_name
+from ..data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
+from ..data.synthetic.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .rooms import draw_room

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..data.dcase_clips import DcaseClip
+from ..data.dcase.clips import DcaseClip
 from ..hub.fbank import SAMPLING_RATE
 from ..hub.recording import load_recording
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
-from ..data.sound_manifest import SoundFile
+from ..data.corpora.manifest import SoundFile
 
 _TEMPLATE = """---
 {{ card_data }}

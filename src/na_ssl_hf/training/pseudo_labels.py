@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.dcase_clips import DcaseClip
-from ..data.dcase_names import NO_ATTRIBUTE
+from ..data.dcase.clips import DcaseClip
+from ..data.dcase.names import NO_ATTRIBUTE
 from ..hub.whole_files import whole_file
 
 SILHOUETTE = "silhouette"

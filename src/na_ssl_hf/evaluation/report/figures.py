@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .metrics import MAX_FALSE_POSITIVE_RATE, BootstrapInterval
-from .scored_machine import ScoredMachine
+from ..metrics.official import MAX_FALSE_POSITIVE_RATE, BootstrapInterval
+from ..systems.machine_scores import ScoredMachine
 
 # Colours of Okabe and Ito (2008), told apart by colour-blind readers and on grey prints.
 NORMAL, ANOMALY, TARGET, NEUTRAL = "#0072b2", "#d55e00", "#009e73", "#777777"

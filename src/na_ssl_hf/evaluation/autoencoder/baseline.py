@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from ..hub.configuration_autoencoder import AutoencoderConfig
-from ..hub.fbank import SAMPLING_RATE
-from ..hub.modeling_autoencoder import HOP_LENGTH, SCORE_METHODS, AutoencoderModel, log_mel_decibels, stack_frames
-from ..hub.recording import Recording, is_single_recording, load_recording
-from ..hub.threshold import fit_threshold
-from ..one_thread import one_thread
+from ...hub.configuration_autoencoder import AutoencoderConfig
+from ...hub.fbank import SAMPLING_RATE
+from ...hub.modeling_autoencoder import HOP_LENGTH, SCORE_METHODS, AutoencoderModel, log_mel_decibels, stack_frames
+from ...hub.recording import Recording, is_single_recording, load_recording
+from ...hub.threshold import fit_threshold
+from ...one_thread import one_thread
 
 logger = logging.get_logger(__name__)
 

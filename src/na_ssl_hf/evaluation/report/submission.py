@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import domain_decision_metrics, machine_metrics, official_score
+from ..metrics.official import domain_decision_metrics, machine_metrics, official_score
 
 _SCORE_FILE = re.compile(r"anomaly_score_(?P<machine>.+)_section_00_test\.csv")
 _TRUTH_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_00_test\.csv")

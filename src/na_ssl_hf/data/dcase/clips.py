@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .dcase_names import NO_ATTRIBUTE, SPLIT_FOLDERS, DcaseName, dcase_stem, parse_dcase_name
+from .names import NO_ATTRIBUTE, SPLIT_FOLDERS, DcaseName, dcase_stem, parse_dcase_name
 
 SPLITS = ("train", "test")
 # <root>/<set>/raw/<machine>/<split>, as the official baseline lays it out, is the deepest that is looked for.

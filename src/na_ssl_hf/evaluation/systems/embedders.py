@@ -16,15 +16,15 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor
 
-from ..checkpoints import shipped_checkpoint
-from ..hub.memory_bank import MemoryBank
-from ..hub.model_weights import merge_adapter, model_fingerprint
-from ..hub.noise_cancellation import cancel_far_microphone
-from ..hub.pipeline_anomaly_scoring import AnomalyScorer
-from ..hub.recording import Recording, load_recording
-from ..quiet_checkpoints import quiet_checkpoints
-from ..training.lora import load_model
-from .log_mel_baseline import log_mel_embeddings
+from ...checkpoints import shipped_checkpoint
+from ...hub.memory_bank import MemoryBank
+from ...hub.model_weights import merge_adapter, model_fingerprint
+from ...hub.noise_cancellation import cancel_far_microphone
+from ...hub.pipeline_anomaly_scoring import AnomalyScorer
+from ...hub.recording import Recording, load_recording
+from ...quiet_checkpoints import quiet_checkpoints
+from ...training.lora import load_model
+from .log_mel import log_mel_embeddings
 from .published_systems import FRONTENDS
 
 SAMPLING_RATE = 16000
@@ -35,7 +35,7 @@ _EXTRACTOR_FIELDS = ("frontend", "sampling_rate", "num_mel_bins", "resample", "f
 
 
 @dataclass(frozen=True)
-class Frontend:
+class Embedder:
     """Something that turns recordings into embeddings.
 
     Attributes:
@@ -56,7 +56,7 @@ class Frontend:
         return MemoryBank(**self.bank_settings, **settings)
 
 
-def log_mel_frontend(far_cancellation: str | None = None, center_level: bool = False) -> Frontend:
+def log_mel_embedder(far_cancellation: str | None = None, center_level: bool = False) -> Embedder:
     """Per-band log-mel statistics of the close channel, see `log_mel_embeddings`; no network.
 
     far_cancellation: "least_squares" or "spectral_subtraction" first takes out what the far channel hears.
@@ -67,10 +67,10 @@ def log_mel_frontend(far_cancellation: str | None = None, center_level: bool = F
         return log_mel_embeddings(waves, center_level=center_level)
 
     key = _key({"frontend": "logmel", "far_cancellation": far_cancellation, "center_level": center_level})
-    return Frontend("logmel", key, embed, {"distance": "euclidean", "normalize": False})
+    return Embedder("logmel", key, embed, {"distance": "euclidean", "normalize": False})
 
 
-def checkpoint_frontend(
+def checkpoint_embedder(
     name: str,
     checkpoint: str,
     pooling: str = "mean",
@@ -78,7 +78,7 @@ def checkpoint_frontend(
     far_cancellation: str | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
-) -> Frontend:
+) -> Embedder:
     """A frontend of the published tables from a checkpoint.
 
     Args:
@@ -118,7 +118,7 @@ def checkpoint_frontend(
 
     settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
     settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}
-    return Frontend(name, _key({"model": model_fingerprint(model), **settings}), embed, {})
+    return Embedder(name, _key({"model": model_fingerprint(model), **settings}), embed, {})
 
 
 def close_channel(recording: Recording, far_cancellation: str | None = None) -> torch.Tensor:

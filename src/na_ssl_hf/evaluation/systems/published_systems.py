@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..hub.memory_bank_rescaling import RescalingName
+from ...hub.memory_bank_rescaling import RescalingName
 
 # No network: name -> whether the level of the clip is taken out.
 LOG_MEL_FRONTENDS = {"logmel": False, "logmel-centred": True}

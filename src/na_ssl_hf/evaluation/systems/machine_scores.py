@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.dcase_clips import DcaseClip
-from .metrics import MachineMetrics, machine_metrics
+from ...data.dcase.clips import DcaseClip
+from ..metrics.official import MachineMetrics, machine_metrics
 
 
 @dataclass(frozen=True)

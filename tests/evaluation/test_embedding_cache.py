@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from na_ssl_hf.evaluation.feature_cache import cached_embeddings, content_hash
-from na_ssl_hf.evaluation.frontends import Frontend, log_mel_frontend
-from na_ssl_hf.evaluation.processes import Processes, launched_processes
+from na_ssl_hf.evaluation.systems.embedders import Embedder, log_mel_embedder
+from na_ssl_hf.evaluation.systems.embedding_cache import cached_embeddings, content_hash
+from na_ssl_hf.evaluation.systems.processes import Processes, launched_processes
 from two_processes import run_on_two_processes
 
 
@@ -22,8 +22,8 @@ class Counting:
     asked: list[list[str]] = field(default_factory=list)
     fails_at: str = ""
 
-    def frontend(self) -> Frontend:
-        plain = log_mel_frontend()
+    def frontend(self) -> Embedder:
+        plain = log_mel_embedder()
 
         def embed(files):
             self.asked.append([file.name for file in files])
@@ -51,7 +51,7 @@ def test_second_time_nothing_is_computed_and_numbers_are_the_same_bits(files, tm
     again = cached_embeddings(counting.frontend(), files, tmp_path / "cache", batch_size=3)
     assert len(counting.asked) == 3
     assert torch.equal(first, again)
-    assert torch.equal(first, log_mel_frontend().embed(files))
+    assert torch.equal(first, log_mel_embedder().embed(files))
 
 
 def test_recordings_are_known_by_content_not_by_name(files, tmp_path):
@@ -68,12 +68,12 @@ def test_recordings_are_known_by_content_not_by_name(files, tmp_path):
 
 
 def test_an_interrupted_batch_is_made_anew_as_a_whole(files, tmp_path):
-    whole = cached_embeddings(log_mel_frontend(), files, tmp_path / "whole", batch_size=3)
+    whole = cached_embeddings(log_mel_embedder(), files, tmp_path / "whole", batch_size=3)
     interrupted = Counting(fails_at="6.wav")
     with pytest.raises(OSError, match=r"6\.wav is broken"):
         cached_embeddings(interrupted.frontend(), files, tmp_path / "cache", batch_size=3)
     # As a kill between two files of a batch leaves it, and as one in the middle of a file would.
-    place = tmp_path / "cache" / log_mel_frontend().key
+    place = tmp_path / "cache" / log_mel_embedder().key
     (place / f"{content_hash(files[4])}.safetensors").unlink()
     (place / f"{content_hash(files[0])}.safetensors").write_bytes(b"half")
     resumed = Counting()
@@ -87,7 +87,7 @@ def test_frontends_of_another_key_do_not_share(files, tmp_path):
     cached_embeddings(counting.frontend(), files, tmp_path, batch_size=7)
     cached_embeddings(replace(counting.frontend(), key="other"), files, tmp_path, batch_size=7)
     assert len(counting.asked) == 2
-    assert log_mel_frontend("least_squares").key != log_mel_frontend().key
+    assert log_mel_embedder("least_squares").key != log_mel_embedder().key
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -110,7 +110,7 @@ def test_launched_processes_are_disconnected_at_the_end(tmp_path):
     script = tmp_path / "gather.py"
     script.write_text(
         "import torch.distributed\n"
-        "from na_ssl_hf.evaluation.processes import launched_processes\n"
+        "from na_ssl_hf.evaluation.systems.processes import launched_processes\n"
         "with launched_processes() as processes:\n"
         "    gathered = processes.gather(processes.share([0, 1, 2]))\n"
         "if processes.is_main:\n"
@@ -123,6 +123,6 @@ def test_launched_processes_are_disconnected_at_the_end(tmp_path):
 
 def test_no_files_and_missing_files(files, tmp_path):
     with pytest.raises(ValueError, match="files must hold at least one recording"):
-        cached_embeddings(log_mel_frontend(), [], tmp_path)
+        cached_embeddings(log_mel_embedder(), [], tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nothing\.wav"):
-        cached_embeddings(log_mel_frontend(), [tmp_path / "nothing.wav"], tmp_path)
+        cached_embeddings(log_mel_embedder(), [tmp_path / "nothing.wav"], tmp_path)

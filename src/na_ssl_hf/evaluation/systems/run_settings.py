@@ -11,7 +11,7 @@ from .processes import Processes
 
 
 @dataclass(frozen=True)
-class Workplace:
+class RunSettings:
     """Where and how systems are run.
 
     Attributes:

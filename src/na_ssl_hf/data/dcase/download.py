@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .archive_extraction import extract_zip
+from ..archive_extraction import extract_zip
 
 ZENODO = "https://zenodo.org"
 # Training clips of the evaluation machines were published apart from, and before, their test clips.

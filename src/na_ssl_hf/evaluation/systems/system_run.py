@@ -14,17 +14,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from ..hub.memory_bank import MemoryBank
-from ..hub.memory_bank_rescaling import RescalingName
-from ..hub.threshold import fit_threshold
-from .autoencoder_run import run_autoencoder
-from .feature_cache import cached_embeddings
-from .frontends import Frontend, checkpoint_frontend, log_mel_frontend
-from .machine_clips import MachineClips, list_machines, read_test_labels
+from ...hub.memory_bank import MemoryBank
+from ...hub.memory_bank_rescaling import RescalingName
+from ...hub.threshold import fit_threshold
+from ..autoencoder.run import run_autoencoder
+from .embedders import Embedder, checkpoint_embedder, log_mel_embedder
+from .embedding_cache import cached_embeddings
+from .machine_data import MachineClips, list_machines, read_test_labels
+from .machine_scores import ScoredMachine
 from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
+from .run_settings import RunSettings
 from .score_ensemble import ScoreEnsemble
-from .scored_machine import ScoredMachine
-from .workplace import Workplace
 
 SMOTE_NEIGHBORS = 2
 
@@ -54,7 +54,7 @@ class SystemRun:
 class _Embedded(NamedTuple):
     """One frontend on one machine: `(N, F, D)` of the training and `(M, F, D)` of the test clips."""
 
-    frontend: Frontend
+    frontend: Embedder
     train: torch.Tensor
     test: torch.Tensor
 
@@ -62,7 +62,7 @@ class _Embedded(NamedTuple):
 def run_system(
     system: str,
     data: str | Path,
-    workplace: Workplace,
+    settings: RunSettings,
     checkpoints: Mapping[str, Sequence[str]] | None = None,
     far_cancellation: str | None = None,
     machines: Sequence[str] | None = None,
@@ -74,8 +74,8 @@ def run_system(
     Args:
         system: a name of `SYSTEMS`.
         data: a folder that `load_dcase2026` reads.
-        workplace: where and how.
-        checkpoints: frontend -> checkpoints of its seeds, whose scores are averaged; see `checkpoint_frontend`.
+        settings: where and how.
+        checkpoints: frontend -> checkpoints of its seeds, whose scores are averaged; see `checkpoint_embedder`.
         far_cancellation: "least_squares" or "spectral_subtraction", before everything else.
         machines: which ones; default all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
@@ -100,9 +100,9 @@ def run_system(
     units = list_machines(data, machines)
     labels = {unit.name: read_test_labels(unit, ground_truth) for unit in units}
     if recipe.autoencoder_score:
-        scored = run_autoencoder(recipe.autoencoder_score, units, far_cancellation, workplace)
+        scored = run_autoencoder(recipe.autoencoder_score, units, far_cancellation, settings)
     else:
-        scored = _run_frontends(recipe, units, seeds, far_cancellation, workplace)
+        scored = _run_frontends(recipe, units, seeds, far_cancellation, settings)
     labelled = tuple(
         replace(machine, is_anomaly=labels[machine.machine][0], is_target=labels[machine.machine][1])
         for machine in scored
@@ -115,7 +115,7 @@ def _run_frontends(
     units: Sequence[MachineClips],
     checkpoints: Mapping[str, tuple[str, ...]],
     far_cancellation: str | None,
-    workplace: Workplace,
+    settings: RunSettings,
 ) -> list[ScoredMachine]:
     ensemble = ScoreEnsemble(recipe.frontends, labelled_members=recipe.frontends_with_attributes)
     embeddings: dict[str, dict[str, list[_Embedded]]] = {unit.name: {} for unit in units}
@@ -125,14 +125,14 @@ def _run_frontends(
         sizes = [size for unit in served for size in (len(unit.train), len(unit.test))]
         if not files:
             continue
-        for frontend in _frontends(name, checkpoints.get(name, ()), recipe, far_cancellation, workplace):
+        for frontend in _frontends(name, checkpoints.get(name, ()), recipe, far_cancellation, settings):
             computed = cached_embeddings(
-                frontend, files, workplace.cache, workplace.batch_size, workplace.processes, workplace.label(name)
+                frontend, files, settings.cache, settings.batch_size, settings.processes, settings.label(name)
             )
             parts = iter(computed.split(sizes))
             for unit in served:
                 embeddings[unit.name].setdefault(name, []).append(_Embedded(frontend, next(parts), next(parts)))
-    return [_score_machine(recipe, ensemble, unit, embeddings[unit.name], workplace.false_alarm_rate) for unit in units]
+    return [_score_machine(recipe, ensemble, unit, embeddings[unit.name], settings.false_alarm_rate) for unit in units]
 
 
 def _frontends(
@@ -140,13 +140,13 @@ def _frontends(
     checkpoints: Sequence[str],
     recipe: PublishedSystem,
     far_cancellation: str | None,
-    workplace: Workplace,
-) -> list[Frontend]:
+    settings: RunSettings,
+) -> list[Embedder]:
     if name in LOG_MEL_FRONTENDS:
-        return [log_mel_frontend(far_cancellation, center_level=LOG_MEL_FRONTENDS[name])]
-    device = workplace.device if workplace.device is not None else workplace.processes.device
+        return [log_mel_embedder(far_cancellation, center_level=LOG_MEL_FRONTENDS[name])]
+    device = settings.device if settings.device is not None else settings.processes.device
     return [
-        checkpoint_frontend(name, seed, recipe.pooling, recipe.gamma, far_cancellation, workplace.batch_size, device)
+        checkpoint_embedder(name, seed, recipe.pooling, recipe.gamma, far_cancellation, settings.batch_size, device)
         for seed in checkpoints
     ]
 
@@ -186,7 +186,7 @@ def _fit_and_score(
     return bank.self_scores().double().numpy(), scores.double().numpy(), bands.double().numpy()
 
 
-def _memory(recipe: PublishedSystem, frontend: Frontend, unit: MachineClips) -> MemoryBank:
+def _memory(recipe: PublishedSystem, frontend: Embedder, unit: MachineClips) -> MemoryBank:
     bank = partial(frontend.bank, rescaling=recipe.rescaling)
     if not recipe.smote_ratio:
         return bank()

@@ -7,8 +7,8 @@ import torch
 from tiny_models import tiny_model
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor, pool_time
-from na_ssl_hf.evaluation.frontends import checkpoint_frontend, close_channel, log_mel_frontend
-from na_ssl_hf.evaluation.log_mel_baseline import log_mel_embeddings
+from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder, close_channel, log_mel_embedder
+from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.hub.recording import Recording
 
@@ -35,7 +35,7 @@ def stereo(tmp_path_factory):
 
 
 def test_embeddings_are_those_of_model_and_pooling(checkpoints, stereo):
-    frontend = checkpoint_frontend("na-beats", checkpoints["na-beats"], "rdp", 8.0)
+    frontend = checkpoint_embedder("na-beats", checkpoints["na-beats"], "rdp", 8.0)
     model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
     for path, embedding in zip(stereo, frontend.embed(stereo), strict=True):
         features = extractor(soundfile.read(path, dtype="float32")[0].T, sampling_rate=16000)
@@ -45,14 +45,14 @@ def test_embeddings_are_those_of_model_and_pooling(checkpoints, stereo):
 
 
 def test_a_noise_aware_checkpoint_serves_its_base(checkpoints, stereo):
-    frontend = checkpoint_frontend("beats", checkpoints["na-beats"])
+    frontend = checkpoint_embedder("beats", checkpoints["na-beats"])
     base = tiny_model("na-beats").to_base()
     scorer = AnomalyScorer(model=base, feature_extractor=TwoChannelFeatureExtractor(frontend="beats"))
     torch.testing.assert_close(frontend.embed(stereo), scorer.embed(stereo, pooling="mean"))
     with pytest.raises(ValueError, match=r"frontend 'na-eat' must have a model of type 'na-eat', got 'na-beats'"):
-        checkpoint_frontend("na-eat", checkpoints["na-beats"])
+        checkpoint_embedder("na-eat", checkpoints["na-beats"])
     with pytest.raises(ValueError, match=r"frontend 'na-beats' must have a model of type 'na-beats', got 'beats'"):
-        checkpoint_frontend("na-beats", checkpoints["beats"])
+        checkpoint_embedder("na-beats", checkpoints["beats"])
 
 
 def test_mono_is_enough_for_single_channel_models_only(checkpoints, tmp_path):
@@ -60,19 +60,19 @@ def test_mono_is_enough_for_single_channel_models_only(checkpoints, tmp_path):
     soundfile.write(tmp_path / "mono.wav", wave, 16000)
     soundfile.write(tmp_path / "both.wav", np.stack([wave, wave], axis=1), 16000)
     mono, both = [tmp_path / "mono.wav"], [tmp_path / "both.wav"]
-    for frontend in (checkpoint_frontend("beats", checkpoints["beats"]), log_mel_frontend()):
+    for frontend in (checkpoint_embedder("beats", checkpoints["beats"]), log_mel_embedder()):
         torch.testing.assert_close(frontend.embed(mono), frontend.embed(both))
     for frontend in (
-        checkpoint_frontend("na-beats", checkpoints["na-beats"]),
-        checkpoint_frontend("beats", checkpoints["beats"], far_cancellation="least_squares"),
-        log_mel_frontend("least_squares"),
+        checkpoint_embedder("na-beats", checkpoints["na-beats"]),
+        checkpoint_embedder("beats", checkpoints["beats"], far_cancellation="least_squares"),
+        log_mel_embedder("least_squares"),
     ):
         with pytest.raises(ValueError, match=r"mono\.wav.*two channels"):
             frontend.embed(mono)
 
 
 def test_keys_tell_everything_that_changes_embeddings(checkpoints):
-    make = checkpoint_frontend
+    make = checkpoint_embedder
     frontends = [
         make("na-beats", checkpoints["na-beats"]),
         make("beats", checkpoints["na-beats"]),
@@ -81,9 +81,9 @@ def test_keys_tell_everything_that_changes_embeddings(checkpoints):
         make("na-beats", checkpoints["na-beats"], "rdp"),
         make("na-beats", checkpoints["na-beats"], "rdp", 8.0),
         make("na-beats", checkpoints["na-beats"], far_cancellation="least_squares"),
-        log_mel_frontend(),
-        log_mel_frontend("spectral_subtraction"),
-        log_mel_frontend(center_level=True),
+        log_mel_embedder(),
+        log_mel_embedder("spectral_subtraction"),
+        log_mel_embedder(center_level=True),
     ]
     assert len({frontend.key for frontend in frontends}) == len(frontends)
     assert make("na-beats", checkpoints["na-beats"], batch_size=2).key == frontends[0].key
@@ -95,7 +95,7 @@ def test_log_mel_is_of_the_close_channel_after_cancellation(stereo, method):
     for path in stereo:
         close, far = torch.from_numpy(soundfile.read(path, dtype="float32")[0].T)[:, None]
         waves.append((cancel_far_microphone(close, far, method) if method else close)[0])
-    torch.testing.assert_close(log_mel_frontend(method).embed(stereo), log_mel_embeddings(waves))
+    torch.testing.assert_close(log_mel_embedder(method).embed(stereo), log_mel_embeddings(waves))
 
 
 def test_centred_log_mel_does_not_hear_the_level(stereo):
@@ -106,7 +106,7 @@ def test_centred_log_mel_does_not_hear_the_level(stereo):
     # The lowest mel filters lie between two FFT bins, where the floor stays at any level.
     torch.testing.assert_close(centred[:, 1:], again[:, 1:], atol=3e-3, rtol=0)
     assert (log_mel_embeddings(waves) - log_mel_embeddings(louder)).abs().max() > 0.1
-    torch.testing.assert_close(log_mel_frontend(center_level=True).embed(stereo), centred)
+    torch.testing.assert_close(log_mel_embedder(center_level=True).embed(stereo), centred)
 
 
 def test_wrong_recordings_and_checkpoints_are_named(checkpoints, tmp_path):
@@ -121,8 +121,8 @@ def test_wrong_recordings_and_checkpoints_are_named(checkpoints, tmp_path):
         with pytest.raises(ValueError, match=message):
             close_channel(recording(samples, rate))
     with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
-        checkpoint_frontend("beats", str(tmp_path / "nothing"))
+        checkpoint_embedder("beats", str(tmp_path / "nothing"))
     with pytest.raises(OSError, match="cannot be loaded"):
-        checkpoint_frontend("beats", str(tmp_path))
+        checkpoint_embedder("beats", str(tmp_path))
     with pytest.raises(ValueError, match=r"frontend must be one of beats, .*; got 'wav2vec'"):
-        checkpoint_frontend("wav2vec", checkpoints["beats"])
+        checkpoint_embedder("wav2vec", checkpoints["beats"])

@@ -22,9 +22,9 @@ import soundfile
 import soxr
 from tqdm.auto import tqdm
 
-from ..hub.sound_reader import SoundReader, TruncatedSoundError
-from ..hub.whole_files import whole_file
-from .corpus_layouts import (
+from ...hub.sound_reader import SoundReader, TruncatedSoundError
+from ...hub.whole_files import whole_file
+from .layouts import (
     KINDS,
     ListedSound,
     list_dataset,
@@ -34,7 +34,7 @@ from .corpus_layouts import (
     list_qut_noise,
     list_wham,
 )
-from .sound_manifest import SPLITS, SoundFile, read_manifest, write_manifest
+from .manifest import SPLITS, SoundFile, read_manifest, write_manifest
 
 MANIFEST = "manifest.jsonl"
 REJECTED = "rejected.csv"

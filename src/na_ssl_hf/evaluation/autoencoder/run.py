@@ -12,18 +12,18 @@ from typing import Any
 
 import soundfile
 
-from ..hub.recording import load_recording
-from ..quiet_checkpoints import quiet_checkpoints
-from .autoencoder_baseline import AutoencoderBaseline
-from .feature_cache import content_hash
-from .frontends import SAMPLING_RATE, close_channel
-from .machine_clips import MachineClips
-from .scored_machine import ScoredMachine
-from .workplace import Workplace
+from ...hub.recording import load_recording
+from ...quiet_checkpoints import quiet_checkpoints
+from ..systems.embedders import SAMPLING_RATE, close_channel
+from ..systems.embedding_cache import content_hash
+from ..systems.machine_data import MachineClips
+from ..systems.machine_scores import ScoredMachine
+from ..systems.run_settings import RunSettings
+from .baseline import AutoencoderBaseline
 
 
 def run_autoencoder(
-    method: str, units: Sequence[MachineClips], far_cancellation: str | None, workplace: Workplace
+    method: str, units: Sequence[MachineClips], far_cancellation: str | None, settings: RunSettings
 ) -> list[ScoredMachine]:
     """Train the autoencoder of every machine, or find it in the cache, and score; processes take machines in turn.
 
@@ -31,13 +31,13 @@ def run_autoencoder(
     Raises ValueError and OSError as `AutoencoderBaseline`.
     """
     own = [
-        _score_with_autoencoder(method, unit, far_cancellation, workplace) for unit in workplace.processes.share(units)
+        _score_with_autoencoder(method, unit, far_cancellation, settings) for unit in settings.processes.share(units)
     ]
-    return workplace.processes.gather(own)
+    return settings.processes.gather(own)
 
 
 def _score_with_autoencoder(
-    method: str, unit: MachineClips, far_cancellation: str | None, workplace: Workplace
+    method: str, unit: MachineClips, far_cancellation: str | None, settings: RunSettings
 ) -> ScoredMachine:
     def recordings(files: Sequence[Path]) -> list[Any]:
         if far_cancellation is None:
@@ -47,21 +47,21 @@ def _score_with_autoencoder(
 
     two_channel = far_cancellation is None and soundfile.info(unit.train_files[0]).channels == 2
     baseline = AutoencoderBaseline(
-        num_epochs=workplace.num_epochs,
+        num_epochs=settings.num_epochs,
         two_channel=two_channel,
-        seed=workplace.seed,
-        device=workplace.device or workplace.processes.device or "cpu",
+        seed=settings.seed,
+        device=settings.device or settings.processes.device or "cpu",
     )
-    settings = [workplace.seed, workplace.num_epochs, two_channel, far_cancellation, unit.domains]
+    decisive = [settings.seed, settings.num_epochs, two_channel, far_cancellation, unit.domains]
     contents = [content_hash(file) for file in unit.train_files]
-    key = hashlib.blake2b(json.dumps([settings, contents]).encode(), digest_size=16).hexdigest()
-    place = workplace.cache / f"autoencoder-{key}"
+    key = hashlib.blake2b(json.dumps([decisive, contents]).encode(), digest_size=16).hexdigest()
+    place = settings.cache / f"autoencoder-{key}"
     train = recordings(unit.train_files)
     if place.is_dir():
         with quiet_checkpoints():
             baseline = AutoencoderBaseline.from_pretrained(place, baseline.device)
     else:
-        baseline.fit(train, domains=unit.domains, progress=workplace.label(f"autoencoder of {unit.name}"))
+        baseline.fit(train, domains=unit.domains, progress=settings.label(f"autoencoder of {unit.name}"))
         _save_whole(baseline, place)
     return ScoredMachine(
         machine=unit.name,

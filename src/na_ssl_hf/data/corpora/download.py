@@ -6,8 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .archive_extraction import extract_zip
-from .dcase_download import ZENODO, RemoteFile, download_file, list_record
+from ..archive_extraction import extract_zip
+from ..dcase.download import ZENODO, RemoteFile, download_file, list_record
 
 RECORDS = {"fsd50k": 4060432, "demand": 1227121}
 MANUAL = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dcase_clips import DcaseClip, list_dcase_clips
-from ..data.dcase_names import NO_ATTRIBUTE, dcase_stem
-from .submission import read_labels
+from ...data.dcase.clips import DcaseClip, list_dcase_clips
+from ...data.dcase.names import NO_ATTRIBUTE, dcase_stem
+from ..report.submission import read_labels
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..hub.whole_files import whole_file
-from .metrics import bootstrap_interval
-from .published_systems import SYSTEMS
-from .scored_machine import ScoredMachine
-from .system_run import SystemRun
+from ...hub.whole_files import whole_file
+from ..metrics.official import bootstrap_interval
+from ..systems.machine_scores import ScoredMachine
+from ..systems.published_systems import SYSTEMS
+from ..systems.system_run import SystemRun
 
 METRICS_FILE = "metrics.json"
 TABLE_NAME = "results"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ..hub.fbank import kaldi_fbank
+from ...hub.fbank import kaldi_fbank
 
 
 def log_mel_embeddings(

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from ..data.dcase_names import NO_ATTRIBUTE
-from ..hub.recording import load_recording
-from ..hub.whole_files import whole_file
-from .metrics import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
-from .report_figures import (
+from ...data.dcase.names import NO_ATTRIBUTE
+from ...hub.recording import load_recording
+from ...hub.whole_files import whole_file
+from ..metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
+from ..systems.machine_scores import ScoredMachine
+from .figures import (
     Picture,
     band_picture,
     histogram_picture,
@@ -24,7 +25,6 @@ from .report_figures import (
     roc_picture,
     spectrogram_picture,
 )
-from .scored_machine import ScoredMachine
 
 NOT_KNOWN = "not known"
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .metrics import bootstrap_interval
-from .scored_machine import ScoredMachine
+from ..systems.machine_scores import ScoredMachine
+from .official import bootstrap_interval
 
 
 def comparison_table(rows: Mapping[str, Sequence[ScoredMachine]], reference: str, seed: int = 0) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..hub.recording import load_recording
-from .dcase_clips import SPLITS, SplitFolder, find_split_folders, read_attribute_tables
-from .dcase_names import DcaseName, dcase_stem, parse_dcase_name
+from ...hub.recording import load_recording
+from .clips import SPLITS, SplitFolder, find_split_folders, read_attribute_tables
+from .names import DcaseName, dcase_stem, parse_dcase_name
 
 SAMPLING_RATE = 16000
 DEVELOPMENT_MACHINES = ("ToyCar", "ToyCarEmu", "bearingEmu", "fan", "gearboxEmu", "sliderEmu", "valveEmu")

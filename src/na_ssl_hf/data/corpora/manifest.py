@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from ..hub.whole_files import whole_file
+from ...hub.whole_files import whole_file
 
 SPLITS = ("train", "validation", "test")
 

@@ -14,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from ..hub.whole_files import whole_file
-from .frontends import Frontend
+from ...hub.whole_files import whole_file
+from .embedders import Embedder
 from .processes import Processes
 
 _EMBEDDING = "embedding"
 
 
 def cached_embeddings(
-    frontend: Frontend,
+    frontend: Embedder,
     files: Sequence[Path],
     folder: str | Path,
     batch_size: int = 8,

@@ -10,7 +10,7 @@ import soundfile
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .dcase_clips import SPLITS, DcaseClip, find_split_folders, list_dcase_clips
+from .clips import SPLITS, DcaseClip, find_split_folders, list_dcase_clips
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
