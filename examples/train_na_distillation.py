@@ -32,13 +32,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_trackio_available, set_seed
 from huggingface_hub import HfApi
-from na_ssl_hf.data.corpora.prepare.manifest import SoundFile, read_manifest
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, HfArgumentParser
 
 from na_ssl_hf import NABeatsModel, NAEatModel, TwoChannelFeatureExtractor
+from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest
 from na_ssl_hf.simulation.mixing import TwoChannelMixture
 from na_ssl_hf.simulation.mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
 from na_ssl_hf.simulation.room_pool import RoomPool

@@ -331,7 +331,7 @@ def test_simulate_rooms_writes_a_pool(tmp_path, capsys):
 
 
 def test_corpora_prepare_writes_a_manifest_and_lists_what_it_left_out(tmp_path, capsys):
-    from na_ssl_hf.data.corpora.prepare.manifest import read_manifest
+    from na_ssl_hf.data.corpora.manifest import read_manifest
 
     write_clips(tmp_path / "sounds", 3)
     (tmp_path / "sounds" / "broken.wav").write_bytes(b"RIFF")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from na_ssl_hf.data.corpora.prepare.download import download_corpus, join_split_zip
-from na_ssl_hf.data.corpora.prepare.manifest import SoundFile, read_crop, read_manifest, write_manifest
-from na_ssl_hf.data.corpora.prepare.prepare import prepare_corpus
+
+from na_ssl_hf.data.corpora.download import download_corpus, join_split_zip
+from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop, read_manifest, write_manifest
+from na_ssl_hf.data.corpora.prepare import prepare_corpus
 
 
 def noise(seconds=0.5, rate=16000, channels=1, seed=0):
@@ -343,7 +344,7 @@ def test_crops_on_the_fly_equal_crops_of_converted_files(tmp_path, rate):
 
 
 def test_blocks_leave_no_seams(tmp_path, monkeypatch):
-    monkeypatch.setattr("na_ssl_hf.data.corpora.prepare.prepare._BLOCK_FRAMES", 1000)
+    monkeypatch.setattr("na_ssl_hf.data.corpora.prepare._BLOCK_FRAMES", 1000)
     samples = noise(0.5, 44100)
     write(tmp_path / "a" / "x.wav", samples, 44100, subtype="FLOAT")
     (sound,) = prepare(tmp_path / "a", tmp_path / "out").sounds

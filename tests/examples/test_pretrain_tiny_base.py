@@ -4,9 +4,9 @@ import pytest
 import soundfile
 import torch
 from example_scripts import load_example, run_here
-from na_ssl_hf.data.corpora.prepare.manifest import SoundFile, write_manifest
 from transformers import AutoFeatureExtractor, AutoModel
 
+from na_ssl_hf.data.corpora.manifest import SoundFile, write_manifest
 from na_ssl_hf.data.synthetic.random_sounds import synthesize_random_sound
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 

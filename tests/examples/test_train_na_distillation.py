@@ -15,11 +15,11 @@ import pytest
 import soundfile
 import torch
 from example_scripts import EXAMPLES, ONE_THREAD, kill_in_the_middle, load_example, run_here
-from na_ssl_hf.data.corpora.prepare.manifest import SoundFile, read_manifest, write_manifest
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, DistilBertConfig
 
+from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest, write_manifest
 from na_ssl_hf.simulation.room_pool import RoomPool
 from na_ssl_hf.training import checkpoint_folder
 from na_ssl_hf.training.checkpoint_folder import latest_checkpoint

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from na_ssl_hf.data.corpora.prepare.manifest import SoundFile, read_crop
 from torch.utils.data import DataLoader, default_collate
 
+from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop
 from na_ssl_hf.simulation import (
     RoomPool,
     mix_examples,
