@@ -12,7 +12,7 @@ import soundfile
 import torch
 from example_scripts import EXAMPLES, ONE_THREAD, kill_in_the_middle, load_example, run_here
 from safetensors.torch import load_file
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 from without_package import WITHOUT_PACKAGE
 
@@ -75,7 +75,7 @@ def data(tmp_path_factory) -> Path:
     """`<model type>`: bases with code and pipeline; `clips`: a machine with attributes and one without; `mono`."""
     folder = tmp_path_factory.mktemp("data")
     for model_type in ("beats", "na-beats", "na-eat"):
-        extractor = TwoChannelFeatureExtractor(model_type.removeprefix("na-"))
+        extractor = TwoChannelFeatureExtractor(tiny_config(model_type).frontend)
         AnomalyScorer(model=tiny_model(model_type), feature_extractor=extractor).save_pretrained(folder / model_type)
     write_machine(folder / "clips", "fan", ["spd_1", "spd_2", "spd_3"])
     write_machine(folder / "clips", "valve", ["noAttribute"])
@@ -126,7 +126,7 @@ def repeatable(folder: Path) -> list[dict[str, float]]:
 def test_leaves_an_adapter_its_labels_its_card_and_its_log(train, data, base):
     out = train(base=data / base, merged=True)
     model, extractor = AutoModel.from_pretrained(out), AutoFeatureExtractor.from_pretrained(out)
-    assert (model.config.model_type, extractor.frontend) == (base, base.removeprefix("na-"))
+    assert (model.config.model_type, extractor.frontend) == (base, tiny_config(base).frontend)
     untouched = AutoModel.from_pretrained(data / base).state_dict()
     state = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
     assert all(torch.equal(state[name], weight) for name, weight in untouched.items())

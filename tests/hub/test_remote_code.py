@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 from without_package import WITHOUT_PACKAGE
 
@@ -63,7 +63,7 @@ def folder(clips, tmp_path_factory):
     np.save(folder / "clips.npy", clips)
     scorers = {
         name: AnomalyScorer(
-            model=tiny_model(name), feature_extractor=TwoChannelFeatureExtractor(frontend=name.removeprefix("na-"))
+            model=tiny_model(name), feature_extractor=TwoChannelFeatureExtractor(tiny_config(name).frontend)
         )
         for name in ("na-eat", "beats")
     }

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model, two_channel_fbank
+from tiny_models import tiny_config, tiny_model, two_channel_fbank
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     for model_type in MODEL_TYPES:
         model = tiny_model(model_type)
-        extractor = TwoChannelFeatureExtractor(model_type.removeprefix("na-"))
+        extractor = TwoChannelFeatureExtractor(tiny_config(model_type).frontend)
         AnomalyScorer(model=model, feature_extractor=extractor).save_pretrained(folder / model_type / "base")
         save_adapter(adapted(model), folder / model_type / "adapter", str(folder / model_type / "base"))
         extractor.save_pretrained(folder / model_type / "adapter")

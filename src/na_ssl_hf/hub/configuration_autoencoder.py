@@ -10,13 +10,13 @@ class AutoencoderConfig(PreTrainedConfig):
     monitoring: a domain generalization baseline", EUSIPCO 2023). The defaults are the published ones; keyword-only.
 
     Args:
-        num_mel_bins, num_frames: one input vector holds `num_frames` log-mel frames of `num_mel_bins` each.
-        hidden_size, num_hidden_layers: of the encoder, and again of the decoder.
-        bottleneck_size: width between the two.
-        batch_norm_eps: epsilon of the batch norm behind every layer but the last.
-        two_channel: trained on the close channel of two-channel recordings, not on mono ones.
-        mse_threshold, mahalanobis_threshold: alarm is `score > threshold`; `None` before training, and for
-            Mahalanobis where the covariance of a domain could not be estimated.
+        num_mel_bins, num_frames: mel bins of a log-mel frame, and number of frames in one input vector.
+        hidden_size, num_hidden_layers: width and number of the hidden layers, of the encoder and of the decoder each.
+        bottleneck_size: width between encoder and decoder.
+        batch_norm_eps: epsilon of the batch norm after every layer but the last.
+        two_channel: whether the model was trained on the close channel of two-channel recordings, or on mono ones.
+        mse_threshold, mahalanobis_threshold: a score above it is an alarm; `None` before training, and for Mahalanobis
+            where the covariance of a domain could not be estimated.
 
     Raises:
         ValueError: a size is below 1, or `batch_norm_eps` is not positive.

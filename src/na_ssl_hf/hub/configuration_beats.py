@@ -21,14 +21,16 @@ class BeatsConfig(PreTrainedConfig):
     Args:
         hidden_size: width D of the tokens.
         num_hidden_layers: number of transformer layers.
-        num_attention_heads: attention heads; must divide `hidden_size`.
+        num_attention_heads: number of attention heads; must divide `hidden_size`.
         intermediate_size: width of the feed-forward layer.
         patch_embedding_size: channels E of the patch convolution, projected to `hidden_size` where they differ.
         patch_size: side of a square patch, in fbank frames and mel bins.
         num_mel_bins: mel bins of the fbank; must be a multiple of `patch_size`.
-        position_convolution_kernel, position_convolution_groups: the convolutional position embedding over tokens.
-        num_buckets, max_distance: relative position buckets; distances in tokens.
-        input_dropout, hidden_dropout, attention_dropout, activation_dropout: active in training only.
+        position_convolution_kernel, position_convolution_groups: kernel and groups of the convolutional position
+            embedding over tokens.
+        num_buckets, max_distance: number of relative position buckets, and the distance in tokens from which on all
+            share the last one.
+        input_dropout, hidden_dropout, attention_dropout, activation_dropout: dropout probabilities, in training only.
         layer_norm_eps: epsilon of every layer norm.
         initializer_range: standard deviation of the random initialisation.
 
@@ -89,7 +91,7 @@ class NABeatsConfig(BeatsConfig):
     those of [`NoiseAwareFields`].
 
     Raises:
-        ValueError: an unknown `noise_aware_layer_type`, or heads that do not divide `hidden_size`.
+        ValueError: `noise_aware_layer_type` is unknown, or `noise_aware_num_heads` does not divide `hidden_size`.
     """
 
     model_type = "na-beats"

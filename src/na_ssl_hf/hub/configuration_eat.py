@@ -23,13 +23,13 @@ class EatConfig(PreTrainedConfig):
     Args:
         hidden_size: width D of the tokens; must be a multiple of 4 (sine and cosine of time and frequency).
         num_hidden_layers: number of transformer layers.
-        num_attention_heads: attention heads; must divide `hidden_size`.
+        num_attention_heads: number of attention heads; must divide `hidden_size`.
         intermediate_size: width of the feed-forward layer.
         qkv_bias: whether query, key and value projections have a bias.
         patch_size: side of a square patch, in fbank frames and mel bins.
         num_mel_bins: mel bins of the fbank; must be a multiple of `patch_size`.
         max_time_patches: rows of the position table in time; longer recordings are an error (768 rows are 122.88 s).
-        hidden_dropout, attention_dropout: active in training only.
+        hidden_dropout, attention_dropout: dropout probabilities, in training only.
         layer_norm_eps: epsilon of every layer norm.
         initializer_range: standard deviation of the random initialisation.
 
@@ -77,7 +77,7 @@ class NAEatConfig(EatConfig):
     those of [`NoiseAwareFields`].
 
     Raises:
-        ValueError: an unknown `noise_aware_layer_type`, or heads that do not divide `hidden_size`.
+        ValueError: `noise_aware_layer_type` is unknown, or `noise_aware_num_heads` does not divide `hidden_size`.
     """
 
     model_type = "na-eat"

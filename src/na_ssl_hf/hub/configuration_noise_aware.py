@@ -1,4 +1,4 @@
-"""What the configurations of all encoders share: the fields of the noise-aware layers, and how pipelines are named."""
+"""What the configurations of all encoders share: the noise-aware layers' fields, and the pipelines they name."""
 
 from typing import Any, Protocol
 
@@ -6,14 +6,14 @@ NOISE_AWARE_LAYER_TYPES = ("cross_attention", "film", "self_attention", "aligned
 
 
 class NoiseAwareFields(Protocol):
-    """The fields that [`NoiseAwareLayer`] reads from a configuration.
+    """These are the fields that [`NoiseAwareLayer`] reads from a configuration.
 
     Attributes:
         noise_aware_layer_type: "cross_attention" (Fujimura et al., 2026), "film", "self_attention" (D-BEATs: no noise
             stream) or "aligned" (cross attention whose SwiGLU also sees the far token of the same time and frequency).
-        noise_aware_num_heads: attention heads; must divide `hidden_size`.
+        noise_aware_num_heads: number of attention heads; must divide `hidden_size`.
         noise_aware_intermediate_size: width of the SwiGLU; `None` means 3 x `hidden_size` (4 x for "film").
-        noise_aware_attention_dropout: on attention weights, in training only.
+        noise_aware_attention_dropout: dropout on the attention weights, in training only.
         noise_aware_norm_eps: epsilon of the RMS norms.
     """
 
@@ -33,7 +33,7 @@ def resolve_noise_aware_intermediate_size(config: NoiseAwareFields) -> None:
 
 
 def validate_noise_aware_fields(config: NoiseAwareFields) -> None:
-    """Raise a `ValueError` that names the field, its rule and its value."""
+    """Check the fields; a `ValueError` names the field, its rule and its value."""
     if config.noise_aware_layer_type not in NOISE_AWARE_LAYER_TYPES:
         raise ValueError(
             f"`noise_aware_layer_type` must be one of {NOISE_AWARE_LAYER_TYPES}, got {config.noise_aware_layer_type!r}."
@@ -55,7 +55,7 @@ def drop_registered_pipelines(config_kwargs: dict[str, Any]) -> None:
     Args:
         config_kwargs: the keyword arguments of a configuration, changed in place.
     """
-    # Imported here: the pipelines package is slow to import and a configuration must stay light.
+    # The import stands here because transformers' pipelines are slow to import, and configurations must load fast.
     from transformers.pipelines import PIPELINE_REGISTRY
 
     custom_pipelines = config_kwargs.get("custom_pipelines") or {}

@@ -17,13 +17,13 @@ NUM_MEL_BINS = 128
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1.1920929e-07
 
-# flavour -> (Povey exponent of the Hann window, gain of the wave, mean, divisor, frame multiple of the result)
+# For each flavour: exponent of the Hann window, gain of the wave, mean, divisor, and frame multiple of the result.
 FLAVOURS = {
     "beats": (0.85, 2.0**15, 15.41663, 2 * 6.55582, 1),
     "eat": (1.0, 1.0, -4.268, 2 * 4.569, 32),
 }
 
-# One FFT chunk of this many frames stays in the cache of a CPU core; measured twice as fast as one pass over 32 clips.
+# A chunk of this many frames stays in the cache of a CPU core, which is twice as fast as one pass over 32 clips.
 _FRAMES_PER_CHUNK = 4000
 
 
@@ -38,7 +38,7 @@ class TwoChannelFrontEnd:
         far_cancellation: the method of [`cancel_far_microphone`], or `None` to leave the close channel as it is.
 
     Raises:
-        ValueError: an unknown flavour or method.
+        ValueError: the flavour or the method is unknown.
     """
 
     def __init__(self, flavour: str = "beats", far_cancellation: str | None = None):
@@ -60,7 +60,7 @@ class TwoChannelFrontEnd:
             `(B, 2, T, 128)` float32 on the same device, differentiable with respect to `waveforms`.
 
         Raises:
-            ValueError: another shape, integer samples, or fewer than 400 of them.
+            ValueError: the shape is another, the samples are integers, or there are fewer than 400 of them.
         """
         return self.fbank(self.cancel(waveforms))
 
@@ -79,41 +79,41 @@ class TwoChannelFrontEnd:
 
 
 def num_fbank_frames(num_samples: int) -> int:
-    """Number of whole 25 ms frames, one every 10 ms, in `num_samples` at 16 kHz; EAT pads it to a multiple of 32.
+    """Count the whole 25 ms frames, one every 10 ms, in `num_samples` at 16 kHz; EAT pads them to a multiple of 32.
 
     Raises:
-        ValueError: fewer than 400 samples.
+        ValueError: there are fewer than 400 samples.
     """
     if num_samples < FRAME_LENGTH:
         raise ValueError(
-            f"`num_samples` must be at least {FRAME_LENGTH} (one 25 ms frame at 16 kHz). Got {num_samples}."
+            f"`num_samples` must be at least {FRAME_LENGTH} (one 25 ms frame at 16 kHz), got {num_samples}."
         )
     return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
 
 
 def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor:
-    """Normalised log-mel energies as the original BEATs (Chen et al., ICML 2023) or EAT (Chen et al., IJCAI 2024) uses.
+    """Compute normalised log-mel energies as the original BEATs (Chen et al., ICML 2023) or EAT (IJCAI 2024) does.
 
-    Kaldi's pipeline without dither: frames of 25 ms every 10 ms, frame mean removed, pre-emphasis 0.97, Povey (BEATs)
-    or symmetric Hann (EAT) window, power spectrum of 512 points, 128 mel triangles from 20 Hz to 8 kHz, natural
+    This is Kaldi's pipeline without dither: frames of 25 ms every 10 ms, frame mean removed, pre-emphasis 0.97, Povey
+    (BEATs) or symmetric Hann (EAT) window, power spectrum of 512 points, 128 mel triangles from 20 Hz to 8 kHz, natural
     logarithm.
 
     Args:
         waveforms: `(..., N)` of any float dtype on any device, 16 kHz, full scale 1.0. The arithmetic is float32, also
-            under autocast. Every wave is transformed alone.
+            under autocast, and every wave is transformed alone.
         flavour: `"beats"`, or `"eat"`, whose frames are padded with log energy 0 to a multiple of 32.
 
     Returns:
         `(..., T, 128)` float32, differentiable with respect to `waveforms`.
 
     Raises:
-        ValueError: an unknown flavour, integer samples, or fewer than 400 of them.
+        ValueError: the flavour is unknown, the samples are integers, or there are fewer than 400 of them.
     """
     if flavour not in FLAVOURS:
-        raise ValueError(f"`flavour` must be one of {sorted(FLAVOURS)}. Got {flavour!r}.")
+        raise ValueError(f"`flavour` must be one of {sorted(FLAVOURS)}, got {flavour!r}.")
     if not waveforms.is_floating_point() or waveforms.dim() == 0:
         raise ValueError(
-            f"`waveforms` must be floating point of shape (..., N). Got {waveforms.dtype} {tuple(waveforms.shape)}."
+            f"`waveforms` must be floating point of shape (..., N), got {waveforms.dtype} {tuple(waveforms.shape)}."
         )
     _, _, mean, divisor, multiple = FLAVOURS[flavour]
     num_frames = num_fbank_frames(waveforms.shape[-1])
@@ -124,16 +124,16 @@ def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor
     else:
         log_mel = _log_mel(waveforms.float(), flavour)
     features = (log_mel - mean) / divisor
-    if multiple > 1:  # not `num_frames % multiple`, which would tie an exported graph to its example
+    if multiple > 1:  # a test of `num_frames % multiple` would bind an exported graph to its example
         features = F.pad(features, (0, 0, 0, -num_frames % multiple), value=-mean / divisor)
     return features
 
 
 def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
-    """Log-mel energies `(..., T, 128)` of float32 waves `(..., N)`."""
+    """Compute log-mel energies `(..., T, 128)` of float32 waves `(..., N)`."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or waves.numel() == 0:
-        # Compilers and ONNX want neither complex tensors nor the chunk loop; a real DFT by matmul is all they see. And
-        # MKL's FFT refuses an empty batch.
+        # Compilers and ONNX accept neither complex tensors nor the loop over chunks, so they get a real DFT by matrix
+        # product. So does an empty batch, which MKL's FFT refuses.
         window, dft, mel_bank = (constant.to(waves.device) for constant in _CONSTANTS[flavour])
         spectrum = _frames(waves, window) @ dft  # (..., T, 2K)
         power = spectrum[..., : FFT_LENGTH // 2].square() + spectrum[..., FFT_LENGTH // 2 :].square()  # (..., T, K)
@@ -149,15 +149,15 @@ def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
 def _log_mel_by_fft(waves: torch.Tensor, flavour: str) -> torch.Tensor:
     window, mel_bank = _eager_constants(flavour, waves.device)
     spectrum = torch.fft.rfft(_frames(waves, window), n=FFT_LENGTH)[..., : FFT_LENGTH // 2]  # (clips, T, K)
-    # Not abs().square(): its hypot costs more than the FFT.
+    # The square of abs() would cost more than the FFT.
     power = spectrum.real.square() + spectrum.imag.square()
     return (power @ mel_bank).clamp_min(LOG_FLOOR).log()
 
 
 def _frames(waves: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Centred, pre-emphasised, windowed frames `(..., T, 400)`.
+    """Cut waves into centred, pre-emphasised and windowed frames `(..., T, 400)`.
 
-    Kaldi's own rule for the first sample of a frame is left out: both windows are 0 there.
+    Kaldi's own rule for the first sample of a frame is not needed, since both windows are 0 there.
     """
     frames = waves.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (..., T, 400)
     frames = frames - frames.mean(-1, keepdim=True)
@@ -165,7 +165,7 @@ def _frames(waves: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
 
 
 def _mel_bank() -> torch.Tensor:
-    """Kaldi's triangles `(K, M)`: linear in mel, not area-normalised. Channel 3 holds no FFT bin and stays empty."""
+    """Make Kaldi's triangles `(K, M)`, linear in mel and not area-normalised; channel 3 contains no FFT bin."""
     hertz = torch.arange(FFT_LENGTH // 2, device="cpu") * (SAMPLING_RATE / FFT_LENGTH)
     mel = (1127.0 * (1.0 + hertz / 700.0).log())[:, None]  # (K, 1)
     lowest, highest = (1127.0 * math.log(1.0 + corner / 700.0) for corner in (20.0, SAMPLING_RATE / 2))
@@ -177,16 +177,16 @@ def _mel_bank() -> torch.Tensor:
 
 
 def _constants(flavour: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Window with gain `(400,)`, real DFT `(400, 2K)` with the cosines first, mel bank `(K, M)`, float32 on the CPU.
+    """Make window with gain `(400,)`, real DFT `(400, 2K)`, cosines first, and mel bank `(K, M)`, float32 on the CPU.
 
     Window and bank are computed in float32 as the originals do: quiet bands beside a loud tone show the difference.
     """
     exponent, gain = FLAVOURS[flavour][:2]
-    # Whatever device context or inference mode this module is first imported in, these are ordinary CPU tensors.
+    # These are kept, so they must be ordinary CPU tensors whatever mode or device context the import happens in.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu") ** exponent
         samples, bins = (torch.arange(n, device="cpu", dtype=torch.float64) for n in (FRAME_LENGTH, FFT_LENGTH // 2))
-        # Whole turns are dropped before the multiplication by 2 pi, which keeps the angles exact.
+        # Whole turns are removed before the multiplication by 2 pi, which keeps the angles exact.
         angles = 2 * math.pi * (torch.outer(samples, bins) % FFT_LENGTH / FFT_LENGTH)
         dft = torch.cat([angles.cos(), angles.sin()], dim=1).float()  # (400, 2K)
         return window * gain, dft, _mel_bank()
@@ -197,7 +197,7 @@ _CONSTANTS = {flavour: _constants(flavour) for flavour in FLAVOURS}
 
 @functools.lru_cache(maxsize=16)
 def _eager_constants(flavour: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Window and mel bank on `device`, copied there once."""
+    """Copy window and mel bank to `device`, once."""
     window, _, mel_bank = _CONSTANTS[flavour]
-    with torch.inference_mode(False):  # a first call in inference mode must not spoil later training
+    with torch.inference_mode(False):  # tensors of a first call in inference mode could not be used in training
         return window.to(device), mel_bank.to(device)

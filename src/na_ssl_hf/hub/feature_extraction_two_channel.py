@@ -1,4 +1,4 @@
-"""Two-channel recordings to normalised log-mel frames: channel 0 is the close microphone, channel 1 the far one."""
+"""The feature extractor of all encoders: two-channel recordings (0 close, 1 far) become normalised log-mel frames."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,17 +27,17 @@ except ImportError:  # only resampling needs it
 logger = logging.get_logger(__name__)
 
 # Letters: B recordings, N samples of one, L samples of the longest, T frames, M mel channels, K frequency bins.
-# BEATs needs one row of 16x16 patches; EAT pads to 32 frames, so that one frame is enough.
+# BEATs needs one row of 16 x 16 patches. EAT pads to 32 frames, so that a single frame is enough.
 _MIN_SAMPLES = {"beats": FRAME_LENGTH + 15 * FRAME_SHIFT, "eat": FRAME_LENGTH}
 
-_SILENT_RMS = 1e-6  # a tenth of the rms of 16 bit rounding
+_SILENT_RMS = 1e-6  # a tenth of the root mean square of 16 bit rounding
 _FULL_SCALE = 1 - 2.0**-15
 _CLIPPED_SHARE = 1e-3
 
-# See far_leads_and_is_louder.
+# These belong to far_leads_and_is_louder.
 _LAG_FRAME = 1024
 _MAX_LAG = 60  # 1.3 m of path difference at 16 kHz
-_MIN_LAG_FRAMES = 16  # fewer frames make every pair of signals look coherent
+_MIN_LAG_FRAMES = 16  # in fewer frames every pair of signals looks coherent
 _CHANCE = 6.0  # standard deviations of the correlation of independent noises
 _LEAD_DB = 1.0
 _LOUDER_DB = 3.0
@@ -46,21 +46,21 @@ _LOUDER_DB = 3.0
 class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
     """Turns two-channel recordings into the input of the BEATs and EAT models of this package.
 
-    Nothing is level-normalised: both channels keep their common gain, which carries information. Silent, identical,
+    Levels are not normalised: both channels keep their common gain, which carries information. Silent, identical,
     swapped and clipped channels are legal and give a warning once per process.
 
     Args:
         frontend: `"beats"` or `"eat"`, the fbank of the model.
         feature_size: the number of channels, 2.
-        sampling_rate: of the model, 16000 Hz.
-        num_mel_bins: of the model, 128.
-        resample: convert other sampling rates with soxr instead of refusing them.
-        far_cancellation: `"least_squares"` or `"spectral_subtraction"` takes out of the close channel what the far
-            one hears, each recording by itself and before its padding; `None` leaves it as it is.
-        padding_value: sample value that continues the shorter recordings of a batch.
+        sampling_rate: the sampling rate of the model, 16000 Hz.
+        num_mel_bins: the number of mel bins of the model, 128.
+        resample: whether other sampling rates are converted with soxr or refused.
+        far_cancellation: `"least_squares"` or `"spectral_subtraction"` removes from the close channel what the far one
+            hears, for each recording by itself and before padding; `None` leaves the close channel as it is.
+        padding_value: the sample value that continues the shorter recordings of a batch.
 
     Raises:
-        ValueError: a parameter outside of these choices.
+        ValueError: a parameter is none of these choices.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -84,7 +84,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             ("far_cancellation", far_cancellation, (None, *METHODS)),
         ):
             if value not in choices:
-                raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}. Got {value!r}.")
+                raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {value!r}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.frontend = frontend
         self.num_mel_bins = num_mel_bins
@@ -93,7 +93,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def front_end(self) -> TwoChannelFrontEnd:
-        """The front end of these settings; made anew, since every attribute of an extractor is written to its file."""
+        """The front end of these settings, made anew because an extractor writes all its attributes to a file."""
         return TwoChannelFrontEnd(self.frontend, self.far_cancellation)
 
     @torch.no_grad()
@@ -105,15 +105,15 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         device: str | torch.device = "cpu",
         padding: bool | str = True,
     ) -> BatchFeature:
-        """Features of one recording or of a batch.
+        """Compute the features of one recording or of a batch.
 
         Args:
             audio: `(2, N)` array, tensor or nested list, `(B, 2, N)`, or a list of `(2, N)` of unequal lengths; float
                 with full scale 1.0 (louder is legal), or int16 or int32 PCM.
-            sampling_rate: of `audio`, in Hz. Without it 16000 is assumed, with a warning once.
+            sampling_rate: the sampling rate of `audio`, in Hz. Without it 16000 is assumed, with a warning once.
             return_tensors: `"pt"`, `"np"`, or `None` for lists of arrays.
-            device: where the features are computed; they are returned on the CPU.
-            padding: `True` or `"longest"` continues shorter recordings to the longest; `False` refuses unequal lengths.
+            device: the device on which the features are computed; they are returned on the CPU.
+            padding: `True` or `"longest"` pads shorter recordings to the longest; `False` refuses unequal lengths.
 
         Returns:
             `input_values` `(B, 2, T, 128)` float32, and `attention_mask` `(B, T)` int64 with 0 for frames of padding
@@ -121,19 +121,20 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             of 32 are its own, as in the original, and every frame after is padding.
 
         Raises:
-            ValueError: not two channels, wrong rank or type, NaN or infinity, empty or shorter than the model's minimum
-                (2800 samples for BEATs, 400 for EAT), or another sampling rate without `resample=True`.
+            ValueError: a recording has another rank, type or number of channels, NaN or infinity, or another sampling
+                rate without `resample`; or it is shorter than the model's minimum (2800 samples for BEATs, 400 for
+                EAT).
         """
         if return_tensors not in ("pt", "np", None):
-            raise ValueError(f"`return_tensors` must be 'pt', 'np' or None. Got {return_tensors!r}.")
+            raise ValueError(f"`return_tensors` must be 'pt', 'np' or None, got {return_tensors!r}.")
         if padding not in (True, False, "longest"):
-            raise ValueError(f"`padding` must be True, 'longest' or False. Got {padding!r}.")
+            raise ValueError(f"`padding` must be True, 'longest' or False, got {padding!r}.")
         recordings = [
             self.waveform(wave, sampling_rate, f"Recording {index}") for index, wave in enumerate(_recordings(audio))
         ]
         lengths = [wave.shape[-1] for wave in recordings]
         if not padding and min(lengths) < max(lengths):
-            raise ValueError(f"`padding` must be True for recordings of unequal lengths. Got {sorted(set(lengths))}.")
+            raise ValueError(f"`padding` must be True for recordings of unequal lengths, got {sorted(set(lengths))}.")
 
         waves = self._padded(recordings, lengths, torch.device(device))  # (B, 2, L)
         input_values = self.front_end.fbank(waves)  # (B, 2, T, M)
@@ -157,8 +158,8 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             audio: `(2, N)` array, tensor or nested list, as for a call of the extractor.
-            sampling_rate: of `audio`, in Hz; `None` assumes the extractor's, with a warning once.
-            label: what errors call the recording.
+            sampling_rate: the sampling rate of `audio`, in Hz; `None` assumes the extractor's, with a warning once.
+            label: the name of the recording in errors.
 
         Returns:
             `(2, N)` float32 at the extractor's rate, full scale 1.0.
@@ -176,7 +177,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
 
     @torch.no_grad()
     def fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Features of checked recordings of one length, on the device that they are on.
+        """Compute the features of checked recordings of one length, on the device that they are on.
 
         Args:
             waveforms: `(B, 2, N)` float32, from [`TwoChannelFeatureExtractor.waveform`].
@@ -187,7 +188,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         return self.front_end.fbank(self._cancelled(waveforms))
 
     def _cancelled(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Recordings `(B, 2, N)` of one length, the far microphone taken out of the close channel where asked."""
+        """Warn about suspicious recordings `(B, 2, N)` of one length, and cancel their far microphone where asked."""
         _warn_about_suspicious(waveforms)
         return self.front_end.cancel(waveforms)
 
@@ -199,20 +200,20 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             )
         elif not self.resample and sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"`sampling_rate` must be {self.sampling_rate}, or the extractor made with resample=True. "
-                f"Got {sampling_rate}."
+                f"`sampling_rate` must be {self.sampling_rate}, or the extractor made with resample=True; "
+                f"got {sampling_rate}."
             )
         elif sampling_rate != self.sampling_rate:
             if soxr is None:
                 raise ValueError("`resample=True` needs the package soxr: pip install soxr.")
             if not sampling_rate > 0:
-                raise ValueError(f"`sampling_rate` must be positive. Got {sampling_rate}.")
+                raise ValueError(f"`sampling_rate` must be positive, got {sampling_rate}.")
             both = np.ascontiguousarray(wave.cpu().numpy().T)  # (N, 2): one call, one delay for both channels
             return torch.from_numpy(soxr.resample(both, sampling_rate, self.sampling_rate).T.copy())
         return wave
 
     def _padded(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> torch.Tensor:
-        """Checked and cancelled recordings in one tensor `(B, 2, L)` on `device`; equal lengths go together."""
+        """Cancel recordings, equal lengths together, and pad them into one tensor `(B, 2, L)` on `device`."""
         waves = torch.full((len(lengths), 2, max(lengths)), float(self.padding_value), device=device)
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
@@ -221,30 +222,30 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         return waves
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
-        """`(T,)` int64, 1 where a frame of a recording of `length` samples is more than padding."""
+        """Make the mask `(T,)` int64 of a recording of `length` samples, 1 where a frame is not all padding."""
         if self.frontend == "eat":
             valid = num_fbank_frames(length)
             valid += -valid % FLAVOURS["eat"][4]
         else:
-            # The original shares the samples out evenly, longest // T to a frame, whatever the hop, and drops the rest.
+            # The original gives every frame longest // T samples, whatever the hop, and drops the rest.
             valid = -(-length // (longest // num_frames))
         return (torch.arange(num_frames) < valid).long()
 
 
 def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
-    """Whether the far microphone hears the machine earlier and louder than the close one: the channels look swapped.
+    """Tell whether the far microphone hears the machine earlier and louder than the close one, as if they were swapped.
 
     From the cross-spectrum and power spectra averaged over the clip: (1) the coherence-normalised cross-correlation
     (SCOT; Knapp & Carter, 1976) has a peak at the lags where far does not lag that is beyond chance and 1 dB above the
     best one where it does; and (2) the level of far over close, averaged over frequency with the coherence to the
-    fourth power as weight, so that what only one microphone hears has no say, is above 3 dB.
+    fourth power as weight, so that sounds which only one microphone hears do not count, is above 3 dB.
 
     In 160 simulated rooms, -10 to 10 dB SNR, it fired on 8 of 640 correct clips, all from 2 rooms where a noise source
     or the (randomly displaced) machine truly is louder at the far microphone, and on 59 % (0 dB) to 83 % (10 dB) of
     the same clips with swapped channels.
 
     Args:
-        channels: `(B, 2, N)` float32, 16 kHz; below 0.5 s nothing is suspected.
+        channels: `(B, 2, N)` float32, 16 kHz; recordings below 0.5 s are never suspected.
 
     Returns:
         `(B,)` bool.
@@ -254,7 +255,7 @@ def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
     window = torch.hann_window(_LAG_FRAME, device=channels.device)
     spectra = torch.fft.rfft(channels.unfold(-1, _LAG_FRAME, _LAG_FRAME // 2) * window)  # (B, 2, frames, K)
     power = spectra.real.square().add_(spectra.imag.square()).mean(2)  # (B, 2, K)
-    # The floor keeps bins that hold nothing but rounding out of the normalisation.
+    # The floor excludes bins of mere rounding errors from the normalisation.
     power = power + 1e-10 * power.amax(dim=(1, 2), keepdim=True) + torch.finfo(power.dtype).tiny
     cross = (spectra[:, 0].conj() * spectra[:, 1]).mean(1) / power.prod(1).sqrt()  # (B, K)
     correlation = torch.fft.irfft(cross).abs()  # (B, lags), far lags at the positive ones
@@ -268,9 +269,9 @@ def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
 
 
 def _warn_about_suspicious(channels: torch.Tensor) -> None:
-    """Warns once per process about each oddity in `(B, 2, N)` that a microphone or a cable may have caused."""
+    """Warn once per process about each oddity in `(B, 2, N)` that a microphone or a cable may have caused."""
     centred = channels - channels.mean(-1, keepdim=True)
-    silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), a constant offset is silence, too
+    silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), where a constant offset counts as silence
     identical = (channels[:, 0] == channels[:, 1]).all(-1)
     clipped = (channels.abs() >= _FULL_SCALE).float().mean(-1) > _CLIPPED_SHARE  # (B, 2)
     if silent[:, 0].any():
@@ -283,7 +284,7 @@ def _warn_about_suspicious(channels: torch.Tensor) -> None:
         logger.warning_once(
             "A recording is at or above full scale in more than 0.1 % of its samples; it may be clipped."
         )
-    # One clip's spectra stay in the CPU's cache, those of a batch do not; a GPU wants the batch.
+    # The spectra of one clip fit into a CPU's cache and those of a batch do not; a GPU is faster with the batch.
     parts = channels.split(1) if channels.device.type == "cpu" else [channels]
     looks_swapped = torch.cat([far_leads_and_is_louder(part) for part in parts])  # (B,)
     if (looks_swapped & ~silent.any(1)).any():
@@ -294,27 +295,27 @@ def _warn_about_suspicious(channels: torch.Tensor) -> None:
 
 
 def _recordings(audio: Any) -> Sequence[Any]:
-    """The recordings in `audio`, each to be checked by itself, or a ValueError that says what `audio` is instead."""
+    """List the recordings in `audio`, unchecked; a ValueError says what `audio` is instead."""
     rank = _rank(audio)
     is_array = isinstance(audio, (np.ndarray, torch.Tensor))
     if rank == 0 or (rank == 1 and not is_array and audio and isinstance(audio[0], (str, bytes, dict))):
         element = f" of {type(audio[0]).__name__}" if rank else ""
         raise ValueError(
-            f"`audio` must be an array, a tensor or a list of shape (2, N). Got {type(audio).__name__}{element}."
+            f"`audio` must be an array, a tensor or a list of shape (2, N), got {type(audio).__name__}{element}."
         )
     if rank == 1 and len(audio) > 0:
         raise ValueError(
-            f"`audio` must have two channels, (2, N): close and far microphone. Got mono, ({len(audio)},)."
+            f"`audio` must have two channels, (2, N): close and far microphone; got mono, ({len(audio)},)."
         )
     if len(audio) == 0:
-        raise ValueError("`audio` must not be empty. Got no recording.")
+        raise ValueError("`audio` must not be empty, got no recording.")
     if not is_array and rank == 2 and not isinstance(audio[0], Sequence):
         raise ValueError(
             "`audio` must be a list of (2, N) recordings, but its first element is one-dimensional, that is mono. "
             "One recording from two arrays is np.stack([close, far])."
         )
     if rank not in (2, 3):
-        raise ValueError(f"`audio` must be (2, N), (B, 2, N) or a list of (2, N). Got {rank} dimensions.")
+        raise ValueError(f"`audio` must be (2, N), (B, 2, N) or a list of (2, N), got {rank} dimensions.")
     return [audio] if rank == 2 else audio
 
 
@@ -327,7 +328,7 @@ def _rank(audio: Any) -> int:
 
 
 def _recording(audio: Any, label: str) -> torch.Tensor:
-    """One recording as `(2, N)` float32 of full scale 1.0, or a ValueError that says what is wrong with it."""
+    """Turn one recording into `(2, N)` float32 of full scale 1.0; a ValueError says what is wrong with it."""
     wave = _float_samples(audio, label)
     shape = tuple(wave.shape)
     if wave.ndim != 2:
@@ -346,7 +347,7 @@ def _recording(audio: Any, label: str) -> torch.Tensor:
         )
     if shape[1] == 0:
         raise ValueError(f"`audio` must not be empty. {label} has no samples, shape {shape}.")
-    # The sum is quick and decides nearly always; it may also overflow.
+    # The sum is quick and nearly always decides; only a sum that overflows needs the second test.
     if not wave.sum().isfinite() and not wave.isfinite().all():
         raise ValueError(
             f"`audio` must be finite. {label} has {int((~wave.isfinite()).sum())} NaN or infinite samples."

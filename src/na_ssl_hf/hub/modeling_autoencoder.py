@@ -22,7 +22,7 @@ SCORE_METHODS = ("mse", "mahalanobis")
 
 FFT_LENGTH = 1024
 HOP_LENGTH = 512
-POWER_FLOOR = 2.220446049250313e-16  # of the original: float64's epsilon
+POWER_FLOOR = 2.220446049250313e-16  # float64's epsilon, as in the original
 
 # The mel scale of Slaney's Auditory Toolbox (1998): linear up to 1 kHz, then 27 mel for every factor of 6.4.
 _HERTZ_PER_MEL = 200.0 / 3.0
@@ -31,7 +31,9 @@ _LOG_STEP = math.log(6.4) / 27.0
 
 
 def log_mel_decibels(waveform: torch.Tensor, num_mel_bins: int = 128) -> torch.Tensor:
-    """Power mel spectrogram in dB: frames of 1024 samples every 512, periodic Hann, centred with zeros at both ends.
+    """Compute the power mel spectrogram in dB.
+
+    Frames of 1024 samples every 512 have a periodic Hann window and are centred, with zeros at both ends.
 
     Args:
         waveform: `(N,)` float, 16 kHz, full scale 1.0.
@@ -41,13 +43,13 @@ def log_mel_decibels(waveform: torch.Tensor, num_mel_bins: int = 128) -> torch.T
         `(1 + N // 512, num_mel_bins)` float32; digital silence is -156.5 dB.
 
     Raises:
-        ValueError: not one-dimensional, integer samples, or none.
+        ValueError: `waveform` is not one-dimensional, holds integers or is empty.
     """
     if waveform.ndim != 1 or not waveform.is_floating_point() or len(waveform) == 0:
         raise ValueError(
-            f"`waveform` must be floating point of shape (N,), N >= 1. Got {waveform.dtype} {tuple(waveform.shape)}."
+            f"`waveform` must be floating point of shape (N,), N >= 1, got {waveform.dtype} {tuple(waveform.shape)}."
         )
-    # In float64, rounding of a loud tone stays below the faint bins beside it.
+    # In float64, the rounding errors of a loud tone stay below the faint bins beside it.
     window = torch.hann_window(FFT_LENGTH, dtype=torch.float64, device=waveform.device)
     spectrum = torch.stft(
         waveform.double(), FFT_LENGTH, HOP_LENGTH, window=window, pad_mode="constant", return_complex=True
@@ -58,7 +60,7 @@ def log_mel_decibels(waveform: torch.Tensor, num_mel_bins: int = 128) -> torch.T
 
 
 def stack_frames(log_mel: torch.Tensor, num_frames: int = 5) -> torch.Tensor:
-    """Every `num_frames` successive frames side by side: `(T, M)` -> `(T - num_frames + 1, num_frames * M)`.
+    """Put every `num_frames` successive frames side by side: `(T, M)` -> `(T - num_frames + 1, num_frames * M)`.
 
     Fewer frames than that give no vector, `(0, num_frames * M)`.
     """
@@ -70,18 +72,18 @@ def stack_frames(log_mel: torch.Tensor, num_frames: int = 5) -> torch.Tensor:
 
 @dataclass
 class AutoencoderOutput(ModelOutput):
-    """`reconstruction` `(V, P * M)` of the input vectors, in dB; `bottleneck` `(V, bottleneck_size)`."""
+    """The output holds the `reconstruction` `(V, P * M)` of the input vectors, in dB, and the `bottleneck`."""
 
     reconstruction: torch.Tensor | None = None
     bottleneck: torch.Tensor | None = None
 
 
 class AutoencoderModel(PreTrainedModel):
-    """Fully connected autoencoder of log-mel vectors; what it cannot reconstruct is anomalous.
+    """A fully connected autoencoder of log-mel vectors; sounds that it reconstructs badly are anomalous.
 
     Attributes:
-        cov_source, cov_target: `(M, M)` buffers, covariance of the residuals of each domain in dB^2 as the official
-            code scales it; zero where it could not be estimated.
+        cov_source, cov_target: the covariance `(M, M)` of the residuals of each domain, in dB^2 as the official code
+            scales it; zero where it could not be estimated.
     """
 
     config: AutoencoderConfig
@@ -107,7 +109,7 @@ class AutoencoderModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            # torch's own default, which the published numbers were trained from.
+            # This is torch's own default, with which the published numbers were trained.
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
@@ -116,10 +118,10 @@ class AutoencoderModel(PreTrainedModel):
             init.zeros_(module.cov_target)
 
     def forward(self, input_values: torch.Tensor, **kwargs: Any) -> AutoencoderOutput:
-        """Reconstruct log-mel vectors `(V, P * M)` in dB, each by itself outside of training.
+        """Reconstruct log-mel vectors `(V, P * M)` in dB; in eval mode each is reconstructed by itself.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the shape is another.
         """
         size = self.config.num_frames * self.config.num_mel_bins
         if input_values.ndim != 2 or input_values.shape[1] != size:
@@ -128,26 +130,26 @@ class AutoencoderModel(PreTrainedModel):
         return AutoencoderOutput(reconstruction=self.decoder(bottleneck), bottleneck=bottleneck)
 
     def vectors(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Input vectors `(V, P * M)` of the close channel of a clip, `(N,)` float at 16 kHz; V = 0 for a short one."""
+        """Make the input vectors `(V, P * M)` of a close channel, `(N,)` float at 16 kHz; a short clip has none."""
         return stack_frames(log_mel_decibels(waveform, self.config.num_mel_bins), self.config.num_frames)
 
     @torch.no_grad()
     def anomaly_score(self, input_values: torch.Tensor, method: str = "mse") -> float:
-        """Score of one clip; higher = more anomalous.
+        """Score one clip; a higher score is more anomalous.
 
         With `residual = reconstruction - input` and `m` its mean over all vectors and their frames, `(M,)`:
 
         - `"mse"`: mean of `residual**2`, in dB^2.
-        - `"mahalanobis"`: `m @ inverse(cov) @ m`, the smaller one of both domains. This is what the official code
-          computes when it averages a whole matrix of products, and not the mean of the distances of single frames.
+        - `"mahalanobis"`: `m @ inverse(cov) @ m`, the smaller value of both domains. The official code computes it by
+          averaging a whole matrix of products, and not the mean of the distances of single frames.
 
         Args:
             input_values: all log-mel vectors of the clip, `(V, P * M)`.
             method: `"mse"` or `"mahalanobis"`.
 
         Raises:
-            ValueError: an unknown method, no vector, a wrong shape, a model in training mode, or a covariance that is
-                missing.
+            ValueError: the method is unknown, there is no vector, a shape is wrong, the model is in training mode, or a
+                covariance is missing.
         """
         if method not in SCORE_METHODS:
             raise ValueError(f"`method` must be one of {SCORE_METHODS}, got {method!r}.")
@@ -171,7 +173,7 @@ def _blocks(sizes: list[int], eps: float) -> list[nn.Module]:
 
 
 def _squared_distance(mean: torch.Tensor, covariance: torch.Tensor) -> float:
-    """`mean @ inverse(covariance) @ mean` of `(M,)` and `(M, M)`, in float64."""
+    """Compute `mean @ inverse(covariance) @ mean` of `(M,)` and `(M, M)`, in float64."""
     factor, failed = torch.linalg.cholesky_ex(covariance.to("cpu", torch.float64))
     if failed:
         raise ValueError(
@@ -184,9 +186,9 @@ def _squared_distance(mean: torch.Tensor, covariance: torch.Tensor) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _mel_bank(num_mel_bins: int) -> torch.Tensor:
-    """Triangles `(M, K)` float64 over the FFT bins, each of area 1 over Hz."""
+    """Make the mel triangles `(M, K)` over the FFT bins, float64, each of area 1 over Hz."""
     highest_mel = _LOG_START_MEL + math.log(SAMPLING_RATE / 2 / _LOG_START_HERTZ) / _LOG_STEP
-    # Whatever device context or inference mode the first call is made in, this is an ordinary CPU tensor.
+    # The result is kept, so it must be an ordinary CPU tensor whatever mode or device context the first call is in.
     with torch.inference_mode(False):
         mel = torch.linspace(0.0, highest_mel, num_mel_bins + 2, dtype=torch.float64, device="cpu")
         logarithmic = _LOG_START_HERTZ * ((mel - _LOG_START_MEL) * _LOG_STEP).exp()

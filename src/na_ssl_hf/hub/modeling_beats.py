@@ -1,4 +1,4 @@
-"""BEATs, the single-channel audio encoder (Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", 2023).
+"""BEATs, a single-channel audio encoder (Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", 2023).
 
 Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens (time-major: index = row * bands + band),
 D hidden size, E patch channels, H heads, C channels a head, Q queries, K keys.
@@ -30,7 +30,7 @@ from .modeling_shared import (
 
 
 class BeatsEmbeddings(nn.Module):
-    """Patches of the fbank, projected, with a convolutional position embedding over the token axis."""
+    """Turns the fbank into projected patches, and adds a convolutional position embedding over the tokens."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
@@ -44,7 +44,7 @@ class BeatsEmbeddings(nn.Module):
             else nn.Identity()
         )
         self.input_dropout = nn.Dropout(config.input_dropout)
-        # The original parametrises this convolution by weight norm; conversion folds it into a plain weight, which
+        # The original parametrises this convolution by weight norm. The conversion computes the plain weight, which
         # gives the same outputs and loads correctly from the meta device.
         self.position_convolution = nn.Conv1d(
             config.hidden_size,
@@ -65,11 +65,11 @@ class BeatsEmbeddings(nn.Module):
         return self.dropout(self.position_layer_norm(hidden_states))
 
     def positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The position convolution of tokens `(B, N, D)`, of the same shape."""
+        """Apply the position convolution to tokens `(B, N, D)`; the shape stays."""
         convolution, num_tokens = self.position_convolution, hidden_states.shape[1]
         kernel = convolution.kernel_size[0]
-        # CPUs are slow at kernels this long. Cut into rows of 16 taps it is a short 2-D kernel, over shifted copies of
-        # the tokens.
+        # Convolutions with so long a kernel are slow on a CPU. The kernel is therefore cut into rows of 16 taps, a
+        # short 2-D kernel over shifted copies of the tokens.
         taps = 16 if kernel % 16 == 0 else kernel
         padded = nn.functional.pad(hidden_states.transpose(1, 2), (kernel // 2, (kernel - 1) // 2))
         shifted = [padded[..., start : start + num_tokens + taps - 1] for start in range(0, kernel, taps)]
@@ -83,7 +83,7 @@ class BeatsEmbeddings(nn.Module):
 
 
 class BeatsRelativePositionBias(nn.Module):
-    """One learned value a head for every bucket of token distances, shared by all layers."""
+    """Gives every head one learned value for each bucket of token distances; all layers share it."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
@@ -92,18 +92,18 @@ class BeatsRelativePositionBias(nn.Module):
         self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
 
     def bucket(self, relative_position: torch.Tensor) -> torch.Tensor:
-        """Bucket of every `key - query` distance in tokens: exact up to a quarter of the buckets, then logarithmic."""
+        """Find the bucket of every `key - query` distance in tokens: exact for small distances, then logarithmic."""
         half = self.num_buckets // 2
         exact = half // 2
         distance = relative_position.abs()
-        # Distance 0 is exact, so clamping it to 1 only keeps the unused branch finite.
+        # Distance 0 takes the exact branch; it is clamped to 1 so that the logarithm stays finite.
         logarithmic = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         far = (exact + (logarithmic * (half - exact)).long()).clamp(max=half - 1)
         return (relative_position > 0).long() * half + torch.where(distance < exact, distance, far)
 
     def forward(self, num_tokens: int) -> torch.Tensor:
         device = self.embedding.weight.device
-        # Only 2 N - 1 distances exist: look those up, then spread them along the diagonals.
+        # There are only 2 N - 1 distances, so their values are looked up once and spread along the diagonals.
         distances = torch.arange(1 - num_tokens, num_tokens, device=device)
         by_distance = self.embedding(self.bucket(distances)).transpose(0, 1).contiguous()  # (H, 2N - 1)
         return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
@@ -125,7 +125,7 @@ class BeatsLayerInputs(NamedTuple):
 
 
 class BeatsAttention(nn.Module):
-    """Self attention whose relative position bias is scaled by a gate computed from every query."""
+    """Self-attention whose relative position bias is scaled by a gate that is computed from each query."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
@@ -143,8 +143,8 @@ class BeatsAttention(nn.Module):
         self.gate_scale = nn.Parameter(torch.ones(config.num_attention_heads))
 
     def gate(self, query: torch.Tensor) -> torch.Tensor:
-        """`(B, H, Q, 1)` in [1, 2 + gate_scale] or so, from the unscaled query `(B, Q, H, C)`."""
-        # The original sums the eight outputs in two groups of four; summing the weights first is the same and cheaper.
+        """Compute the gate `(B, H, Q, 1)`, about 1 to 2 + `gate_scale`, from the unscaled query `(B, Q, H, C)`."""
+        # The original sums its eight outputs in two groups of four. Summing the weights first is equal and cheaper.
         weight = self.gate_proj.weight.view(2, 4, self.head_dim).sum(1)
         bias = self.gate_proj.bias.view(2, 4).sum(1)
         reset, update = torch.sigmoid(nn.functional.linear(query, weight, bias)).chunk(2, dim=-1)  # (B, Q, H, 1) each
@@ -181,6 +181,8 @@ class BeatsAttention(nn.Module):
 
 
 class BeatsMLP(nn.Module):
+    """The feed-forward network of a BEATs layer."""
+
     def __init__(self, config: BeatsConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -188,12 +190,12 @@ class BeatsMLP(nn.Module):
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The exact GELU: the tanh form is off by 7e-4 at the output.
+        # This is the exact GELU; its tanh approximation would change the output by 7e-4.
         return self.fc2(self.activation_dropout(nn.functional.gelu(self.fc1(hidden_states))))
 
 
 class BeatsLayer(GradientCheckpointingLayer):
-    """Post-norm transformer layer with deep norm: residuals are scaled by alpha = (2 layers)^(1/4)."""
+    """A post-norm transformer layer with deep norm, which scales residuals by alpha = (2 layers)^(1/4)."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
@@ -220,6 +222,8 @@ class BeatsLayer(GradientCheckpointingLayer):
 
 
 class BeatsPreTrainedModel(SpectrogramEncoder):
+    """What transformers needs to know of every BEATs model."""
+
     config: BeatsConfig
     config_class: type[BeatsConfig] = BeatsConfig
     base_model_prefix = "beats"
@@ -228,7 +232,7 @@ class BeatsPreTrainedModel(SpectrogramEncoder):
     supports_gradient_checkpointing = True
     _no_split_modules = ["BeatsEmbeddings", "BeatsLayer"]
     _supports_sdpa = True
-    # Flash attention has no additive bias and would drop the relative positions silently.
+    # Flash attention takes no additive bias and would silently drop the relative positions.
     _supports_flash_attn = False
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -243,7 +247,7 @@ class BeatsPreTrainedModel(SpectrogramEncoder):
 
 
 class BeatsModel(BeatsPreTrainedModel):
-    """The BEATs encoder: fbank in, one token for every 16 x 16 patch out, no norm after the last layer."""
+    """The BEATs encoder turns fbank into one token for every 16 x 16 patch, without a norm after the last layer."""
 
     layer_class = BeatsLayer
 
@@ -263,8 +267,8 @@ class BeatsModel(BeatsPreTrainedModel):
         position_bias = self.relative_position_bias(hidden_states.shape[1])
         bias_buffer = None
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            # New memory of this size in every layer costs 5 % of the time on a CPU. A graph would have to keep every
-            # layer's bias, and compilers plan their memory themselves.
+            # Allocating this memory anew in every layer costs 5 % of the time on a CPU. Layers cannot share it where a
+            # graph must keep each bias, and compilers plan their memory themselves.
             bias_buffer = position_bias.new_empty(len(hidden_states), *position_bias.shape[1:])
         layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         return Embedded(hidden_states, mask, BeatsLayerInputs(layer_mask, position_bias, bias_buffer))
@@ -288,7 +292,7 @@ class BeatsModel(BeatsPreTrainedModel):
             output of every layer; with `output_attentions=True` (eager attention) the attention weights.
 
         Raises:
-            ValueError: a shape is wrong, or there are fewer frames than one patch.
+            ValueError: a shape is wrong, or there are fewer frames than in one patch.
         """
         fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
         return self.output(self.run_layers(self.embed(fbank, attention_mask), **kwargs))

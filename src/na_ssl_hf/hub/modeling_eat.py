@@ -1,4 +1,4 @@
-"""EAT, the single-channel audio encoder (Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
+"""EAT, a single-channel audio encoder (Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
 Transformer", IJCAI 2024).
 
 Letters in shape comments: B recordings, T fbank frames, M mel bins, N patch tokens (time-major: index = row * bands +
@@ -51,7 +51,7 @@ def sine_cosine_positions(num_rows: int, num_bands: int, hidden_size: int) -> to
 
 
 class EatEmbeddings(nn.Module):
-    """Patches of the fbank with fixed 2-D positions, a CLS token put first, and a norm over all of them."""
+    """Turns the fbank into patches with fixed 2-D positions, puts a CLS token first and normalises all of them."""
 
     position_embeddings: torch.Tensor
 
@@ -91,6 +91,8 @@ class EatLayerInputs(NamedTuple):
 
 
 class EatAttention(nn.Module):
+    """Multi-head self-attention."""
+
     def __init__(self, config: EatConfig):
         super().__init__()
         self.config = config
@@ -128,18 +130,20 @@ class EatAttention(nn.Module):
 
 
 class EatMLP(nn.Module):
+    """The feed-forward network of an EAT layer."""
+
     def __init__(self, config: EatConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The exact GELU: the tanh form is off by 7e-4 at the output.
+        # This is the exact GELU; its tanh approximation would change the output by 7e-4.
         return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
 
 
 class EatLayer(GradientCheckpointingLayer):
-    """Post-norm transformer layer: `x += attention(x)`, `r = norm(x)`, `norm(r + mlp(r))`."""
+    """A post-norm transformer layer: `r = norm(x + attention(x))`, then `norm(r + mlp(r))`."""
 
     def __init__(self, config: EatConfig):
         super().__init__()
@@ -156,6 +160,8 @@ class EatLayer(GradientCheckpointingLayer):
 
 
 class EatPreTrainedModel(SpectrogramEncoder):
+    """What transformers needs to know of every EAT model."""
+
     config: EatConfig
     config_class: type[EatConfig] = EatConfig
     base_model_prefix = "eat"
@@ -184,7 +190,10 @@ class EatPreTrainedModel(SpectrogramEncoder):
 
 
 class EatModel(EatPreTrainedModel):
-    """The EAT encoder: fbank in, a CLS token and one token a 16 x 16 patch out, no norm after the last layer."""
+    """The EAT encoder turns fbank into a CLS token and one token for every 16 x 16 patch.
+
+    There is no norm after the last layer.
+    """
 
     layer_class = EatLayer
     has_cls_token = True
@@ -226,7 +235,7 @@ class EatModel(EatPreTrainedModel):
             `output_attentions=True` (eager attention) the attention weights.
 
         Raises:
-            ValueError: a shape is wrong, fewer frames than one patch, or more than the position table holds.
+            ValueError: a shape is wrong, or there are fewer frames than in a patch or more than in the position table.
         """
         fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
         return self.output(self.run_layers(self.embed(fbank, attention_mask), **kwargs))

@@ -1,18 +1,19 @@
-"""NA-BEATs: BEATs that hears a far microphone (Fujimura et al., IWAENC 2026 and DCASE 2026 Task 2)."""
+"""NA-BEATs, the noise-aware form of BEATs (Fujimura et al., IWAENC 2026 and DCASE 2026 Task 2)."""
 
 from .configuration_beats import NABeatsConfig
 from .modeling_beats import BeatsLayer, BeatsModel
 from .modeling_noise_aware import NoiseAwareAttention, NoiseAwareEncoderLayer, NoiseAwareModelMixin
 
 
-class NABeatsLayer(NoiseAwareEncoderLayer, BeatsLayer):  # type: ignore[misc] # two streams go through it, not one
+class NABeatsLayer(NoiseAwareEncoderLayer, BeatsLayer):  # type: ignore[misc] # takes two streams and not one
     """A frozen BEATs layer that both streams pass through, and the noise-aware layer behind it."""
 
 
 class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
-    """The noise-aware BEATs encoder: close and far fbank in, tokens of the close recording, denoised, out.
+    """The noise-aware BEATs encoder turns close and far fbank into denoised tokens of the close recording.
 
-    Its base is frozen. An untrained model (identity layers) gives exactly what BEATs gives for the close channel.
+    Its base is frozen. An untrained model, whose new layers are the identity, gives exactly what BEATs gives for the
+    close channel.
     """
 
     base_class = BeatsModel

@@ -1,4 +1,4 @@
-"""What makes an encoder noise-aware: a trainable layer behind each frozen one, and the way through them.
+"""What makes an encoder noise-aware: a trainable layer after each frozen one, and the model around these layers.
 
 Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and DCASE 2026 Task 2.
 Letters in shape comments: B recordings, N tokens of the close stream, N' tokens of the far stream, D hidden size,
@@ -50,7 +50,7 @@ class NoiseAwareRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # In float32 whatever the stream's dtype: the mean square of a half precision stream is too coarse.
+        # The mean square needs float32: in half precision it would be too coarse.
         normed = nn.functional.rms_norm(hidden_states.float(), self.weight.shape, eps=self.eps)
         return self.weight * normed.to(hidden_states.dtype)
 
@@ -186,11 +186,11 @@ class StreamInputs(NamedTuple):
     """What a layer of a noise-aware encoder takes beside its two streams.
 
     Attributes:
-        close: what the frozen layer takes behind the close stream. Where `as_one_batch`, those of both streams.
-        far: the same of the far stream; `None` where there is no far stream, or where the states that are given are
-            those behind the frozen layer already.
-        cross_attention_mask: over the far tokens (over the close ones where there is no far stream).
-        as_one_batch: both streams go through the frozen layer together.
+        close: what the frozen layer takes beside the close stream; beside both streams where `as_one_batch`.
+        far: what it takes beside the far stream; `None` where there is no far stream, or where the far states that are
+            given are the frozen layer's output already.
+        cross_attention_mask: the padding mask of the far tokens, or of the close ones where there is no far stream.
+        as_one_batch: whether both streams go through the frozen layer together.
     """
 
     close: LayerInputs
@@ -200,7 +200,7 @@ class StreamInputs(NamedTuple):
 
 
 class NoiseAwareEncoderLayer(GradientCheckpointingLayer):
-    """A frozen layer of the base that both streams pass through, and the noise-aware layer behind it.
+    """A frozen layer of the base, which both streams pass through, and the noise-aware layer after it.
 
     It is mixed into the base's layer class, whose parameters keep their names.
     """
@@ -216,15 +216,15 @@ class NoiseAwareEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, far_states: torch.Tensor | None, inputs: StreamInputs, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Take both streams one layer further.
+        """Run the frozen layer on both streams and the noise-aware layer on the close one.
 
         Args:
             hidden_states: the close stream, `(B, N, D)`.
             far_states: the far stream, `(B, N', D)`.
-            inputs: what else the layers need.
+            inputs: what the layers need beside the streams.
 
         Returns:
-            both streams behind this layer.
+            both streams after this layer.
         """
         if inputs.as_one_batch and far_states is not None:
             both = torch.cat([hidden_states, far_states])  # (2B, N, D)
@@ -247,7 +247,7 @@ ModelT = TypeVar("ModelT", bound="NoiseAwareModelMixin")
 
 
 class NoiseAwareModelMixin(SpectrogramEncoder):
-    """Freezing, construction and forward of a noise-aware model; mixed into a base encoder class.
+    """Adds noise-aware layers to a base encoder class: how such a model is made, frozen and run.
 
     The names of the base's parameters are those of the base model, so an NA state dict is the base's plus
     `layers.i.noise_aware.*`.
@@ -299,8 +299,8 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             with `output_attentions=True` (eager attention) the noise-aware layers' weights.
 
         Raises:
-            ValueError: the far channel is missing, a shape is wrong, there are fewer frames than one patch, or more
-                than EAT's position table holds.
+            ValueError: the far channel is missing, a shape is wrong, or there are fewer frames than in one patch or
+                more than EAT's position table holds.
         """
         sizes = self.config.num_mel_bins, self.config.patch_size
         if self.hears_far:
@@ -349,7 +349,7 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
 
     @torch.no_grad()
     def base_states(self, fbank: torch.Tensor) -> list[torch.Tensor]:
-        """Encode fbank `(B, T, M)` with the base alone: hidden states `(B, N, D)` behind every layer, without graph."""
+        """Encode fbank `(B, T, M)` with the base alone; returns every layer's output `(B, N, D)`, without a graph."""
         hidden_states, _, layer_inputs = self.embed(fbank)
         states = []
         for layer in cast("Iterable[NoiseAwareEncoderLayer]", self.layers):
@@ -358,12 +358,12 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
         return states
 
     def denoise(self, fbank: torch.Tensor, far_states: Sequence[torch.Tensor] | None) -> torch.Tensor:
-        """Encode the close fbank `(B, T, M)` beside a far stream that is known already.
+        """Encode the close channel where the far stream is known already.
 
         Args:
-            fbank: of the close channel.
-            far_states: [`NoiseAwareModelMixin.base_states`] of the far channel; `None` for a model that does not hear
-                it.
+            fbank: the fbank of the close channel, `(B, T, M)`.
+            far_states: the [`NoiseAwareModelMixin.base_states`] of the far channel; `None` for a model that does
+                not use it.
 
         Returns:
             `(B, N, D)`, what `forward` gives of both channels as `last_hidden_state`.

@@ -1,5 +1,4 @@
-"""What every encoder shares: its way from fbank to tokens, the forms in which recordings reach it, and attention that
-can show its weights.
+"""What every encoder shares: the way from fbank through the layers, the checks of its input, and eager attention.
 
 Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, D hidden size, H heads, Q queries, K
 keys, C channels a head.
@@ -19,7 +18,7 @@ AttentionMask: TypeAlias = torch.Tensor | BlockMask | None
 
 
 class LayerInputs(Protocol):
-    """What the forward of an encoder's layers takes behind the hidden states: a named tuple in that order."""
+    """What an encoder's layers take beside the hidden states: a named tuple, in the order of their forward."""
 
     @property
     def attention_mask(self) -> AttentionMask:
@@ -29,7 +28,7 @@ class LayerInputs(Protocol):
 
 
 class Embedded(NamedTuple):
-    """Recordings as tokens in front of an encoder's first layer, with what all of its layers need beside them.
+    """Embedded recordings are the tokens before an encoder's first layer, with what all layers need beside them.
 
     Attributes:
         hidden_states: the tokens, `(B, N, D)`.
@@ -43,9 +42,9 @@ class Embedded(NamedTuple):
 
 
 class SpectrogramEncoder(PreTrainedModel):
-    """A transformer over the patches of an fbank.
+    """The base class of the transformers over the patches of an fbank.
 
-    A subclass makes its `embeddings` and `layers`, and writes `embed` and `output`.
+    A subclass makes its `embeddings` and `layers`, and defines `embed` and `output`.
     """
 
     config_class: type[PreTrainedConfig]
@@ -62,18 +61,18 @@ class SpectrogramEncoder(PreTrainedModel):
         raise NotImplementedError
 
     def output(self, hidden_states: torch.Tensor) -> BaseModelOutput | BaseModelOutputWithPooling:
-        """Wrap what the last layer gives, `(B, N, D)`, into the result of the model's forward."""
+        """Make the result of the model's forward from the output of the last layer, `(B, N, D)`."""
         raise NotImplementedError
 
     def run_layers(self, embedded: Embedded, **kwargs: Any) -> torch.Tensor:
-        """Take embedded recordings through all layers; returns `(B, N, D)`."""
+        """Run all layers on embedded recordings and return the output of the last one, `(B, N, D)`."""
         hidden_states = embedded.hidden_states
         for layer in self.layers:
             hidden_states = layer(hidden_states, *embedded.layer_inputs, **kwargs)
         return hidden_states
 
     def num_tokens(self, num_frames: int) -> int:
-        """Number of patch tokens, CLS not counted, of `num_frames` fbank frames.
+        """Compute the number of patch tokens, CLS not counted, of `num_frames` fbank frames.
 
         Frames past the last whole patch are dropped.
         """
@@ -86,7 +85,7 @@ class SpectrogramEncoder(PreTrainedModel):
 
 
 def close_channel(input_values: torch.Tensor, num_mel_bins: int, patch_size: int) -> torch.Tensor:
-    """The close channel of `input_values`.
+    """Take the close channel from `input_values`, and check its shape.
 
     Args:
         input_values: normalised fbank, `(B, T, M)`, or `(B, 2, T, M)` of which channel 0 is taken.
@@ -97,7 +96,7 @@ def close_channel(input_values: torch.Tensor, num_mel_bins: int, patch_size: int
         `(B, T, M)`.
 
     Raises:
-        ValueError: wrong rank, channel count or mel bins, or too few frames.
+        ValueError: the rank, the channel count or the number of mel bins is wrong, or there are too few frames.
     """
     if input_values.ndim == 4:
         if input_values.shape[1] != 2:
@@ -112,7 +111,7 @@ def close_channel(input_values: torch.Tensor, num_mel_bins: int, patch_size: int
 def split_channels(
     input_values: torch.Tensor, noise_values: torch.Tensor | None, num_mel_bins: int, patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The close and the far channel.
+    """Take the close and the far channel from a model's inputs, and check their shapes.
 
     Args:
         input_values: `(B, 2, T, M)` close and far together, or `(B, T, M)` close alone.
@@ -153,7 +152,7 @@ def split_channels(
 
 
 def token_mask(attention_mask: torch.Tensor | None, num_frames: int, num_tokens: int) -> torch.Tensor | None:
-    """Reduce a mask over frames to one over tokens the way BEATs does.
+    """Reduce a mask over frames to one over tokens, as the original BEATs does.
 
     Every token takes `T // N` consecutive mask entries (the last `T % N` are dropped), and is padding when all of
     them are. Tokens are time-major, so in the boundary patch row only the upper bands are masked.
@@ -201,7 +200,7 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The "eager" entry of the attention interface (B recordings, H heads, Q queries, K keys, C channels a head).
+    """Compute attention by plain matrix products, which give the weights that fused kernels cannot give.
 
     Args:
         query, key, value: `(B, H, Q, C)`, `(B, H, K, C)` and `(B, H, K, C)`.

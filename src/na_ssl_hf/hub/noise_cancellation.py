@@ -1,4 +1,4 @@
-"""Far-microphone cancellation: what the far microphone hears is taken out of the close microphone, without learning."""
+"""Cancellation of the far microphone in the close one, by signal processing alone."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 # Letters: B clips, N samples, K frequency bins, T STFT frames.
-# method -> (window length, hop), in samples at 16 kHz
+# Window length and hop of each method, in samples at 16 kHz.
 _STFT_LENGTHS = {"least_squares": (1024, 512), "spectral_subtraction": (512, 256)}
 METHODS = tuple(_STFT_LENGTHS)
 
@@ -16,7 +16,7 @@ _SPECTRAL_FLOOR = 0.1
 
 
 def cancel_far_microphone(close: torch.Tensor, far: torch.Tensor, method: str = "least_squares") -> torch.Tensor:
-    """Removes from the close microphone what the far one predicts, with a centred, reflect-padded Hann STFT.
+    """Remove from the close microphone what the far one predicts, with a centred, reflect-padded Hann STFT.
 
     `"least_squares"` (window 1024, hop 512) takes one complex gain per frequency over the whole clip,
     `H = sum_t C conj(F) / (sum_t |F|^2 + 1e-12)`, and returns `Y = C - H F`; both channels are first scaled to a common
@@ -33,19 +33,19 @@ def cancel_far_microphone(close: torch.Tensor, far: torch.Tensor, method: str = 
         `(B, N)` float32. A clip too short to be reflected at its ends is continued with zeros first.
 
     Raises:
-        ValueError: an unknown method, or shapes that are not two equal, non-empty `(B, N)`.
+        ValueError: the method is unknown, or the shapes are not two equal, non-empty `(B, N)`.
     """
     if method not in METHODS:
-        raise ValueError(f"`method` must be one of {list(METHODS)}. Got {method!r}.")
+        raise ValueError(f"`method` must be one of {list(METHODS)}, got {method!r}.")
     if close.dim() != 2 or close.shape != far.shape or close.shape[1] == 0:
         raise ValueError(
-            "`close` and `far` must both have the same shape (B, N) with N > 0. "
-            f"Got {tuple(close.shape)} and {tuple(far.shape)}."
+            "`close` and `far` must both have the same shape (B, N) with N > 0, "
+            f"got {tuple(close.shape)} and {tuple(far.shape)}."
         )
     channels = torch.stack([close.float(), far.float()])  # (2, B, N)
     if method == "least_squares":
         peak = channels.abs().amax(dim=(0, 2))[:, None]  # (B, 1)
-        # Without a floor two silent channels would be divided by 0.
+        # The floor prevents a division by 0 where both channels are silent.
         gain = _WORKING_PEAK / peak.clamp_min(torch.finfo(torch.float32).tiny)
         gain = torch.where(peak > 0, gain, 1.0)
         return _through_stft(channels * gain, method, _least_squares) / gain
@@ -63,26 +63,26 @@ def _spectral_subtraction(close: torch.Tensor, far: torch.Tensor, _num_frames: i
     close_magnitude = close.abs()
     difference = close_magnitude - far.abs()
     magnitude = torch.where(difference > 0, difference, _SPECTRAL_FLOOR * close_magnitude)
-    # Scaling C keeps its phase and costs less than angle and polar; 0 / 0 is kept out by the floor.
+    # Scaling C keeps its phase and costs less than angle and polar. The floor prevents 0 / 0.
     return close * (magnitude / close_magnitude.clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def _through_stft(
     channels: torch.Tensor, method: str, cancel: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 ) -> torch.Tensor:
-    """STFT of `channels (2, B, N)`, `cancel` on the spectra `(B, K, T)`, inverse STFT `(B, N)`."""
+    """Apply `cancel` to the spectra `(B, K, T)` of `channels (2, B, N)`, and return to waveforms `(B, N)`."""
     length, hop = _STFT_LENGTHS[method]
     num_samples = channels.shape[-1]
     margin = length // 2
     filled = F.pad(channels, (0, max(0, margin + 1 - num_samples)))  # reflection needs more than `margin` samples
     num_frames = 1 + filled.shape[-1] // hop
-    # One frame more than the definition has, silent where the reflection ends.
+    # There is one frame more than the definition has; it is silent beyond the reflection.
     padded = F.pad(F.pad(filled, (margin, margin), mode="reflect"), (0, hop))
     window = torch.hann_window(length, device=channels.device)
     spectra = torch.stft(padded.flatten(0, 1), length, hop, window=window, center=False, return_complex=True)
     close, far = spectra.unflatten(0, channels.shape[:2])  # (B, K, T + 1) each
-    # The last N % hop samples lie in one frame only, and the inverse STFT divides them by its fading window: where less
-    # than 4 % of the window is left, a delay in H would end the clip with a click. There the extra frame takes part.
+    # The last N % hop samples lie in a single frame, by whose fading window the inverse STFT divides them. Where less
+    # than 4 % of the window is left, a delay in H would make a click at the end; there the extra frame is used as well.
     if filled.shape[-1] % hop <= 7 * hop // 8:
         close, far = close[..., :num_frames], far[..., :num_frames]
     cancelled = cancel(close, far, num_frames)

@@ -1,4 +1,4 @@
-"""Discriminative fine-tuning: an adapted encoder, a head and an angular loss, waveforms in, loss out.
+"""The model of discriminative fine-tuning: an adapted encoder, a head and an angular loss.
 
 Fujimura et al., DCASE 2026 Task 2. Letters in shape comments: B recordings, N samples, T fbank frames, M mel bins, T'
 patch rows, F bands, D hidden size, C classes.
@@ -18,7 +18,7 @@ from .lora import is_lora_parameter
 
 
 class DiscriminativeOutput(NamedTuple):
-    """`loss`: scalar; `logits`: `(B, C)`; `embeddings`: `(B, F, D)`, the band vectors that scores are made from."""
+    """A scalar `loss`, the `logits` `(B, C)`, and as `embeddings` `(B, F, D)` the band vectors for the scores."""
 
     loss: Tensor
     logits: Tensor
@@ -26,14 +26,14 @@ class DiscriminativeOutput(NamedTuple):
 
 
 class DiscriminativeModel(nn.Module):
-    """An encoder with an adapter, the head on its tokens and the loss; whatever is frozen also stays in eval mode.
+    """An encoder with an adapter, a head on its tokens and the loss; what is frozen stays in eval mode.
 
     Args:
-        encoder: see `add_lora`; its far stream, if it has one, passes through the adapted layers without a graph.
-        head: tokens `(B, L, D)` -> embeddings, see [`ProjectionHead`].
-        loss: of the embeddings.
-        far_cancellation: method by which the close channel is cleaned first, as the feature extractor would.
-        gradient_checkpointing: keep only what is between the layers and compute the rest again in backward.
+        encoder: an encoder after `add_lora`; its far stream, if it has one, passes the adapted layers without a graph.
+        head: turns tokens `(B, L, D)` into embeddings, see [`ProjectionHead`].
+        loss: the loss of the embeddings.
+        far_cancellation: the method that takes the far microphone out of the close channel, as in the extractor.
+        gradient_checkpointing: whether only what is between the layers is kept, and the rest computed again.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DiscriminativeModel(nn.Module):
             checkpoint_layers(encoder)
 
     def forward(self, waveforms: Tensor, labels: Tensor) -> DiscriminativeOutput:
-        """The mean loss and what it is made from.
+        """Compute the mean loss, the logits and the embeddings of a batch.
 
         Args:
             waveforms: `(B, 2, N)` at 16 kHz, channel 0 close, 1 far.
@@ -72,7 +72,7 @@ class DiscriminativeModel(nn.Module):
             if isinstance(dropout := getattr(module, "lora_dropout", None), nn.Module):
                 dropout.train(mode)
             elif isinstance(module, GradientCheckpointingLayer):
-                # Its own flag only, which asks for checkpointing; what it holds stays in eval mode.
+                # The layer's own flag asks for checkpointing; the modules inside it stay in eval mode.
                 module.training = mode
         return self
 
@@ -82,7 +82,7 @@ class DiscriminativeModel(nn.Module):
 
 
 class TrainedState:
-    """The state of a [`DiscriminativeModel`] without its frozen encoder, which no checkpoint needs a copy of."""
+    """The state of a [`DiscriminativeModel`] without its frozen encoder, which a checkpoint need not contain."""
 
     def __init__(self, model: DiscriminativeModel):
         self.model = model
@@ -91,7 +91,7 @@ class TrainedState:
         return {name: value for name, value in self.model.state_dict().items() if _is_trained(name)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Raises ValueError where names are missing or unknown."""
+        """Load a state; a ValueError says where names are missing or unknown."""
         if odd := set(self.state_dict()) ^ set(state):
             raise ValueError(f"`state` must be of the same model, {len(odd)} names differ, first {min(odd)}.")
         self.model.load_state_dict(state, strict=False)

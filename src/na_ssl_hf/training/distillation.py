@@ -1,4 +1,4 @@
-"""What a noise-aware model learns: its base's tokens of the clean recording, from the noisy one and the far microphone.
+"""The losses of noise-aware distillation: the model learns its base's tokens of the clean recording.
 
 Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and DCASE 2026 Task 2.
 Letters in shape comments: B recordings, L samples, T fbank frames, M mel bins, N tokens, F bands, D hidden size.
@@ -16,8 +16,13 @@ from .gradient_checkpointing import checkpoint_layers
 
 
 class DistillationLoss(NamedTuple):
-    """Scalars: `tokens` is the mean squared error of the paper, `bands` that of the tokens averaged over time, and
-    `total = tokens + band_loss_weight * bands` is what is minimised."""
+    """The parts of the loss, all scalars.
+
+    Attributes:
+        total: `tokens + band_loss_weight * bands`, which is minimised.
+        tokens: the mean squared error of the tokens, as in the paper.
+        bands: the mean squared error of the tokens averaged over time.
+    """
 
     total: Tensor
     tokens: Tensor
@@ -25,16 +30,16 @@ class DistillationLoss(NamedTuple):
 
 
 class NoiseAwareDistillation(nn.Module):
-    """A noise-aware model and its own frozen base as teacher: waveforms in, loss out.
+    """A noise-aware model with its own frozen base as the teacher; it turns waveforms into the loss.
 
-    The far stream and the teacher are fixed, so both go through the frozen layers first, as one batch and without a
-    graph; the close stream follows and meets the far stream again behind every layer.
+    The far stream and the teacher are fixed, so that both go through the frozen layers first, as one batch and without
+    a graph. The close stream follows, and every noise-aware layer compares it with the far stream of the same depth.
 
     Args:
         model: an [`NABeatsModel`] or [`NAEatModel`], base frozen; its noise-aware layers are trained in place.
-        far_cancellation: method by which the close channel is cleaned first, as the feature extractor would.
-        band_loss_weight: of the loss on band vectors (the published loss has none).
-        gradient_checkpointing: keep only the streams between the layers and compute the rest again in backward.
+        far_cancellation: the method that takes the far microphone out of the close channel, as in the extractor.
+        band_loss_weight: the weight of the loss on band vectors (0 in the published loss).
+        gradient_checkpointing: whether only what is between the layers is kept, and the rest computed again.
     """
 
     def __init__(
@@ -56,11 +61,11 @@ class NoiseAwareDistillation(nn.Module):
     def forward(
         self, close: Tensor, far: Tensor, clean: Tensor, references: bool = False
     ) -> dict[str, DistillationLoss]:
-        """Losses of a batch of mixtures.
+        """Compute the losses of a batch of mixtures.
 
         Args:
             close, far, clean: `(B, L)` waveforms at 16 kHz.
-            references: beside the loss also, without graph, what validation compares it with.
+            references: whether the losses with which validation compares are computed as well, without a graph.
 
         Returns:
             "loss"; with `references` also "identity", the loss of the base itself (of untrained noise-aware layers),
@@ -88,7 +93,7 @@ class NoiseAwareDistillation(nn.Module):
         return [state[: len(far)] for state in states], states[-1][len(far) :]
 
     def loss(self, tokens: Tensor, teacher: Tensor) -> DistillationLoss:
-        """Between tokens `(B, N, D)`, in float32; EAT's CLS token weighs as much as all its patches together."""
+        """Compare tokens `(B, N, D)` in float32; a CLS token weighs as much as all patches together."""
         grid, teacher_grid = (
             self.model.time_frequency_grid(each.float()) for each in (tokens, teacher)
         )  # (B, T, F, D)
