@@ -1,4 +1,4 @@
-"""Loading and saving checkpoints without transformers' progress bars."""
+"""Loading and saving of checkpoints without transformers' progress bars."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,10 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet_checkpoints() -> Iterator[None]:
-    """Inside, no bars of transformers are shown: it takes a moment, and they would bury those that matter."""
+    """Hide transformers' progress bars inside the block.
+
+    A checkpoint loads in a moment, and its bars would hide the ones that show the progress of long work.
+    """
     with_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

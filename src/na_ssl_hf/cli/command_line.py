@@ -1,0 +1,110 @@
+"""What the groups of commands share: the parser, how a command is added, and options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser in which a group of commands may have a default one.
+
+    Attributes:
+        default_command: for a group, the function that chooses the command when the command line names none, from the
+            arguments behind the name of the group.
+    """
+
+    default_command: Callable[[Sequence[str]], str] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        names_no_command = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
+        if self.default_command is not None and names_no_command:
+            args.insert(0, self.default_command(args))
+        return super().parse_known_args(args, namespace)
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], summary: str, example: str
+) -> CommandParser:
+    """Add a command and return its parser.
+
+    Args:
+        commands: the `add_subparsers` of `na-ssl` or of one of its groups.
+        name: the word that calls the command.
+        run: the function of the parsed options that runs the command; it returns the exit status, `None` for 0.
+        summary: what the command does.
+        example: one or more command lines, indented by two spaces.
+    """
+    parser = _add_parser(commands, name, summary, example)
+    parser.set_defaults(run=run, program=parser.prog)
+    return parser
+
+
+def add_group(
+    commands: Any, name: str, summary: str, example: str, parser_class: type[CommandParser] = CommandParser
+) -> tuple[CommandParser, Any]:
+    """Add a group of commands, whose parsers are of `parser_class`.
+
+    Returns:
+        the parser of the group, and what `add_command` takes as `commands`.
+    """
+    parser = _add_parser(commands, name, summary, example)
+    group = parser.add_subparsers(dest=f"{name}_command", required=True, metavar="COMMAND", parser_class=parser_class)
+    return parser, group
+
+
+def _add_parser(commands: Any, name: str, summary: str, example: str) -> CommandParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_far_cancellation_option(parser: CommandParser) -> None:
+    """Add `--far-cancellation [METHOD]`."""
+    parser.add_argument(
+        "--far-cancellation",
+        nargs="?",
+        const="least_squares",
+        choices=("none", "least_squares", "spectral_subtraction"),
+        help="method that removes from the close channel what the far one hears, before everything else "
+        "(without a method: least_squares; without the option: as the checkpoint says)",
+    )
+
+
+def add_inference_options(parser: CommandParser) -> None:
+    """Add `--batch-size` and `--device`."""
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="number of recordings that the model takes at a time (default: 8)"
+    )
+    parser.add_argument(
+        "--device", help="device of the model: cpu, cuda, cuda:1, mps, ... (default: the best there is)"
+    )
+
+
+def sound_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files among `paths` and the sound files below its folders, in order.
+
+    Raises FileNotFoundError for a path that does not exist and for a folder without sound files.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SOUND_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"no {', '.join(SOUND_SUFFIXES)} files below {path}")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"no file or folder {path}")
+    return files
