@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.report.result_files import write_run, write_table
 from na_ssl_hf.evaluation.systems.machine_data import list_machines
@@ -114,7 +114,7 @@ def main() -> None:
         parser.error(f"--reference must be one of {names}, got {options.reference!r}")
     list_machines(options.data)  # says what is wrong with it before any work
     given = {"na-beats": options.na_beats, "na-eat": options.na_eat}
-    noise_aware = {name: str(shipped_checkpoint(path) or path) for name, path in given.items()}
+    noise_aware = {name: resolve_checkpoint(path) for name, path in given.items()}
     bases = {
         name.removeprefix("na-"): str(write_base(path, options.out / "bases" / name.removeprefix("na-")))
         for name, path in noise_aware.items()

@@ -1,4 +1,4 @@
-"""Fine-tune BEATs, EAT, NA-BEATs or NA-EAT to tell a data set's normal training clips apart ("Dis" in the papers).
+r"""Fine-tune BEATs, EAT, NA-BEATs or NA-EAT to tell a data set's normal training clips apart ("Dis" in the papers).
 
     # four GPUs; one CPU (examples/accelerate has more)
     accelerate launch --config_file examples/accelerate/four_gpus.yaml \
@@ -19,7 +19,6 @@ makes the C library return memory: with --gradient_checkpointing NA-BEATs base t
 
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, HfArgumentParser
 
 from na_ssl_hf import MemoryBank
-from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import merge_adapter
@@ -51,6 +50,7 @@ from na_ssl_hf.training.ema import ExponentialMovingAverage
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
 from na_ssl_hf.training.labelled_crops import LabelledCrops, check_recordings
 from na_ssl_hf.training.lora import add_lora, load_model, save_adapter
+from na_ssl_hf.training.model_card import launch_command
 from na_ssl_hf.training.pseudo_labels import LabelMap, make_label_map
 from na_ssl_hf.training.waveform_mixup import draw_mixup
 
@@ -153,7 +153,7 @@ def main() -> None:
     lasting = {name: getattr(settings, name) for name in LASTING}
     checkpoint = find_checkpoint(output_dir / "checkpoints", settings.resume, lasting)
     check_counts(settings, accelerator.num_processes)
-    base = str(shipped_checkpoint(settings.base) or settings.base)
+    base = resolve_checkpoint(settings.base)
     encoder, extractor = load_model(base, dtype=torch.float32), AutoFeatureExtractor.from_pretrained(base)
     clips = list_dcase_clips(settings.data, "train", settings.machines)
     is_noise_aware = encoder.config.model_type.startswith("na-")
@@ -267,7 +267,7 @@ def main() -> None:
             log=read_json_lines(json_lines.path),
             held_out=settings.held_out > 0,
             num_processes=accelerator.num_processes,
-            command=shlex.join(["accelerate", "launch", *sys.argv]),
+            command=launch_command(sys.argv),
         )
     accelerator.end_training()
 

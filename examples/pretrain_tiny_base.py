@@ -1,4 +1,4 @@
-"""Give a tiny BEATs or EAT a useful representation of clean sounds, as the base of a tiny noise-aware model.
+r"""Give a tiny BEATs or EAT a useful representation of clean sounds, as the base of a tiny noise-aware model.
 
     accelerate launch --config_file examples/accelerate/cpu.yaml \
         examples/pretrain_tiny_base.py --model-type beats --targets targets.jsonl --output-dir base

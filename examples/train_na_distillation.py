@@ -1,4 +1,4 @@
-"""Turn a BEATs or EAT checkpoint into NA-BEATs or NA-EAT: noise-aware distillation on simulated two-channel mixtures.
+r"""Turn a BEATs or EAT checkpoint into NA-BEATs or NA-EAT: noise-aware distillation on simulated two-channel mixtures.
 
     DATA="--targets targets.jsonl --noises noises.jsonl --rooms rooms.safetensors --validation-rooms val.safetensors"
 
@@ -19,7 +19,6 @@ BASE is a folder of `na-ssl convert` or a name on the hub; manifests come from `
 """
 
 import math
-import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -53,7 +52,7 @@ from na_ssl_hf.training.distillation import NoiseAwareDistillation
 from na_ssl_hf.training.ema import ExponentialMovingAverage
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
 from na_ssl_hf.training.loss_curve import plot_loss_curve
-from na_ssl_hf.training.model_card import write_model_card
+from na_ssl_hf.training.model_card import launch_command, write_model_card
 from na_ssl_hf.training.optimizers import make_optimizers
 
 NOISE_AWARE_MODELS = {"beats": NABeatsModel, "eat": NAEatModel}
@@ -130,7 +129,7 @@ class Settings:
         "precision of the arithmetic (default: that of `accelerate launch`)", choices=["no", "bf16", "fp16"]
     )
     gradient_checkpointing: bool = option(
-        "gradient checkpointing, which halves the memory and takes 40 % more time", False
+        "gradient checkpointing, which halves the memory and takes 40 %% more time", False
     )
     seed: int = option("seed of weights, dropout and mixtures", 0)
     cpu: bool = option("training on the CPU (needed with torchrun; `accelerate launch` tells the script itself)", False)
@@ -278,7 +277,7 @@ def main() -> None:
             results=results,
             log=read_json_lines(json_lines.path),
             num_processes=accelerator.num_processes,
-            command=shlex.join(["accelerate", "launch", *sys.argv]),
+            command=launch_command(sys.argv),
             settings=asdict(settings),
             sounds={name: [*splits["train"], *splits["validation"]] for name, splits in sounds.items()},
         )

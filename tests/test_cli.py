@@ -8,16 +8,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import soundfile
 
-from na_ssl_hf.checkpoints import default_checkpoint
-from na_ssl_hf.cli import _parser, main
+from na_ssl_hf import MemoryBank
+from na_ssl_hf.checkpoints import default_checkpoint, resolve_checkpoint, shipped_checkpoint
+from na_ssl_hf.cli import build_parser, main
 
 RATE = 16000
-COMMANDS = ["demo", "fit", "score", "simulate", "convert", "evaluate-submission"]
+COMMANDS = [
+    *("demo", "fit", "score", "convert", "evaluate-submission", "completion"),
+    *("simulate", "simulate recordings", "simulate synthetic", "simulate dcase", "simulate rooms"),
+    *("dcase", "dcase download", "dcase check", "dcase run", "corpora", "corpora prepare", "corpora download"),
+    *("train", "train distil", "train finetune", "train pretrain"),
+]
 
 
 def write_clips(folder: Path, count: int, seed: int = 0, tone: float = 0.0, rate: int = RATE) -> list[Path]:
@@ -55,13 +62,14 @@ def scorer(folder):
 
 
 def one_line_error(capsys, *arguments, status=1) -> str:
-    """The single line on stderr of a command that must fail."""
+    """The single line on stderr of a command that must fail, which names the whole command."""
+    command = " ".join(arguments[:2]) if f"{arguments[0]} {arguments[1]}" in COMMANDS else arguments[0]
     assert main([str(argument) for argument in arguments]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert len(lines) == 1, captured.err
-    assert lines[0].startswith(f"na-ssl {arguments[0]}: error: ")
+    assert lines[0].startswith(f"na-ssl {command}: error: ")
     assert len(lines[0]) < 600
     return lines[0]
 
@@ -80,17 +88,30 @@ def test_installed_command_fits_and_scores(folder, tmp_path):
     assert done.stderr.strip() == f"na-ssl score: error: no file or folder {folder / 'none'}"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "train " not in command])
 def test_help_shows_an_example_that_parses(command, capsys):
     with pytest.raises(SystemExit) as exit_status:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert exit_status.value.code == 0
     examples = capsys.readouterr().out.split("example:\n")[1].strip().splitlines()
     assert examples
     for example in examples:
-        words = example.split()
-        assert words[:2] == ["na-ssl", command]
-        _parser().parse_args(words[1:])
+        words = re.sub(r'^eval "\$\((.*)\)"$', r"\1", example.strip()).split()
+        if words[0] == "accelerate":
+            assert words[:4] == ["accelerate", "launch", "-m", "na_ssl_hf.cli"]
+            words = ["na-ssl", *words[4:]]
+        assert words[0] == "na-ssl"
+        assert " ".join(words[1:]).startswith(command)
+        build_parser().parse_args(words[1:])
+
+
+def parsers(parser):
+    """All parsers of commands, by name."""
+    yield parser.prog.removeprefix("na-ssl").strip(), parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
 
 
 def test_help_lists_every_command(capsys):
@@ -98,21 +119,113 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     assert exit_status.value.code == 0
     listed = capsys.readouterr().out
-    assert all(f"\n    {command}" in listed for command in COMMANDS)
-    actions = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert sorted(actions.choices) == sorted([*COMMANDS, "corpora", "dcase"])
+    assert all(f"\n    {command}" in listed for command in COMMANDS if " " not in command)
+    assert sorted(dict(parsers(build_parser()))) == sorted(["", *COMMANDS])
+
+
+def test_every_option_says_what_it_is():
+    for name, parser in parsers(build_parser()):
+        for action in parser._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), f"{name} {action.dest}"
+            # "of the autoencoders" and "which ones" leave the reader to guess the object.
+            assert not re.match(r"(of|which|over|on|where|as|default)\b", action.help or ""), f"{name} {action.dest}"
+
+
+def test_choices_are_those_of_the_modules_that_use_them():
+    from na_ssl_hf.hub.noise_cancellation import METHODS
+    from na_ssl_hf.hub.pooling import POOLING_METHODS
+    from na_ssl_hf.hub.threshold import THRESHOLD_METHODS
+
+    fit = dict(parsers(build_parser()))["fit"]
+    choices = {action.dest: list(action.choices) for action in fit._actions if action.choices}
+    assert choices["pooling"] == list(POOLING_METHODS)
+    assert choices["threshold_method"] == list(THRESHOLD_METHODS)
+    assert choices["far_cancellation"] == ["none", *METHODS]
+    rescalings = [each for part in get_args(get_type_hints(MemoryBank)["rescaling"]) for each in get_args(part)]
+    assert choices["rescaling"] == ["none", *rescalings]
+
+
+@pytest.mark.parametrize("command", ["fit x --out y", "dcase run --system logmel --data x --out y"])
+def test_far_cancellation_has_one_grammar(command):
+    def method(*words):
+        return build_parser().parse_args([*command.split(), *words]).far_cancellation
+
+    assert method() is None
+    assert method("--far-cancellation") == method("--far-cancellation", "least_squares") == "least_squares"
+    assert method("--far-cancellation", "none") == "none"
+    assert method("--far-cancellation", "spectral_subtraction") == "spectral_subtraction"
+    with pytest.raises(SystemExit, match="2"):
+        method("--far-cancellation", "magic")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("--targets a --noises b --out c --snr -5 0 5", "recordings"),
+        ("--out c --noises=b", "recordings"),
+        ("--out c --targ a", "recordings"),
+        ("--out c", "synthetic"),
+        ("--noise-coherence 1 --out c", "synthetic"),
+        ("dcase --out c --preset small", "dcase"),
+        ("rooms --num 10 --out c", "rooms"),
+        ("recordings --out c", "recordings"),
+    ],
+)
+def test_simulate_chooses_the_command_that_is_left_out(arguments, command):
+    options = build_parser().parse_args(["simulate", *arguments.split()])
+    assert (options.simulate_command, options.program) == (command, f"na-ssl simulate {command}")
+
+
+def test_command_line_answers_without_heavy_packages():
+    """Time is measured by benchmarks/startup.py; here it is said what must not be imported."""
+    code = """
+import sys
+from na_ssl_hf.cli import main
+for words in (["--help"], ["score", "--help"], ["dcase", "run", "--help"], ["train", "--help"], ["completion", "bash"]):
+    try:
+        main(words)
+    except SystemExit as stop:
+        assert stop.code == 0
+print(*sorted(sys.modules), sep="\\n", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "numpy", "scipy", "huggingface_hub"} & set(done.stderr.split())
+
+
+def completions(*words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    script = 'eval "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _na_ssl; echo "${COMPREPLY[@]}"'
+    command = [sys.executable, "-m", "na_ssl_hf.cli", "completion", "bash"]
+    completion = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["bash", "-c", script, "bash", completion, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_shell_completes_commands_and_options():
+    assert completions("na-ssl", "f") == ["fit"]
+    assert completions("na-ssl", "dcase", "") == ["--help", "download", "check", "run"]
+    assert completions("na-ssl", "dcase", "run", "--f") == ["--frontend", "--far-cancellation"]
+    assert completions("na-ssl", "fit", "recordings", "--re") == ["--rescaling", "--resample"]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["fit"], ["fit", "x"], ["score", "x"], ["convert", "hubert", "a", "b"], ["fit", "x", "--nope"]],
-    ids=" ".join,
+    [
+        *("", "fly", "fit", "fit x", "score x", "convert hubert a b", "fit x --nope", "dcase", "simulate fly --out x"),
+        *("fit x --out y --rescaling magic", "fit x --out y --pooling magic", "fit x --out y --threshold-method magic"),
+        *("simulate dcase --out x --targets y", "simulate --out x --preset smoke", "simulate --out x --num 3"),
+        *("simulate rooms --out x --noise-coherence 1", "train", "train walk", "completion fish"),
+    ],
 )
 def test_wrong_command_lines_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_status:
-        main(arguments)
+        main(arguments.split())
     assert exit_status.value.code == 2
-    assert "usage: na-ssl" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "usage: na-ssl" in error
+    # The error line names the command in which the mistake is, and argparse reports foreign options at the top.
+    assert re.fullmatch(r"na-ssl[a-z -]*: error: .*", error.splitlines()[-1])
 
 
 # fit and score
@@ -150,7 +263,9 @@ def test_existing_csv_survives_a_failed_run(folder, scorer, tmp_path, capsys):
 
 
 def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
-    options = "--pooling rdp --gamma 8 --rescaling lof --far-cancellation least_squares --threshold-method quantile"
+    options = (
+        "--pooling rdp_gem --gamma 8 --p 2 --rescaling lof --far-cancellation least_squares --threshold-method quantile"
+    )
     arguments = ["fit", str(folder / "normal" / "monday"), str(folder / "normal" / "tuesday" / "clip_00.wav")]
     assert main([*arguments, *options.split(), "--false-alarm-rate", "0.2", "--out", str(tmp_path / "s")]) == 0
     assert "11 normal recordings" in capsys.readouterr().out
@@ -159,7 +274,7 @@ def test_fit_settings_reach_the_scorer(folder, tmp_path, capsys):
     scorer = pipeline("anomaly-scoring", model=str(tmp_path / "s"))
     calibration = scorer.memory_bank.calibration
     assert scorer.memory_bank.rescaling == "lof"
-    assert calibration.pooling == {"method": "rdp", "gamma": 8.0, "p": 3.0, "r": 0.9}
+    assert calibration.pooling == {"method": "rdp_gem", "gamma": 8.0, "p": 2.0, "r": 0.9}
     assert calibration.extractor["far_cancellation"] == "least_squares"
     assert (calibration.threshold_method, calibration.false_alarm_rate) == ("quantile", 0.2)
 
@@ -229,8 +344,7 @@ def test_wrong_input_is_an_error_of_one_line(folder, scorer, tmp_path, capsys, m
         (("fit", normal, "--out", new, "--model", tmp_path / "no_model"), "no_model"),
         (("fit", tmp_path / "empty", "--out", new), "no .wav"),
         (("fit", normal / "monday", "--out", new, "--false-alarm-rate", "0.01"), "at least 99"),
-        (("fit", normal / "monday", "--out", new, "--rescaling", "magic"), "magic"),
-        (("fit", normal / "monday", "--out", new, "--pooling", "magic"), "magic"),
+        (("fit", normal / "monday", "--out", new, "--gamma", "8"), "gamma"),
         (("fit", normal / "monday", "--out", tmp_path / "mono.wav"), "--out must be a directory"),
     ]
     for arguments, message in cases:
@@ -242,9 +356,22 @@ def test_interrupt_is_told_in_one_line(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("na_ssl_hf.cli._fit", interrupted)
+    monkeypatch.setattr("na_ssl_hf.cli.scoring._fit", interrupted)
     assert main(["fit", "x", "--out", "y"]) == 130
     assert capsys.readouterr().err == "na-ssl fit: interrupted\n"
+
+
+def test_checkpoints_are_found_by_directory_then_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint("na-eat-tiny") == str(shipped_checkpoint("na-eat-tiny"))
+    assert resolve_checkpoint("user/na-beats") == "user/na-beats"
+    (tmp_path / "na-eat-tiny").mkdir()
+    assert resolve_checkpoint("na-eat-tiny") == "na-eat-tiny"
+    assert resolve_checkpoint(tmp_path) == str(tmp_path)
+    (tmp_path / "file").touch()
+    for path in ("./none", "file", "a/b/c", tmp_path / "none", ""):
+        with pytest.raises(FileNotFoundError, match="no checkpoint directory"):
+            resolve_checkpoint(path)
 
 
 # The other commands
@@ -300,7 +427,8 @@ def test_simulate_puts_sounds_into_rooms_that_score_reads(scorer, tmp_path, caps
 
 
 def test_simulate_wants_targets_and_noises_together(tmp_path, capsys):
-    arguments = ["simulate", "--out", tmp_path / "out"]
+    arguments = ["simulate", "recordings", "--out", tmp_path / "out"]
+    assert "got none of them" in one_line_error(capsys, *arguments)
     for given in ("--targets", "--noises"):
         assert f"got {given} alone" in one_line_error(capsys, *arguments, given, tmp_path)
     folders = ["--targets", tmp_path / "nowhere", "--noises", tmp_path / "nowhere either"]
@@ -344,16 +472,10 @@ def test_corpora_prepare_writes_a_manifest_and_lists_what_it_left_out(tmp_path, 
     assert "fetch high_res_wham.zip" in one_line_error(capsys, "corpora", "download", "wham", "--out", out)
 
 
-def test_simulate_refuses_options_of_another_form(tmp_path, capsys):
+def test_simulate_refuses_wrong_values(tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
-    error = one_line_error(capsys, "simulate", "dcase", *out, "--targets", tmp_path, "--rooms", "0")
-    assert "got also --targets --rooms" in error
     error = one_line_error(capsys, "simulate", "dcase", *out, "--snr", "0", "5", "10")
     assert "one value or the two ends of a range, got [0.0, 5.0, 10.0]" in error
-    assert "without dcase" in one_line_error(capsys, "simulate", *out, "--preset", "smoke")
-    assert "without rooms" in one_line_error(capsys, "simulate", *out, "--num", "3")
-    error = one_line_error(capsys, "simulate", "rooms", *out, "--preset", "smoke", "--noise-coherence", "1")
-    assert "takes --num, --workers and --seed, got also --preset --noise-coherence" in error
     assert "must be a file" in one_line_error(capsys, "simulate", "rooms", "--out", tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -373,9 +495,32 @@ def test_dcase_check_prints_counts_and_fails_on_damage(tmp_path, capsys):
     assert file.name in json.dumps(json.loads(capsys.readouterr().out)["damage"])
 
 
-def test_dcase_commands_show_an_example(capsys):
-    for name in ("check", "download"):
+# Training
+
+
+def test_train_helps_with_the_options_of_the_script(capsys, monkeypatch):
+    for command, options in (("distil", "--layer_type"), ("finetune", "--lora_rank"), ("pretrain", "--objective")):
         with pytest.raises(SystemExit) as stop:
-            main(["dcase", name, "--help"])
+            main(["train", command, "--help"])
         assert stop.value.code == 0
-        assert f"na-ssl dcase {name}" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"usage: na-ssl train {command} " in shown
+        assert f"example:\n  na-ssl train {command} --" in shown
+        assert options in shown
+
+
+def test_train_passes_its_arguments_to_the_script(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "pretrain", "--output-dir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "na-ssl train pretrain: error: the following arguments are required: --targets" in capsys.readouterr().err
+    arguments = ["--targets", str(tmp_path / "none.jsonl"), "--output-dir", str(tmp_path / "out"), "--cpu"]
+    assert main(["train", "pretrain", *arguments]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("na-ssl train pretrain: error: ")
+    assert "none.jsonl" in error
+
+
+def test_train_without_accelerate_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'na-ssl-hf[train]'" in one_line_error(capsys, "train", "distil", "--help")

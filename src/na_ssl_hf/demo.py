@@ -10,7 +10,7 @@ import numpy as np
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
-from .checkpoints import default_checkpoint
+from .checkpoints import default_checkpoint, resolve_checkpoint
 from .data.dcase.names import DcaseName, parse_dcase_name
 from .evaluation.metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
 from .evaluation.systems.embedders import log_mel_embedder
@@ -89,7 +89,7 @@ def run_demo(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = model or str(default_checkpoint())
+    checkpoint = resolve_checkpoint(model or default_checkpoint())
     data, clean = out / "data", out / "clean"
     write_two_channel_dataset(data, seed=seed, clean_root=clean, overwrite=True, **dataset)
     clips = [Clip(file, parse_dcase_name(file)) for file in sorted(data.rglob("*.wav"))]

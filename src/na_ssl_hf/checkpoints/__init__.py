@@ -30,7 +30,7 @@ def resolve_checkpoint(name_or_path: str | os.PathLike) -> str:
     """
     name = os.fspath(name_or_path)
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return name
     if shipped := shipped_checkpoint(name):
         return str(shipped)

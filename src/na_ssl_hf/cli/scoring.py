@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import default_checkpoint, resolve_checkpoint
-from ..whole_file import whole_file
+from ..hub.whole_files import whole_file
 from .command_line import CommandParser, add_command, add_far_cancellation_option, add_inference_options, sound_files
 
 if TYPE_CHECKING:

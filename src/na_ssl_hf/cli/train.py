@@ -56,8 +56,8 @@ def add_commands(commands: Any) -> None:
         ScriptParser,
     )
     for name, (script, summary, arguments) in SCRIPTS.items():
-        parser = add_command(scripts, name, _train, summary, f"  na-ssl train {name} {arguments}")
-        parser.set_defaults(script=script)
+        example = f"  na-ssl train {name} {arguments}"
+        add_command(scripts, name, _train, summary, example).set_defaults(script=script, example=example)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -65,7 +65,7 @@ def _train(options: argparse.Namespace) -> None:
         raise OSError("training must have the package accelerate, which is missing: pip install 'na-ssl-hf[train]'")
     path = script_path(options.script)
     if {"-h", "--help"} & set(options.arguments):
-        print(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), end="\n\n")
+        print(f"{ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))}\n\nexample:\n{options.example}\n")
     module = _load_script(path)
     arguments = sys.argv
     # The script reads its arguments here, and names itself by the first of them.

@@ -1,5 +1,6 @@
 """The model card of a distilled model, written from its training log, its settings and its sounds."""
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,18 @@ Settings: {{ settings }}.
 """
 
 _PATHS = ("base", "targets", "noises", "rooms", "validation_rooms", "output_dir", "resume")
+
+
+def launch_command(arguments: Sequence[str]) -> str:
+    """Return the shell command that repeats a training.
+
+    Args:
+        arguments: `sys.argv` of the training; `na-ssl train` leaves the whole name of its command in the first place.
+    """
+    program, *options = arguments
+    if program.startswith("na-ssl "):
+        return shlex.join(["accelerate", "launch", "-m", "na_ssl_hf.cli", *program.split()[1:], *options])
+    return shlex.join(["accelerate", "launch", program, *options])
 
 
 def write_model_card(

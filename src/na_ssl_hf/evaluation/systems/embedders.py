@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor
 
-from ...checkpoints import shipped_checkpoint
+from ...checkpoints import resolve_checkpoint
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
 from ...hub.noise_cancellation import cancel_far_microphone
@@ -86,7 +86,8 @@ def checkpoint_embedder(
             by the base inside it.
         checkpoint: directory or hub id (a fine-tuned one may be an adapter), or the name of one of the package's.
         pooling, gamma: over time, see `pool_time`.
-        far_cancellation: as in `TwoChannelFeatureExtractor`; `None` leaves it as the checkpoint says.
+        far_cancellation: as in `TwoChannelFeatureExtractor`, or "none" to switch it off; `None` leaves it as the
+            checkpoint says.
         batch_size: recordings of one length that go through the model together.
         device: `None` for the best there is.
 
@@ -105,7 +106,7 @@ def checkpoint_embedder(
             f"got {model.config.model_type!r} from {checkpoint}"
         )
     if far_cancellation is not None:
-        extractor.far_cancellation = far_cancellation
+        extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
     single_channel = not hasattr(model, "to_base")
     pooled: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
@@ -152,10 +153,7 @@ def _as_dict(recording: Recording) -> dict[str, Any]:
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
-    source = str(shipped_checkpoint(checkpoint) or checkpoint)
-    path = Path(source)
-    if not path.is_dir() and (path.exists() or path.is_absolute() or source.startswith(".") or source.count("/") > 1):
-        raise FileNotFoundError(f"no checkpoint directory {source}")
+    source = resolve_checkpoint(checkpoint)
     try:
         with quiet_checkpoints():
             return merge_adapter(load_model(source)), AutoFeatureExtractor.from_pretrained(source)

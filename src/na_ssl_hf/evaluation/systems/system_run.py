@@ -35,7 +35,7 @@ class SystemRun:
 
     Attributes:
         system: name of the system.
-        far_cancellation: "least_squares", "spectral_subtraction" or `None`.
+        far_cancellation: "least_squares", "spectral_subtraction", "none", or `None` for what the checkpoints say.
         checkpoints: frontend -> its checkpoints, one for every seed.
         machines: the scored machines, by name.
     """
@@ -76,7 +76,9 @@ def run_system(
         data: a folder that `load_dcase2026` reads.
         settings: where and how.
         checkpoints: frontend -> checkpoints of its seeds, whose scores are averaged; see `checkpoint_embedder`.
-        far_cancellation: "least_squares" or "spectral_subtraction", before everything else.
+        far_cancellation: "least_squares" or "spectral_subtraction" removes from the close channel what the far one
+            hears, before everything else; "none" does not, even where a checkpoint says so; `None` does what the
+            checkpoints say.
         machines: which ones; default all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
         rescaling: of the memory, in place of the system's own; `None` for plain distances. Systems with SMOTE refuse
@@ -100,7 +102,7 @@ def run_system(
     units = list_machines(data, machines)
     labels = {unit.name: read_test_labels(unit, ground_truth) for unit in units}
     if recipe.autoencoder_score:
-        scored = run_autoencoder(recipe.autoencoder_score, units, far_cancellation, settings)
+        scored = run_autoencoder(recipe.autoencoder_score, units, _method(far_cancellation), settings)
     else:
         scored = _run_frontends(recipe, units, seeds, far_cancellation, settings)
     labelled = tuple(
@@ -108,6 +110,11 @@ def run_system(
         for machine in scored
     )
     return SystemRun(system, far_cancellation, seeds, labelled)
+
+
+def _method(far_cancellation: str | None) -> str | None:
+    """Return the method of a system without checkpoints, for which "none" and `None` are the same."""
+    return None if far_cancellation == "none" else far_cancellation
 
 
 def _run_frontends(
@@ -143,7 +150,7 @@ def _frontends(
     settings: RunSettings,
 ) -> list[Embedder]:
     if name in LOG_MEL_FRONTENDS:
-        return [log_mel_embedder(far_cancellation, center_level=LOG_MEL_FRONTENDS[name])]
+        return [log_mel_embedder(_method(far_cancellation), center_level=LOG_MEL_FRONTENDS[name])]
     device = settings.device if settings.device is not None else settings.processes.device
     return [
         checkpoint_embedder(name, seed, recipe.pooling, recipe.gamma, far_cancellation, settings.batch_size, device)
