@@ -156,7 +156,7 @@ def main() -> None:
     base = resolve_checkpoint(settings.base)
     encoder, extractor = load_model(base, dtype=torch.float32), AutoFeatureExtractor.from_pretrained(base)
     clips = list_dcase_clips(settings.data, "train", settings.machines)
-    is_noise_aware = encoder.config.model_type.startswith("na-")
+    is_noise_aware = encoder.config.model_type != encoder.config.base_model_type
     check_recordings(clips, two_channels=is_noise_aware or extractor.far_cancellation is not None)
     label_map = shared_label_map(settings, accelerator, encoder.config.model_type, base, clips)
     labels = label_map.labels(clips)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 from ..checkpoints import shipped_checkpoint
 from ..hub.model_weights import has_adapter
@@ -18,7 +18,7 @@ TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d
 _CONFIG_FILE = "adapter_config.json"
 
 
-def add_lora(model: Any, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
+def add_lora(model: PreTrainedModel, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
     """Freeze an encoder and add trainable low-rank matrices, which change nothing yet, to `TARGET_MODULES`.
 
     Args:
@@ -47,7 +47,7 @@ def is_lora_parameter(name: str) -> bool:
     return ".lora_" in name
 
 
-def save_adapter(model: Any, folder: str | Path, base: str) -> None:
+def save_adapter(model: PreTrainedModel, folder: str | Path, base: str) -> None:
     """Save the adapter of a model, small, without the base, all or nothing; other files of the folder stay.
 
     Args:
