@@ -26,6 +26,7 @@ HOUSE = [
     "simulation",
     "data",
     "convert",
+    "checkpoints",
     "registration",
     "hub",
     "one_thread",
