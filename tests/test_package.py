@@ -26,7 +26,6 @@ HOUSE = [
     "simulation",
     "data",
     "convert",
-    "checkpoints",
     "registration",
     "hub",
     "one_thread",

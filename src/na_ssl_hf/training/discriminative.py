@@ -5,14 +5,13 @@ patch rows, F bands, D hidden size, C classes.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..hub.fbank import TwoChannelFrontEnd
-from ..hub.modeling_shared import SpectrogramEncoder
 from .classification_losses import ArcFace, SubClusterAdaCos
 from .gradient_checkpointing import checkpoint_layers
 from .lora import is_lora_parameter
@@ -39,7 +38,7 @@ class DiscriminativeModel(nn.Module):
 
     def __init__(
         self,
-        encoder: SpectrogramEncoder,
+        encoder: Any,
         head: nn.Module,
         loss: SubClusterAdaCos | ArcFace,
         far_cancellation: str | None = None,

@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..data.corpora.manifest import SoundFile
-from ..hub.modeling_noise_aware import NoiseAwareModelMixin
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -77,7 +76,7 @@ def write_model_card(
     folder: Path,
     *,
     name: str,
-    model: NoiseAwareModelMixin,
+    model: Any,
     base: str,
     licence: str,
     step: int,
