@@ -30,10 +30,11 @@ from . import (
     mixtures,
     models,
     scoring,
+    startup,
 )
 from .measuring import SEED, Row, progress
 
-SUBJECTS = (models, mixtures, distillation, fine_tuning, scoring, filter_banks, memory_bank, big_memory_bank)
+SUBJECTS = (startup, models, mixtures, distillation, fine_tuning, scoring, filter_banks, memory_bank, big_memory_bank)
 
 
 def main() -> None:
