@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import resolve_checkpoint
@@ -115,10 +115,10 @@ def main() -> None:
     list_machines(options.data)  # says what is wrong with it before any work
     given = {"na-beats": options.na_beats, "na-eat": options.na_eat}
     noise_aware = {name: resolve_checkpoint(path) for name, path in given.items()}
-    bases = {
-        name.removeprefix("na-"): str(write_base(path, options.out / "bases" / name.removeprefix("na-")))
-        for name, path in noise_aware.items()
-    }
+    bases = {}
+    for name, path in noise_aware.items():
+        base = AutoConfig.for_model(name).base_model_type
+        bases[base] = str(write_base(path, options.out / "bases" / base))
     frozen = {**noise_aware, **bases}
     adapters = {
         (name, seed): options.out / "adapters" / f"dis-{name}-{seed}" for seed in options.seeds for name in frozen

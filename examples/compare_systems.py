@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from transformers import AutoConfig
+
 from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
@@ -43,7 +45,7 @@ def score_all(
     data: Sequence[Path], noise_aware: str, checkpoint: str, settings: RunSettings, rescaling: RescalingName | None
 ) -> dict[str, list]:
     """Row -> its scored machines; the machines of several data sets stand side by side."""
-    base = noise_aware.removeprefix("na-")
+    base = AutoConfig.for_model(noise_aware).base_model_type
     checkpoints = {noise_aware: [checkpoint], base: [checkpoint]}
 
     def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:

@@ -74,8 +74,8 @@ def main() -> None:
     for name, files, least in (("normal", normal, 2), ("anomalous", anomalous, 1)):
         if len(files) < least:
             parser.error(f"{name} must hold at least {least} WAV files, got {len(files)} in {getattr(options, name)}")
-    model_type = AutoConfig.from_pretrained(options.model).model_type
-    names = dict.fromkeys([model_type.removeprefix("na-"), model_type])
+    config = AutoConfig.from_pretrained(options.model)
+    names = dict.fromkeys([config.base_model_type, config.model_type])
     print(f"{len(normal)} normal, {len(anomalous)} anomalous recordings; AUC in % [95 % interval over clips]")
     for cancellation in (None, *METHODS):
         frontends = {

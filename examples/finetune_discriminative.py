@@ -38,6 +38,7 @@ from transformers import AutoFeatureExtractor, HfArgumentParser
 
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.checkpoints import resolve_checkpoint
+from na_ssl_hf.checkpoints.loading import load_model
 from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import merge_adapter
@@ -49,7 +50,7 @@ from na_ssl_hf.training.discriminative import DiscriminativeModel, TrainedState
 from na_ssl_hf.training.ema import ExponentialMovingAverage
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
 from na_ssl_hf.training.labelled_crops import LabelledCrops, check_recordings
-from na_ssl_hf.training.lora import add_lora, load_model, save_adapter
+from na_ssl_hf.training.lora import add_lora, save_adapter
 from na_ssl_hf.training.model_card import launch_command
 from na_ssl_hf.training.pseudo_labels import LabelMap, make_label_map
 from na_ssl_hf.training.waveform_mixup import draw_mixup
@@ -156,7 +157,7 @@ def main() -> None:
     base = resolve_checkpoint(settings.base)
     encoder, extractor = load_model(base, dtype=torch.float32), AutoFeatureExtractor.from_pretrained(base)
     clips = list_dcase_clips(settings.data, "train", settings.machines)
-    is_noise_aware = encoder.config.model_type.startswith("na-")
+    is_noise_aware = encoder.config.model_type != encoder.config.base_model_type
     check_recordings(clips, two_channels=is_noise_aware or extractor.far_cancellation is not None)
     label_map = shared_label_map(settings, accelerator, encoder.config.model_type, base, clips)
     labels = label_map.labels(clips)

@@ -28,6 +28,7 @@ HOUSE = [
     "simulation",
     "data",
     "convert",
+    "checkpoints",
     "registration",
     "hub",
     "one_thread",

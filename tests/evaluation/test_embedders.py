@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor, pool_time
 from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder, close_channel, log_mel_embedder
@@ -19,7 +19,7 @@ def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     for model_type in ("beats", "na-beats", "na-eat"):
         tiny_model(model_type).save_pretrained(root / model_type)
-        TwoChannelFeatureExtractor(frontend=model_type.removeprefix("na-")).save_pretrained(root / model_type)
+        TwoChannelFeatureExtractor(tiny_config(model_type).frontend).save_pretrained(root / model_type)
     return {path.name: str(path) for path in root.iterdir()}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from example_scripts import EXAMPLES
-from tiny_models import tiny_model
+from tiny_models import tiny_config, tiny_model
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 
@@ -24,7 +24,7 @@ def command(benchmark_root, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("published")
     for model_type in ("na-beats", "na-eat", "eat"):
         tiny_model(model_type).save_pretrained(folder / model_type)
-        TwoChannelFeatureExtractor(model_type.removeprefix("na-")).save_pretrained(folder / model_type)
+        TwoChannelFeatureExtractor(tiny_config(model_type).frontend).save_pretrained(folder / model_type)
     command = [sys.executable, SCRIPT, benchmark_root, "--out", folder / "out", "--seeds", 0, "--autoencoder-epochs", 1]
     for option, model_type in (("--na-beats", "na-beats"), ("--na-eat", "na-eat"), ("--eat-large", "eat")):
         command += [option, folder / model_type]

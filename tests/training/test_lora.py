@@ -10,9 +10,10 @@ from tiny_models import tiny_config, tiny_model, two_channel_fbank
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
+from na_ssl_hf.checkpoints.loading import adapter_base, load_model
 from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import has_adapter, merge_adapter
-from na_ssl_hf.training.lora import adapter_base, add_lora, is_lora_parameter, load_model, save_adapter
+from na_ssl_hf.training.lora import add_lora, is_lora_parameter, save_adapter
 
 MODEL_TYPES = ["beats", "eat", "na-beats", "na-eat"]
 all_types = pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -5,13 +5,14 @@ patch rows, F bands, D hidden size, C classes.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..hub.fbank import TwoChannelFrontEnd
+from ..hub.modeling_shared import SpectrogramEncoder
 from .classification_losses import ArcFace, SubClusterAdaCos
 from .gradient_checkpointing import checkpoint_layers
 from .lora import is_lora_parameter
@@ -38,7 +39,7 @@ class DiscriminativeModel(nn.Module):
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: SpectrogramEncoder,
         head: nn.Module,
         loss: SubClusterAdaCos | ArcFace,
         far_cancellation: str | None = None,

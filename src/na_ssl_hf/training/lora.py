@@ -1,24 +1,22 @@
-"""Low-rank adapters of the encoders' attention (Hu et al., "LoRA", ICLR 2022): adding, saving and loading them."""
+"""Low-rank adapters of the encoders' attention (Hu et al., "LoRA", ICLR 2022): adding and saving them."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoModel
+from transformers import PreTrainedModel
 
-from ..checkpoints import shipped_checkpoint
+from ..checkpoints.loading import ADAPTER_CONFIG
 from ..hub.model_weights import has_adapter
 from ..hub.whole_files import whole_folder
 
 # Query, key and value of every attention are adapted, and the output of the noise-aware layers' attention.
 TARGET_MODULES = r"layers\.\d+\.(noise_aware\.)?attention\.[qkv]_proj|layers\.\d+\.noise_aware\.attention\.out_proj"
-_CONFIG_FILE = "adapter_config.json"
 
 
-def add_lora(model: Any, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
+def add_lora(model: PreTrainedModel, rank: int = 64, alpha: int = 64, dropout: float = 0.0) -> None:
     """Freeze an encoder and add trainable low-rank matrices, which change nothing yet, to `TARGET_MODULES`.
 
     Args:
@@ -47,7 +45,7 @@ def is_lora_parameter(name: str) -> bool:
     return ".lora_" in name
 
 
-def save_adapter(model: Any, folder: str | Path, base: str) -> None:
+def save_adapter(model: PreTrainedModel, folder: str | Path, base: str) -> None:
     """Save the adapter of a model, small, without the base, all or nothing; other files of the folder stay.
 
     Args:
@@ -57,44 +55,6 @@ def save_adapter(model: Any, folder: str | Path, base: str) -> None:
     with whole_folder(folder, keeps=lambda name: True) as staging:
         model.save_pretrained(staging)
         # Written here: given a name on the hub, peft would look there for a vocabulary.
-        config = json.loads((staging / _CONFIG_FILE).read_text())
+        config = json.loads((staging / ADAPTER_CONFIG).read_text())
         config["base_model_name_or_path"] = os.path.abspath(base) if Path(base).is_dir() else base
-        (staging / _CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True))
-
-
-def adapter_base(folder: str | Path) -> str | None:
-    """What the adapter in `folder` was trained on; `None` where there is no adapter.
-
-    A path that is not there is also looked for beside the adapter, so that a relative one ("../base") may travel with
-    both folders, and a name among the checkpoints of the package; another one is a name on the hub.
-
-    Raises:
-        ValueError: the adapter's configuration names no base.
-    """
-    folder = Path(folder)
-    if not (folder / _CONFIG_FILE).is_file():
-        return None
-    base = json.loads((folder / _CONFIG_FILE).read_text()).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{folder / _CONFIG_FILE} must have a base_model_name_or_path, got {base!r}")
-    for path in (Path(base), folder / base, shipped_checkpoint(base)):
-        if path and path.is_dir():
-            return str(path)
-    return base
-
-
-def load_model(source: str | Path, **kwargs: Any) -> Any:
-    """As `AutoModel.from_pretrained`, but an adapter's base is looked for as `adapter_base` says.
-
-    Raises:
-        OSError: the base of an adapter is not found; else as `AutoModel.from_pretrained`.
-    """
-    base = adapter_base(source)
-    if base is None or (Path(source) / "config.json").is_file():
-        return AutoModel.from_pretrained(source, **kwargs)
-    try:
-        model = AutoModel.from_pretrained(base, **kwargs)
-    except OSError as error:
-        raise OSError(f"the base {base} of the adapter {source} cannot be loaded: {error}") from error
-    model.load_adapter(str(source))
-    return model
+        (staging / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))

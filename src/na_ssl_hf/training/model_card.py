@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..data.corpora.manifest import SoundFile
+from ..hub.modeling_noise_aware import NoiseAwareModelMixin
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -76,7 +77,7 @@ def write_model_card(
     folder: Path,
     *,
     name: str,
-    model: Any,
+    model: NoiseAwareModelMixin,
     base: str,
     licence: str,
     step: int,

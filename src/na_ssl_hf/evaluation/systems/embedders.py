@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from transformers import AutoFeatureExtractor
 
 from ...checkpoints import resolve_checkpoint
+from ...checkpoints.loading import load_model
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
 from ...hub.noise_cancellation import cancel_far_microphone
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
 from ...hub.recording import Recording, load_recording
 from ...quiet_checkpoints import quiet_checkpoints
-from ...training.lora import load_model
 from .log_mel import log_mel_embeddings
 from .published_systems import FRONTENDS
 
