@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from na_ssl_hf.checkpoints import default_checkpoint, resolve_checkpoint, shippe
 from na_ssl_hf.cli import build_parser, main
 
 RATE = 16000
+FOLDERS = ("docs", "examples", "model_cards")  # where command lines are documented, besides the root
 COMMANDS = [
     *("demo", "fit", "score", "convert", "evaluate-submission", "completion"),
     *("simulate", "simulate recordings", "simulate synthetic", "simulate dcase", "simulate rooms"),
@@ -121,6 +123,25 @@ def test_help_lists_every_command(capsys):
     listed = capsys.readouterr().out
     assert all(f"\n    {command}" in listed for command in COMMANDS if " " not in command)
     assert sorted(dict(parsers(build_parser()))) == sorted(["", *COMMANDS])
+
+
+def documented_command_lines():
+    """Every line of the documentation that begins with the command, without its comment."""
+    root = Path(__file__).parents[1]
+    for page in sorted([*root.glob("*.md"), *(path for name in FOLDERS for path in (root / name).rglob("*.md"))]):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^ *(?:na-ssl|accelerate launch -m na_ssl_hf\.cli) .*", text, re.MULTILINE):
+            yield f"{page.relative_to(root)}: {line.strip()}", shlex.split(line, comments=True)
+
+
+def test_documented_command_lines_parse(capsys):
+    lines = list(documented_command_lines())
+    assert len(lines) > 20
+    for name, words in lines:
+        try:
+            build_parser().parse_args(words[1:] if words[0] == "na-ssl" else words[4:])
+        except SystemExit:
+            pytest.fail(f"{name}\n{capsys.readouterr().err}")
 
 
 def test_every_option_says_what_it_is():

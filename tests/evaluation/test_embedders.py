@@ -89,6 +89,16 @@ def test_keys_tell_everything_that_changes_embeddings(checkpoints):
     assert make("na-beats", checkpoints["na-beats"], batch_size=2).key == frontends[0].key
 
 
+def test_cancellation_of_a_checkpoint_is_switched_off_by_name(checkpoints, stereo, tmp_path):
+    tiny_model("na-beats").save_pretrained(tmp_path)
+    TwoChannelFeatureExtractor(frontend="beats", far_cancellation="least_squares").save_pretrained(tmp_path)
+    plain = checkpoint_embedder("na-beats", checkpoints["na-beats"])
+    as_saved = checkpoint_embedder("na-beats", str(tmp_path))
+    switched_off = checkpoint_embedder("na-beats", str(tmp_path), far_cancellation="none")
+    assert switched_off.key == plain.key != as_saved.key
+    torch.testing.assert_close(switched_off.embed(stereo), plain.embed(stereo), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("method", [None, "least_squares", "spectral_subtraction"])
 def test_log_mel_is_of_the_close_channel_after_cancellation(stereo, method):
     waves = []

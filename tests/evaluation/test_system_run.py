@@ -55,6 +55,14 @@ def shared_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def test_cancellation_is_off_by_name_where_there_is_no_checkpoint(benchmark_root, shared_cache):
+    settings = RunSettings(shared_cache, device="cpu", num_epochs=1, show_progress=False)
+    for system in ("logmel", "baseline_mse"):
+        plain, off = (run_system(system, benchmark_root, settings, {}, how, machines=["fan"]) for how in (None, "none"))
+        assert off.name == f"{system}+none"
+        np.testing.assert_array_equal(plain.machines[0].scores, off.machines[0].scores)
+
+
 def scores_of(folder: Path) -> dict[str, list[list[str]]]:
     tables = {path.name: list(csv.reader(path.open())) for path in sorted(folder.glob("*.csv"))}
     assert tables
