@@ -25,10 +25,10 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import resolve_checkpoint
-from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
+from na_ssl_hf.evaluation.report.paired_comparison import comparison_table
 from na_ssl_hf.evaluation.report.result_files import write_run, write_table
 from na_ssl_hf.evaluation.systems.machine_data import list_machines
-from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
+from na_ssl_hf.evaluation.systems.machine_scores import MachineScores
 from na_ssl_hf.evaluation.systems.published_systems import SYSTEMS
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
 from na_ssl_hf.evaluation.systems.system_run import run_system
@@ -81,7 +81,7 @@ def write_base(noise_aware: str, folder: Path) -> Path:
     return folder
 
 
-def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[ScoredMachine]]:
+def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[MachineScores]]:
     """Title of the row -> scored machines; the submission files of every row are written beside."""
     settings = RunSettings(options.out / "cache", num_epochs=options.autoencoder_epochs, show_progress=False)
     rows = {}

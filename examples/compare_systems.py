@@ -17,8 +17,8 @@ from typing import get_args
 
 from transformers import AutoConfig
 
-from na_ssl_hf.evaluation.metrics.paired_comparison import comparison_table
-from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
+from na_ssl_hf.evaluation.report.paired_comparison import comparison_table
+from na_ssl_hf.evaluation.systems.machine_scores import MachineScores
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
 from na_ssl_hf.evaluation.systems.score_ensemble import ScoreEnsemble
 from na_ssl_hf.evaluation.systems.system_run import run_system
@@ -29,7 +29,7 @@ TITLES = {"logmel": "log-mel", "logmel-centred": "log-mel without level"}
 SHORT = {None: "close only", LEAST_SQUARES: "least squares", SUBTRACTION: "subtraction"}
 
 
-def fuse(*runs: Sequence[ScoredMachine]) -> list[ScoredMachine]:
+def fuse(*runs: Sequence[MachineScores]) -> list[MachineScores]:
     """Mean of the scores, each in units of the spread of its own normal clips."""
     fused = []
     for machines in zip(*runs, strict=True):
@@ -48,7 +48,7 @@ def score_all(
     base = AutoConfig.for_model(noise_aware).base_model_type
     checkpoints = {noise_aware: [checkpoint], base: [checkpoint]}
 
-    def run(system: str, far_cancellation: str | None) -> list[ScoredMachine]:
+    def run(system: str, far_cancellation: str | None) -> list[MachineScores]:
         machines = []
         for folder in data:
             found = run_system(system, folder, settings, checkpoints, far_cancellation, rescaling=rescaling).machines

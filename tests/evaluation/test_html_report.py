@@ -15,7 +15,7 @@ from na_ssl_hf.data.dcase.names import parse_dcase_name
 from na_ssl_hf.evaluation.metrics import bootstrap_interval, decision_metrics
 from na_ssl_hf.evaluation.report.figures import roc_points, spectrogram_picture
 from na_ssl_hf.evaluation.report.html_report import write_html_report
-from na_ssl_hf.evaluation.systems.machine_scores import ScoredMachine
+from na_ssl_hf.evaluation.systems.machine_scores import MachineScores
 
 FACTS = {"Data": "synthetic", "Published score": ""}
 VOID = {"meta", "img", "br"}
@@ -61,7 +61,7 @@ class Page(HTMLParser):
         return {name: re.findall("<td>(.*?)</td>", cells) for name, cells in found}
 
 
-def scored(root: Path, machine: str = "fan", channels: int = 2, seed: int = 0, bands: bool = True) -> ScoredMachine:
+def scored(root: Path, machine: str = "fan", channels: int = 2, seed: int = 0, bands: bool = True) -> MachineScores:
     """Twelve labelled clips of 0.2 s whose scores overlap."""
     rng = np.random.default_rng(seed)
     clips = []
@@ -73,7 +73,7 @@ def scored(root: Path, machine: str = "fan", channels: int = 2, seed: int = 0, b
         clips.append(DcaseClip(path, parse_dcase_name(path), f"spd_{index}"))
     is_anomaly = np.arange(12) >= 6
     band_scores = rng.random((12, 4)) + 0.4 * is_anomaly[:, None]
-    return ScoredMachine(
+    return MachineScores(
         machine=machine,
         clips=tuple(clips),
         scores=band_scores.mean(axis=1),
@@ -85,16 +85,16 @@ def scored(root: Path, machine: str = "fan", channels: int = 2, seed: int = 0, b
     )
 
 
-def unlabelled(machine: ScoredMachine) -> ScoredMachine:
+def unlabelled(machine: MachineScores) -> MachineScores:
     return replace(machine, is_anomaly=None, is_target=None)
 
 
-def report(folder: Path, *machines: ScoredMachine, num_worst: int = 0, seed: int = 0) -> Page:
+def report(folder: Path, *machines: MachineScores, num_worst: int = 0, seed: int = 0) -> Page:
     return Page(write_html_report(folder / "report.html", "logmel", FACTS, machines, seed, num_worst))
 
 
 @pytest.fixture(scope="module")
-def two_machines(tmp_path_factory) -> tuple[Page, list[ScoredMachine]]:
+def two_machines(tmp_path_factory) -> tuple[Page, list[MachineScores]]:
     folder = tmp_path_factory.mktemp("report")
     machines = [scored(folder), scored(folder, "pump", seed=1)]
     page = report(folder, *machines, num_worst=2, seed=5)

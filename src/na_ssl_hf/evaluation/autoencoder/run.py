@@ -16,15 +16,15 @@ from ...hub.recording import load_recording
 from ...quiet_checkpoints import quiet_checkpoints
 from ..systems.embedders import SAMPLING_RATE, close_channel
 from ..systems.embedding_cache import content_hash
-from ..systems.machine_data import MachineClips
-from ..systems.machine_scores import ScoredMachine
+from ..systems.machine_data import MachineData
+from ..systems.machine_scores import MachineScores
 from ..systems.run_settings import RunSettings
 from .baseline import AutoencoderBaseline
 
 
 def run_autoencoder(
-    method: str, units: Sequence[MachineClips], far_cancellation: str | None, settings: RunSettings
-) -> list[ScoredMachine]:
+    method: str, units: Sequence[MachineData], far_cancellation: str | None, settings: RunSettings
+) -> list[MachineScores]:
     """Train the autoencoder of every machine, or find it in the cache, and score; processes take machines in turn.
 
     method: "mse" or "mahalanobis". The scores of the training clips are not leave-one-out ones, as in the original.
@@ -37,8 +37,8 @@ def run_autoencoder(
 
 
 def _score_with_autoencoder(
-    method: str, unit: MachineClips, far_cancellation: str | None, settings: RunSettings
-) -> ScoredMachine:
+    method: str, unit: MachineData, far_cancellation: str | None, settings: RunSettings
+) -> MachineScores:
     def recordings(files: Sequence[Path]) -> list[Any]:
         if far_cancellation is None:
             return list(files)
@@ -63,7 +63,7 @@ def _score_with_autoencoder(
     else:
         baseline.fit(train, domains=unit.domains, progress=settings.label(f"autoencoder of {unit.name}"))
         _save_whole(baseline, place)
-    return ScoredMachine(
+    return MachineScores(
         machine=unit.name,
         clips=unit.test,
         scores=baseline.score(recordings(unit.test_files), method).numpy(),

@@ -1,4 +1,4 @@
-"""The official numbers of DCASE 2026 Task 2, and paired comparisons of systems by them."""
+"""The official numbers of DCASE 2026 Task 2: AUC, partial AUC, official score, and decisions."""
 
 from .official import (
     BootstrapInterval,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics.official import MAX_FALSE_POSITIVE_RATE, BootstrapInterval
-from ..systems.machine_scores import ScoredMachine
+from ..systems.machine_scores import MachineScores
 
 # Colours of Okabe and Ito (2008), told apart by colour-blind readers and on grey prints.
 NORMAL, ANOMALY, TARGET, NEUTRAL = "#0072b2", "#d55e00", "#009e73", "#777777"
@@ -89,7 +89,7 @@ def roc_points(scores: np.ndarray, is_anomaly: np.ndarray) -> tuple[np.ndarray, 
     return rates[0], rates[1]
 
 
-def roc_picture(machine: ScoredMachine) -> Picture:
+def roc_picture(machine: MachineScores) -> Picture:
     """Normal clips of each domain, and of both, against all anomalies; ValueError where the metrics are undefined."""
     scores, is_anomaly, is_target = machine.labelled_scores
     metrics = machine.metrics
@@ -118,7 +118,7 @@ def roc_picture(machine: ScoredMachine) -> Picture:
     return Picture(_data_uri(figure), alt)
 
 
-def histogram_picture(machine: ScoredMachine) -> Picture:
+def histogram_picture(machine: MachineScores) -> Picture:
     """Scores of the normal training clips and of the test clips by domain and label, as far as these are known."""
     groups = _histogram_groups(machine)
     bins = np.histogram_bin_edges(np.concatenate([machine.scores, machine.normal_scores]), bins=30).tolist()
@@ -144,7 +144,7 @@ def histogram_picture(machine: ScoredMachine) -> Picture:
     )
 
 
-def _histogram_groups(machine: ScoredMachine) -> dict[str, list[tuple[str, str, np.ndarray]]]:
+def _histogram_groups(machine: MachineScores) -> dict[str, list[tuple[str, str, np.ndarray]]]:
     """Title of a row -> its (label, colour, scores)."""
     groups = {"training": [("normal", NORMAL, machine.normal_scores)]}
     domains = {"test": np.ones(len(machine.scores), dtype=bool)}
@@ -161,7 +161,7 @@ def _histogram_groups(machine: ScoredMachine) -> dict[str, list[tuple[str, str, 
     return groups
 
 
-def band_picture(machine: ScoredMachine) -> Picture:
+def band_picture(machine: MachineScores) -> Picture:
     """Mean and standard deviation of every band's score; without labels, clips with and without alarm are compared."""
     assert machine.band_scores is not None
     if machine.is_anomaly is None:

@@ -14,7 +14,7 @@ from ...data.dcase.names import NO_ATTRIBUTE
 from ...hub.recording import load_recording
 from ...hub.whole_files import whole_file
 from ..metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
-from ..systems.machine_scores import ScoredMachine
+from ..systems.machine_scores import MachineScores
 from .figures import (
     Picture,
     band_picture,
@@ -99,7 +99,7 @@ def write_html_report(
     file: str | Path,
     system: str,
     facts: Mapping[str, str],
-    machines: Sequence[ScoredMachine],
+    machines: Sequence[MachineScores],
     seed: int = 0,
     num_worst: int = 2,
 ) -> Path:
@@ -135,7 +135,7 @@ def write_html_report(
     return file
 
 
-def _check(machines: Sequence[ScoredMachine]) -> None:
+def _check(machines: Sequence[MachineScores]) -> None:
     names = [machine.machine for machine in machines]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"machines must be one or more with names of their own, got {names}")
@@ -158,7 +158,7 @@ def _check(machines: Sequence[ScoredMachine]) -> None:
                 )
 
 
-def _page(system: str, facts: Mapping[str, str], machines: Sequence[ScoredMachine], seed: int, num_worst: int) -> str:
+def _page(system: str, facts: Mapping[str, str], machines: Sequence[MachineScores], seed: int, num_worst: int) -> str:
     metrics = {machine.machine: _metrics(machine) for machine in machines}
     known = {machine.machine: machine.labelled_scores for machine in machines if metrics[machine.machine]}
     intervals = {name: _interval({name: known[name]}, seed) for name in known}
@@ -183,7 +183,7 @@ def _page(system: str, facts: Mapping[str, str], machines: Sequence[ScoredMachin
     return "".join(parts)
 
 
-def _metrics(machine: ScoredMachine) -> MachineMetrics | None:
+def _metrics(machine: MachineScores) -> MachineMetrics | None:
     try:
         return machine.metrics
     except ValueError:  # no labels, or not enough clips of a kind
@@ -196,7 +196,7 @@ def _interval(clips: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], se
 
 
 def _headline(
-    total: BootstrapInterval | None, machines: Sequence[ScoredMachine], metrics: Mapping[str, MachineMetrics | None]
+    total: BootstrapInterval | None, machines: Sequence[MachineScores], metrics: Mapping[str, MachineMetrics | None]
 ) -> str:
     if total is not None:
         clips = sum(len(machine.clips) for machine in machines)
@@ -228,7 +228,7 @@ def _facts_table(facts: Mapping[str, str]) -> str:
     return f'<div class="scroll"><table class="facts">\n<tbody>\n{"".join(rows)}</tbody>\n</table></div>\n'
 
 
-def _contents(machines: Sequence[ScoredMachine]) -> str:
+def _contents(machines: Sequence[MachineScores]) -> str:
     links = [("results", "All machines")]
     links += [(f"machine-{number}", machine.machine) for number, machine in enumerate(machines, start=1)]
     links.append(("reading", "How to read this report"))
@@ -237,7 +237,7 @@ def _contents(machines: Sequence[ScoredMachine]) -> str:
 
 
 def _results_table(
-    machines: Sequence[ScoredMachine],
+    machines: Sequence[MachineScores],
     metrics: Mapping[str, MachineMetrics | None],
     intervals: Mapping[str, BootstrapInterval],
 ) -> str:
@@ -258,7 +258,7 @@ def _results_table(
 
 
 def _numbers(
-    machine: ScoredMachine, metrics: MachineMetrics | None, interval: BootstrapInterval | None
+    machine: MachineScores, metrics: MachineMetrics | None, interval: BootstrapInterval | None
 ) -> dict[str, str]:
     """Column title -> text, both HTML."""
     alarm, anomaly = machine.is_alarm, machine.is_anomaly
@@ -288,7 +288,7 @@ def _numbers(
 
 def _machine_section(
     number: int,
-    machine: ScoredMachine,
+    machine: MachineScores,
     metrics: MachineMetrics | None,
     interval: BootstrapInterval | None,
     num_worst: int,
@@ -336,7 +336,7 @@ def _machine_section(
     return "".join(parts)
 
 
-def _worst(machine: ScoredMachine, num_worst: int) -> dict[str, list[int]]:
+def _worst(machine: MachineScores, num_worst: int) -> dict[str, list[int]]:
     """Heading -> indices of its clips, the worst first."""
     if not num_worst:
         return {}
@@ -350,7 +350,7 @@ def _worst(machine: ScoredMachine, num_worst: int) -> dict[str, list[int]]:
     }
 
 
-def _clip_figure(machine: ScoredMachine, index: int) -> str:
+def _clip_figure(machine: MachineScores, index: int) -> str:
     clip, score = machine.clips[index], machine.scores[index]
     rank = 1 + int((machine.scores > score).sum())
     verdict = "above threshold" if machine.is_alarm[index] else "below threshold"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ...hub.whole_files import whole_file
 from ..metrics.official import bootstrap_interval
-from ..systems.machine_scores import ScoredMachine
+from ..systems.machine_scores import MachineScores
 from ..systems.published_systems import SYSTEMS
 from ..systems.system_run import SystemRun
 
@@ -108,7 +108,7 @@ def _metrics(run: SystemRun, data: str, seed: int) -> dict[str, Any]:
     return metrics
 
 
-def _submission_name(machine: ScoredMachine) -> str:
+def _submission_name(machine: MachineScores) -> str:
     section = "" if "_section_" in machine.machine else "_section_00"
     return f"{machine.machine}{section}_test.csv"
 

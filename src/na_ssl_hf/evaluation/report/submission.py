@@ -1,39 +1,50 @@
-"""Score files of a DCASE 2026 Task 2 submission against the published ground truth.
+"""Submissions to DCASE 2026 Task 2 are read here, and scored against the published ground truth.
 
-Layout, all CSVs without header: `SUBMISSION/anomaly_score_<machine>_section_00_test.csv` (file, score), optionally
-`SUBMISSION/decision_result_<machine>_section_00_test.csv` (file, 0/1 alarm), and
-`GROUND_TRUTH/ground_truth_{data,domain,attributes}/ground_truth_<machine>_section_00_test.csv` (file, 0/1 anomaly),
-(file, 0/1 target) and (anonymous file, labelled stem). Higher score = more anomalous.
+A submission is a folder with `anomaly_score_<machine>_section_00_test.csv` (file, score) and optionally
+`decision_result_<machine>_section_00_test.csv` (file, 0/1 alarm), both without header; `ground_truth.py` describes the
+ground truth. A higher score is more anomalous.
 """
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
+from ..ground_truth import LABEL_FOLDER, finite_number, read_ground_truth, read_pairs
 from ..metrics.official import domain_decision_metrics, machine_metrics, official_score
 
 _SCORE_FILE = re.compile(r"anomaly_score_(?P<machine>.+)_section_00_test\.csv")
 _TRUTH_FILE = re.compile(r"ground_truth_(?P<machine>.+)_section_00_test\.csv")
 
 
-def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path) -> dict[str, Any]:
-    """Official numbers: {"official_score": float, "machines": {name: {auc_source, auc_target, pauc, official_score}}}.
+class SubmissionMetrics(TypedDict):
+    """The official score of a submission, and the values of each machine by their names."""
 
-    Where a machine has a decision file, its values also hold precision, recall and F1 of each domain
-    (`precision_source`, ...). Rows are joined by file name; a submission may use anonymous or labelled names. Raises
-    OSError for missing folders or files, ValueError for missing or unknown machines and clips, duplicates, scores that
-    are not finite, decisions other than 0 and 1, and ground truth of one class.
+    official_score: float
+    machines: dict[str, dict[str, float]]
+
+
+def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path) -> SubmissionMetrics:
+    """Compute the official numbers of a submission.
+
+    Rows are joined by file name; a submission may use anonymous or labelled names.
+
+    Returns:
+        the official score, and of each machine `auc_source`, `auc_target`, `pauc` and `official_score`; where the
+        machine has a decision file, also precision, recall and F1 of each domain (`precision_source`, ...).
+
+    Raises:
+        OSError: a folder or a file is missing.
+        ValueError: machines or clips are missing, unknown or named twice, a score is not finite, a decision is neither
+            0 nor 1, or the ground truth of a machine has one class only.
     """
     submission_dir, ground_truth_dir = Path(submission_dir), Path(ground_truth_dir)
     scores = _machine_files(submission_dir, _SCORE_FILE, "submission_dir")
-    truth = _machine_files(ground_truth_dir / "ground_truth_data", _TRUTH_FILE, "ground_truth_dir")
+    truth = _machine_files(ground_truth_dir / LABEL_FOLDER, _TRUTH_FILE, "ground_truth_dir")
     if missing := sorted(set(truth) - set(scores)):
         raise ValueError(f"submission_dir must hold anomaly_score files of all machines, got none for {missing}")
     if unknown := sorted(set(scores) - set(truth)):
@@ -51,7 +62,7 @@ def evaluate_submission(submission_dir: str | Path, ground_truth_dir: str | Path
 
 
 def _decision_values(score_file: Path, truth_file: Path, ground_truth_dir: Path) -> dict[str, float]:
-    """Precision, recall and F1 of each domain by name; none without a decision file."""
+    """Compute precision, recall and F1 of each domain, by name; without a decision file there are none."""
     decision_file = score_file.with_name(score_file.name.replace("anomaly_score_", "decision_result_", 1))
     if not decision_file.is_file():
         return {}
@@ -64,6 +75,7 @@ def _decision_values(score_file: Path, truth_file: Path, ground_truth_dir: Path)
 
 
 def _machine_files(folder: Path, pattern: re.Pattern[str], argument: str) -> dict[str, Path]:
+    """Find the files of a folder whose names match, by machine; `argument` names the folder in errors."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{argument}: {folder} is not a folder")
     found = {match["machine"]: path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
@@ -72,85 +84,24 @@ def _machine_files(folder: Path, pattern: re.Pattern[str], argument: str) -> dic
     return found
 
 
-def read_labels(ground_truth_dir: str | Path, machine: str) -> dict[str, tuple[bool, bool]]:
-    """{stem of a clip: (is anomaly, is target domain)} of one machine, by anonymous and by labelled stems alike.
-
-    Raises OSError for missing folders or files, ValueError for damaged ones.
-    """
-    ground_truth_dir = Path(ground_truth_dir)
-    truth_file = _sibling(ground_truth_dir, "ground_truth_data", Path(f"ground_truth_{machine}_section_00_test.csv"))
-    anomaly, target, anonymous = _read_truth(truth_file, ground_truth_dir)
-    labels = {
-        clip: (bool(_finite(anomaly[clip], truth_file, clip)), bool(_finite(target[clip], truth_file, clip)))
-        for clip in anomaly
-    }
-    return labels | {labelled: labels[clip] for labelled, clip in anonymous.items() if clip in labels}
-
-
 def _joined(score_file: Path, truth_file: Path, ground_truth_dir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, is_anomaly, is_target (N,) of one machine in the order of its ground truth."""
-    anomaly, target, anonymous = _read_truth(truth_file, ground_truth_dir)
+    """Read scores, anomaly and target-domain labels of one machine, `(M,)` each, in the order of its ground truth."""
+    is_anomaly, is_target, anonymous = read_ground_truth(ground_truth_dir, truth_file.name)
     scores: dict[str, float] = {}
-    for name, text in _read_pairs(score_file).items():
+    for name, text in read_pairs(score_file).items():
         clip = anonymous.get(name, name)
-        if clip not in anomaly:
+        if clip not in is_anomaly:
             raise ValueError(f"{score_file.name} must name clips of the ground truth only, got {name!r}")
         if clip in scores:
             raise ValueError(f"{score_file.name} must name every clip once, got {name!r} twice")
-        scores[clip] = _finite(text, score_file, name)
-    if absent := sorted(set(anomaly) - set(scores)):
-        raise ValueError(f"{score_file.name} must score all {len(anomaly)} clips, {len(absent)} missing: {absent[:3]}")
-    clips = list(anomaly)
+        scores[clip] = finite_number(score_file, name, text)
+    if absent := sorted(set(is_anomaly) - set(scores)):
+        raise ValueError(
+            f"{score_file.name} must score all {len(is_anomaly)} clips, {len(absent)} missing: {absent[:3]}"
+        )
+    clips = list(is_anomaly)
     return (
         np.array([scores[clip] for clip in clips]),
-        np.array([_finite(anomaly[clip], truth_file, clip) for clip in clips]),
-        np.array([_finite(target[clip], truth_file, clip) for clip in clips]),
+        np.array([is_anomaly[clip] for clip in clips]),
+        np.array([is_target[clip] for clip in clips]),
     )
-
-
-def _read_truth(truth_file: Path, ground_truth_dir: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Anomaly and target column by anonymous stem, and {labelled stem: anonymous stem}."""
-    anomaly = _read_pairs(truth_file)
-    target = _read_pairs(_sibling(ground_truth_dir, "ground_truth_domain", truth_file))
-    labelled = _read_pairs(_sibling(ground_truth_dir, "ground_truth_attributes", truth_file))
-    if set(target) != set(anomaly):
-        raise ValueError(f"{truth_file.name} must list the same clips in ground_truth_data and ground_truth_domain")
-    return anomaly, target, {_stem(label): name for name, label in labelled.items()}
-
-
-def _sibling(ground_truth_dir: Path, folder: str, truth_file: Path) -> Path:
-    path = ground_truth_dir / folder / truth_file.name
-    if not path.is_file():
-        raise FileNotFoundError(f"ground_truth_dir: {path} is missing")
-    return path
-
-
-def _read_pairs(path: Path) -> dict[str, str]:
-    """Two-column CSV -> {stem of the file name: second column}, in file order."""
-    pairs: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if not row:
-                continue
-            if len(row) != 2:
-                raise ValueError(f"{path.name} line {number} must have two columns, got {row}")
-            name = _stem(row[0])
-            if name in pairs:
-                raise ValueError(f"{path.name} line {number} must name every clip once, got {name!r} twice")
-            pairs[name] = row[1].strip()
-    return pairs
-
-
-def _stem(name: str) -> str:
-    # Published tables mix leading folders, a leading slash and names without `.wav`.
-    return name.strip().rsplit("/", 1)[-1].removesuffix(".wav")
-
-
-def _finite(text: str, path: Path, clip: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path.name} must hold a finite number for {clip!r}, got {text!r}")
-    return value

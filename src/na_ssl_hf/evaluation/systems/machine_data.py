@@ -10,11 +10,11 @@ import numpy as np
 
 from ...data.dcase.clips import DcaseClip, list_dcase_clips
 from ...data.dcase.names import NO_ATTRIBUTE, dcase_stem
-from ..report.submission import read_labels
+from ..ground_truth import read_labels
 
 
 @dataclass(frozen=True)
-class MachineClips:
+class MachineData:
     """Training and test clips of one machine, or of one section of it where there are several."""
 
     name: str
@@ -39,7 +39,7 @@ class MachineClips:
         return [clip.name.domain or "source" for clip in self.train]
 
 
-def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> list[MachineClips]:
+def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> list[MachineData]:
     """The machines below a DCASE folder, or those asked for, by name.
 
     Raises FileNotFoundError and ValueError as `list_dcase_clips`, and ValueError for training or test clips alone.
@@ -56,12 +56,12 @@ def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> li
             for split in clips
         }
         several = sum(name == machine for name, _ in keys["train"]) > 1 or section > 0
-        units.append(MachineClips(f"{machine}_section_{section:02d}" if several else machine, **of_unit))
+        units.append(MachineData(f"{machine}_section_{section:02d}" if several else machine, **of_unit))
     return units
 
 
 def read_test_labels(
-    unit: MachineClips, ground_truth: str | Path | None = None
+    unit: MachineData, ground_truth: str | Path | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Anomaly and target-domain labels of the test clips, `(M,)` bool each, or `None` twice where one is not known.
 

@@ -11,7 +11,7 @@ from ..metrics.official import MachineMetrics, machine_metrics
 
 
 @dataclass(frozen=True)
-class ScoredMachine:
+class MachineScores:
     """One system on one machine; a higher score is more anomalous. M test clips, N training clips, F bands.
 
     Attributes:

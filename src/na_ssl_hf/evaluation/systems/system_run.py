@@ -20,8 +20,8 @@ from ...hub.threshold import fit_threshold
 from ..autoencoder.run import run_autoencoder
 from .embedders import Embedder, checkpoint_embedder, log_mel_embedder
 from .embedding_cache import cached_embeddings
-from .machine_data import MachineClips, list_machines, read_test_labels
-from .machine_scores import ScoredMachine
+from .machine_data import MachineData, list_machines, read_test_labels
+from .machine_scores import MachineScores
 from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
 from .run_settings import RunSettings
 from .score_ensemble import ScoreEnsemble
@@ -43,7 +43,7 @@ class SystemRun:
     system: str
     far_cancellation: str | None
     checkpoints: Mapping[str, tuple[str, ...]]
-    machines: tuple[ScoredMachine, ...]
+    machines: tuple[MachineScores, ...]
 
     @property
     def name(self) -> str:
@@ -119,11 +119,11 @@ def _method(far_cancellation: str | None) -> str | None:
 
 def _run_frontends(
     recipe: PublishedSystem,
-    units: Sequence[MachineClips],
+    units: Sequence[MachineData],
     checkpoints: Mapping[str, tuple[str, ...]],
     far_cancellation: str | None,
     settings: RunSettings,
-) -> list[ScoredMachine]:
+) -> list[MachineScores]:
     ensemble = ScoreEnsemble(recipe.frontends, labelled_members=recipe.frontends_with_attributes)
     embeddings: dict[str, dict[str, list[_Embedded]]] = {unit.name: {} for unit in units}
     for name in recipe.frontends:
@@ -161,17 +161,17 @@ def _frontends(
 def _score_machine(
     recipe: PublishedSystem,
     ensemble: ScoreEnsemble,
-    unit: MachineClips,
+    unit: MachineData,
     embeddings: Mapping[str, Sequence[_Embedded]],
     false_alarm_rate: float,
-) -> ScoredMachine:
+) -> MachineScores:
     self_scores, scores, band_scores = {}, {}, {}
     for name, seeds in embeddings.items():
         scored = [_fit_and_score(recipe, seed, unit) for seed in seeds]
         self_scores[name], scores[name], bands = (np.stack(part) for part in zip(*scored, strict=True))  # (S, ...)
         band_scores[name] = bands.mean(axis=0)  # (M, F)
     fused_self_scores = ensemble.score(self_scores, unit.has_attributes)
-    return ScoredMachine(
+    return MachineScores(
         machine=unit.name,
         clips=unit.test,
         scores=ensemble.score(scores, unit.has_attributes),
@@ -184,7 +184,7 @@ def _score_machine(
 
 
 def _fit_and_score(
-    recipe: PublishedSystem, embedded: _Embedded, unit: MachineClips
+    recipe: PublishedSystem, embedded: _Embedded, unit: MachineData
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Leave-one-out scores `(N,)`, scores `(M,)` and band scores `(M, F)`."""
     bank = _memory(recipe, embedded.frontend, unit).fit(embedded.train, domains=unit.domains)
@@ -193,7 +193,7 @@ def _fit_and_score(
     return bank.self_scores().double().numpy(), scores.double().numpy(), bands.double().numpy()
 
 
-def _memory(recipe: PublishedSystem, frontend: Embedder, unit: MachineClips) -> MemoryBank:
+def _memory(recipe: PublishedSystem, frontend: Embedder, unit: MachineData) -> MemoryBank:
     bank = partial(frontend.bank, rescaling=recipe.rescaling)
     if not recipe.smote_ratio:
         return bank()

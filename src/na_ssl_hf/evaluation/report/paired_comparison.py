@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..systems.machine_scores import ScoredMachine
-from .official import bootstrap_interval
+from ..metrics.official import bootstrap_interval
+from ..systems.machine_scores import MachineScores
 
 
-def comparison_table(rows: Mapping[str, Sequence[ScoredMachine]], reference: str, seed: int = 0) -> str:
+def comparison_table(rows: Mapping[str, Sequence[MachineScores]], reference: str, seed: int = 0) -> str:
     """Markdown, in %: official score, difference to `reference`, and on how many machines that is positive.
 
     Args:
