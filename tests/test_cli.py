@@ -350,7 +350,7 @@ def test_wrong_input_is_an_error_of_one_line(folder, scorer, tmp_path, capsys, m
     normal, today = folder / "normal", folder / "today"
     new = tmp_path / "new"
     cases = [
-        (("score", scorer, tmp_path / "empty"), "no .wav, .flac, .ogg files below"),
+        (("score", scorer, tmp_path / "empty"), "empty must hold sound files (.wav, .flac, .ogg,"),
         (("score", scorer, tmp_path / "mono.wav"), "mono.wav"),
         (("score", scorer, tmp_path / "text.wav"), "text.wav"),
         (("score", scorer, today / "notes.txt"), "notes.txt"),
@@ -363,7 +363,7 @@ def test_wrong_input_is_an_error_of_one_line(folder, scorer, tmp_path, capsys, m
         (("score", scorer, today, "--device", "cuda:99"), "--device cuda:99"),
         (("score", scorer, today, "--device", "abacus"), "--device abacus"),
         (("fit", normal, "--out", new, "--model", tmp_path / "no_model"), "no_model"),
-        (("fit", tmp_path / "empty", "--out", new), "no .wav"),
+        (("fit", tmp_path / "empty", "--out", new), "empty must hold sound files"),
         (("fit", normal / "monday", "--out", new, "--false-alarm-rate", "0.01"), "at least 99"),
         (("fit", normal / "monday", "--out", new, "--gamma", "8"), "gamma"),
         (("fit", normal / "monday", "--out", tmp_path / "mono.wav"), "--out must be a directory"),

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -89,22 +86,3 @@ def add_inference_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--device", help="device of the model: cpu, cuda, cuda:1, mps, ... (default: the best there is)"
     )
-
-
-def sound_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files among `paths` and the sound files below its folders, in order.
-
-    Raises FileNotFoundError for a path that does not exist and for a folder without sound files.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SOUND_SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"no {', '.join(SOUND_SUFFIXES)} files below {path}")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"no file or folder {path}")
-    return files

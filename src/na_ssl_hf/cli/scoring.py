@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import default_checkpoint, resolve_checkpoint
+from ..data.sound_files import find_sound_files
 from ..hub.whole_files import whole_file
-from .command_line import CommandParser, add_command, add_far_cancellation_option, add_inference_options, sound_files
+from .command_line import CommandParser, add_command, add_far_cancellation_option, add_inference_options
 
 if TYPE_CHECKING:
     from ..hub.pipeline_anomaly_scoring import AnomalyScorer
@@ -95,7 +96,7 @@ def _fit(options: argparse.Namespace) -> None:
 
     if options.out.is_file():
         raise FileExistsError(f"--out must be a directory, got the file {options.out}")
-    files = sound_files(options.recordings)
+    files = find_sound_files(options.recordings)
     scorer = _load_scorer(options.model or str(default_checkpoint()), options)
     if options.far_cancellation is not None:
         method = None if options.far_cancellation == "none" else options.far_cancellation
@@ -118,7 +119,7 @@ def _fit(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     if options.csv is not None and options.csv.is_dir():
         raise IsADirectoryError(f"--csv must be a file, got the directory {options.csv}")
-    files = sound_files(options.recordings)
+    files = find_sound_files(options.recordings)
     scorer = _load_scorer(options.scorer, options)
     results: Any = scorer(files, batch_size=options.batch_size, progress="score")
     rows = [
