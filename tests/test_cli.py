@@ -18,6 +18,7 @@ import soundfile
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.checkpoints import default_checkpoint, resolve_checkpoint, shipped_checkpoint
 from na_ssl_hf.cli import build_parser, main
+from na_ssl_hf.training.model_card import launch_command
 
 RATE = 16000
 FOLDERS = ("docs", "examples", "model_cards")  # where command lines are documented, besides the root
@@ -545,3 +546,9 @@ def test_train_passes_its_arguments_to_the_script(tmp_path, capsys):
 def test_train_without_accelerate_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'na-ssl-hf[train]'" in one_line_error(capsys, "train", "distil", "--help")
+
+
+def test_card_repeats_the_command_that_trained():
+    assert launch_command(["examples/train.py", "--base", "a b"]) == "accelerate launch examples/train.py --base 'a b'"
+    command = launch_command(["na-ssl train distil", "--base", "a b"])
+    assert command == "accelerate launch -m na_ssl_hf.cli train distil --base 'a b'"

@@ -26,11 +26,11 @@ def load_example(name: str) -> ModuleType:
 def run_here(script: ModuleType, arguments: Sequence[object], monkeypatch) -> None:
     """Runs the script in this process, as a new one would."""
     monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
-    _forget_accelerator()
+    forget_accelerator()
     try:
         script.main()
     finally:
-        _forget_accelerator()
+        forget_accelerator()
 
 
 def kill_in_the_middle(processes: Sequence[subprocess.Popen], log: Path, step: int, timeout: float) -> None:
@@ -47,6 +47,7 @@ def kill_in_the_middle(processes: Sequence[subprocess.Popen], log: Path, step: i
         assert process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
 
 
-def _forget_accelerator() -> None:
+def forget_accelerator() -> None:
+    """Lets the next script of this process start as in a new one."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()

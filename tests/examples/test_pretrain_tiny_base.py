@@ -3,9 +3,10 @@ import json
 import pytest
 import soundfile
 import torch
-from example_scripts import load_example, run_here
+from example_scripts import forget_accelerator, load_example, run_here
 from transformers import AutoFeatureExtractor, AutoModel
 
+from na_ssl_hf.cli import main
 from na_ssl_hf.data.corpora.manifest import SoundFile, write_manifest
 from na_ssl_hf.data.synthetic.random_sounds import synthesize_random_sound
 from na_ssl_hf.hub.modeling_beats import BeatsModel
@@ -46,6 +47,20 @@ def test_writes_a_base_and_its_loss_curve(run, objective, model_type):
     assert model(**features).last_hidden_state.isfinite().all()
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_command_trains_as_the_script_does(run, targets, tmp_path):
+    script_weights = BeatsModel.from_pretrained(run("script")).state_dict()
+    options = "--cpu --duration 0.5 --optimizer muon --hidden-size 32 --num-layers 2 --batch-size 6 --max-steps 4"
+    folders = ["--targets", str(targets), "--output-dir", str(tmp_path / "command")]
+    forget_accelerator()
+    try:
+        assert main(["train", "pretrain", *folders, *options.split()]) == 0
+    finally:
+        forget_accelerator()
+    command_weights = BeatsModel.from_pretrained(tmp_path / "command").state_dict()
+    for name, weight in script_weights.items():
+        torch.testing.assert_close(command_weights[name], weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("objective", ["bands", "masked"])
