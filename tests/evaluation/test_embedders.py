@@ -1,4 +1,4 @@
-"""Frontends: from files to band vectors, by checkpoints of the right kind only."""
+"""Embedders turn files into band vectors, by checkpoints of the right kind only."""
 
 import numpy as np
 import pytest
@@ -35,9 +35,9 @@ def stereo(tmp_path_factory):
 
 
 def test_embeddings_are_those_of_model_and_pooling(checkpoints, stereo):
-    frontend = checkpoint_embedder("na-beats", checkpoints["na-beats"], "rdp", 8.0)
+    embedder = checkpoint_embedder("na-beats", checkpoints["na-beats"], "rdp", 8.0)
     model, extractor = tiny_model("na-beats"), TwoChannelFeatureExtractor(frontend="beats")
-    for path, embedding in zip(stereo, frontend.embed(stereo), strict=True):
+    for path, embedding in zip(stereo, embedder.embed(stereo), strict=True):
         features = extractor(soundfile.read(path, dtype="float32")[0].T, sampling_rate=16000)
         with torch.no_grad():
             grid = model.time_frequency_grid(model(features["input_values"]).last_hidden_state)
@@ -45,10 +45,10 @@ def test_embeddings_are_those_of_model_and_pooling(checkpoints, stereo):
 
 
 def test_a_noise_aware_checkpoint_serves_its_base(checkpoints, stereo):
-    frontend = checkpoint_embedder("beats", checkpoints["na-beats"])
+    embedder = checkpoint_embedder("beats", checkpoints["na-beats"])
     base = tiny_model("na-beats").to_base()
     scorer = AnomalyScorer(model=base, feature_extractor=TwoChannelFeatureExtractor(frontend="beats"))
-    torch.testing.assert_close(frontend.embed(stereo), scorer.embed(stereo, pooling="mean"))
+    torch.testing.assert_close(embedder.embed(stereo), scorer.embed(stereo, pooling="mean"))
     with pytest.raises(ValueError, match=r"frontend 'na-eat' must have a model of type 'na-eat', got 'na-beats'"):
         checkpoint_embedder("na-eat", checkpoints["na-beats"])
     with pytest.raises(ValueError, match=r"frontend 'na-beats' must have a model of type 'na-beats', got 'beats'"):
@@ -60,20 +60,20 @@ def test_mono_is_enough_for_single_channel_models_only(checkpoints, tmp_path):
     soundfile.write(tmp_path / "mono.wav", wave, 16000)
     soundfile.write(tmp_path / "both.wav", np.stack([wave, wave], axis=1), 16000)
     mono, both = [tmp_path / "mono.wav"], [tmp_path / "both.wav"]
-    for frontend in (checkpoint_embedder("beats", checkpoints["beats"]), log_mel_embedder()):
-        torch.testing.assert_close(frontend.embed(mono), frontend.embed(both))
-    for frontend in (
+    for embedder in (checkpoint_embedder("beats", checkpoints["beats"]), log_mel_embedder()):
+        torch.testing.assert_close(embedder.embed(mono), embedder.embed(both))
+    for embedder in (
         checkpoint_embedder("na-beats", checkpoints["na-beats"]),
         checkpoint_embedder("beats", checkpoints["beats"], far_cancellation="least_squares"),
         log_mel_embedder("least_squares"),
     ):
         with pytest.raises(ValueError, match=r"mono\.wav.*two channels"):
-            frontend.embed(mono)
+            embedder.embed(mono)
 
 
 def test_keys_tell_everything_that_changes_embeddings(checkpoints):
     make = checkpoint_embedder
-    frontends = [
+    embedders = [
         make("na-beats", checkpoints["na-beats"]),
         make("beats", checkpoints["na-beats"]),
         make("beats", checkpoints["beats"]),
@@ -85,8 +85,8 @@ def test_keys_tell_everything_that_changes_embeddings(checkpoints):
         log_mel_embedder("spectral_subtraction"),
         log_mel_embedder(center_level=True),
     ]
-    assert len({frontend.key for frontend in frontends}) == len(frontends)
-    assert make("na-beats", checkpoints["na-beats"], batch_size=2).key == frontends[0].key
+    assert len({embedder.key for embedder in embedders}) == len(embedders)
+    assert make("na-beats", checkpoints["na-beats"], batch_size=2).key == embedders[0].key
 
 
 def test_cancellation_of_a_checkpoint_is_switched_off_by_name(checkpoints, stereo, tmp_path):

@@ -97,7 +97,7 @@ def test_bad_scores_are_named(scores, message):
 
 def test_z_normalisation_wants_the_same_members_and_seeds():
     ensemble = ScoreEnsemble({"a": 1.0}, z_normalize=True)
-    with pytest.raises(ValueError, match="wants fit with the self scores of 'a' first"):
+    with pytest.raises(ValueError, match="needs fit with the self scores of 'a' first"):
         ensemble.score({"a": A})
     with pytest.raises(ValueError, match="2 seeds like the fitted ones, got 1"):
         ensemble.fit({"a": np.stack([A, B])}).score({"a": A})

@@ -19,6 +19,7 @@ from na_ssl_hf.cli import main
 from na_ssl_hf.evaluation.autoencoder.baseline import AutoencoderBaseline
 from na_ssl_hf.evaluation.report.result_files import write_run, write_table
 from na_ssl_hf.evaluation.report.submission import evaluate_submission
+from na_ssl_hf.evaluation.systems.content_hashes import content_hash
 from na_ssl_hf.evaluation.systems.published_systems import SYSTEMS
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
 from na_ssl_hf.evaluation.systems.system_run import run_system
@@ -242,6 +243,17 @@ def test_two_processes_give_equal_scores(benchmark_root, checkpoints, tmp_path):
             np.testing.assert_allclose(
                 [float(row[1]) for row in one[name]], [float(row[1]) for row in two[name]], rtol=1e-5, atol=1e-7
             )
+
+
+def test_every_file_is_hashed_once_in_a_run(benchmark_root, checkpoints, settings, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "na_ssl_hf.evaluation.systems.content_hashes.content_hash",
+        lambda file: hashed.append(file) or content_hash(file),
+    )
+    for system in ("fujimura_merl_task2_1", "baseline_mse"):
+        run_system(system, benchmark_root, settings, checkpoints, machines=["fan"])
+    assert sorted(hashed) == sorted((benchmark_root / "fan").rglob("*.wav"))
 
 
 def test_bad_input_is_named_before_any_work(benchmark_root, checkpoints, settings, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Frontends: from sound files to one vector per frequency band, by a checkpoint or by log-mel statistics.
+"""Embedders turn sound files into one vector per frequency band, by a checkpoint or by log-mel statistics.
 
 Letters: B recordings, N samples, F bands, D channels.
 """
@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoFeatureExtractor
+from transformers import AutoFeatureExtractor, PreTrainedModel
 
 from ...checkpoints import resolve_checkpoint
 from ...checkpoints.loading import load_model
+from ...hub.fbank import SAMPLING_RATE, TwoChannelFrontEnd
+from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
-from ...hub.noise_cancellation import cancel_far_microphone
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
 from ...hub.recording import Recording, load_recording
 from ...quiet_checkpoints import quiet_checkpoints
 from .log_mel import log_mel_embeddings
 from .published_systems import FRONTENDS
 
-SAMPLING_RATE = 16000
-# Of the embeddings: a new number makes cached ones of older versions unknown.
+# Part of the key of every embedding: another number makes all embeddings in existing caches be computed again.
 FORMAT_VERSION = 1
-# What an extractor does; its file also says where its code is.
+# The fields that decide what an extractor computes; its file also says where its code is.
 _EXTRACTOR_FIELDS = ("frontend", "sampling_rate", "num_mel_bins", "resample", "far_cancellation")
 
 
@@ -39,11 +39,11 @@ class Embedder:
     """Something that turns recordings into embeddings.
 
     Attributes:
-        name: for messages and tables.
-        key: hash of all that decides the embeddings besides the recordings: weights, extractor, pooling.
-        embed: several paths or loaded recordings -> `(B, F, D)` float32 on the CPU; OSError and ValueError name the
-            recording at fault.
-        bank_settings: of the `MemoryBank` that fits these embeddings.
+        name: name in messages and tables.
+        key: hash of everything that decides the embeddings besides the recordings: weights, extractor, pooling.
+        embed: function from several paths to `(B, F, D)` float32 on the CPU; its OSError and ValueError name the
+            recording that they are about.
+        bank_settings: settings of the `MemoryBank` that fits these embeddings.
     """
 
     name: str
@@ -52,14 +52,16 @@ class Embedder:
     bank_settings: Mapping[str, Any]
 
     def bank(self, **settings: Any) -> MemoryBank:
-        """An unfitted memory for these embeddings."""
+        """Make an unfitted memory for these embeddings, with further settings of [`MemoryBank`]."""
         return MemoryBank(**self.bank_settings, **settings)
 
 
 def log_mel_embedder(far_cancellation: str | None = None, center_level: bool = False) -> Embedder:
-    """Per-band log-mel statistics of the close channel, see `log_mel_embeddings`; no network.
+    """Make the embedder that needs no network: log-mel statistics of the close channel, see `log_mel_embeddings`.
 
-    far_cancellation: "least_squares" or "spectral_subtraction" first takes out what the far channel hears.
+    Args:
+        far_cancellation: "least_squares" or "spectral_subtraction" first takes out what the far channel hears.
+        center_level: whether the level of the clip is subtracted.
     """
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
@@ -79,26 +81,27 @@ def checkpoint_embedder(
     batch_size: int = 8,
     device: str | torch.device | None = None,
 ) -> Embedder:
-    """A frontend of the published tables from a checkpoint.
+    """Make the embedder of a frontend of the published tables from a checkpoint.
 
     Args:
-        name: of `FRONTENDS`, which says what type the model must have; an NA checkpoint also serves its base's names,
-            by the base inside it.
-        checkpoint: directory or hub id (a fine-tuned one may be an adapter), or the name of one of the package's.
-        pooling, gamma: over time, see `pool_time`.
+        name: a name of `FRONTENDS`, which says what type the model must have; a noise-aware checkpoint also serves the
+            names of its base, by the base inside it.
+        checkpoint: directory or name on the hub (a fine-tuned one may be an adapter), or the name of a checkpoint of
+            the package.
+        pooling, gamma: how tokens are pooled over time, see `pool_time`.
         far_cancellation: as in `TwoChannelFeatureExtractor`, or "none" to switch it off; `None` leaves it as the
             checkpoint says.
-        batch_size: recordings of one length that go through the model together.
-        device: `None` for the best there is.
+        batch_size: number of recordings of one length that go through the model together.
+        device: where the model computes; `None` for the best there is.
 
     Raises:
         OSError: the checkpoint cannot be loaded.
-        ValueError: an unknown name, or a model of another type.
+        ValueError: the name is unknown, or the model has another type.
     """
     if name not in FRONTENDS:
         raise ValueError(f"frontend must be one of {', '.join(FRONTENDS)}; got {name!r}")
     model, extractor = _load(checkpoint)
-    if model.config.model_type == f"na-{FRONTENDS[name]}":
+    if getattr(model.config, "base_model_type", None) == FRONTENDS[name] and hasattr(model, "to_base"):
         model = model.to_base()
     if model.config.model_type != FRONTENDS[name]:
         raise ValueError(
@@ -107,15 +110,28 @@ def checkpoint_embedder(
         )
     if far_cancellation is not None:
         extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
+    return model_embedder(name, model, extractor, pooling, gamma, batch_size, device)
+
+
+def model_embedder(
+    name: str,
+    model: PreTrainedModel,
+    extractor: TwoChannelFeatureExtractor,
+    pooling: str = "mean",
+    gamma: float = 4.0,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+) -> Embedder:
+    """Make the embedder of a model that is loaded already, with its extractor; the rest is as `checkpoint_embedder`."""
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
-    single_channel = not hasattr(model, "to_base")
-    pooled: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
+    hears_close_only = not hasattr(model, "to_base") and extractor.far_cancellation is None
+    pooling_settings: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
         recordings = [load_recording(file, SAMPLING_RATE) for file in files]
-        if single_channel and extractor.far_cancellation is None:
+        if hears_close_only:
             recordings = [_with_two_channels(recording) for recording in recordings]
-        return scorer.embed([_as_dict(one) for one in recordings], batch_size, **pooled)
+        return scorer.embed([_as_dict(one) for one in recordings], batch_size, **pooling_settings)
 
     settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
     settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}
@@ -123,9 +139,14 @@ def checkpoint_embedder(
 
 
 def close_channel(recording: Recording, far_cancellation: str | None = None) -> torch.Tensor:
-    """`(N,)` float32: the close channel, or mono; with `far_cancellation` what is left of it without the far one.
+    """Return the close channel, or the only one; with `far_cancellation` what is left of it without the far channel.
 
-    Raises ValueError, naming the recording, for another sampling rate or number of channels, and NaN/inf.
+    Returns:
+        `(N,)` float32.
+
+    Raises:
+        ValueError: the recording, which is named, has another sampling rate or number of channels, NaN or infinite
+            samples.
     """
     samples = torch.as_tensor(recording.samples, dtype=torch.float32)
     if recording.sampling_rate != SAMPLING_RATE:
@@ -136,12 +157,12 @@ def close_channel(recording: Recording, far_cancellation: str | None = None) -> 
     if not bool(samples.isfinite().all()):
         raise ValueError(f"{recording.name} must be finite, got NaN or infinite samples")
     if far_cancellation:
-        return cancel_far_microphone(samples[:1], samples[1:], far_cancellation)[0]
+        samples = TwoChannelFrontEnd(far_cancellation=far_cancellation).cancel(samples[None])[0]  # (2, N)
     return samples[0]
 
 
 def _with_two_channels(recording: Recording) -> Recording:
-    """Mono recordings, as of the challenges until 2025, get a second channel that a single-channel model ignores."""
+    """Give a mono recording, as of the challenges until 2025, a second channel that a single-channel model ignores."""
     if len(recording.samples) != 1:
         return recording
     samples = torch.as_tensor(recording.samples).expand(2, -1)  # (2, N)
@@ -152,7 +173,7 @@ def _as_dict(recording: Recording) -> dict[str, Any]:
     return {"array": recording.samples, "sampling_rate": recording.sampling_rate, "path": recording.name}
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
+def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
     source = resolve_checkpoint(checkpoint)
     try:
         with quiet_checkpoints():

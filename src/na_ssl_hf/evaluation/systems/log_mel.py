@@ -1,4 +1,4 @@
-"""Band-wise log-mel statistics: the embedding without any learning that every encoder should beat."""
+"""Log-mel statistics of each band are an embedding without any learning, which every encoder should beat."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from ...hub.fbank import kaldi_fbank
+from ...hub.fbank import NUM_MEL_BINS, kaldi_fbank
 
 
 def log_mel_embeddings(
     waveforms: Iterable[np.ndarray | torch.Tensor], num_bands: int = 8, center_level: bool = False
 ) -> torch.Tensor:
-    """Mean and standard deviation over time of the BEATs log-mel spectrogram, cut into `num_bands` equal mel bands.
+    """Compute mean and standard deviation over time of the BEATs log-mel spectrogram, in equal mel bands.
 
-    waveforms: single-channel clips (N,) at 16 kHz, lengths may differ. center_level: subtract the clip's level, the
-    average over all 128 means, so that loudness has no say. Returns (clips, num_bands, 2 * 128 / num_bands) float32 for
-    a `MemoryBank(distance="euclidean", normalize=False)`, whose scores are higher for more anomalous clips. Raises
-    ValueError when `num_bands` does not divide 128 or there is no clip.
+    Args:
+        waveforms: single-channel clips `(N,)` at 16 kHz, whose lengths may differ.
+        num_bands: number F of mel bands.
+        center_level: whether the level of the clip, the average over all 128 means, is subtracted, so that its
+            loudness has no influence.
+
+    Returns:
+        `(clips, F, 2 * 128 / F)` float32 for a `MemoryBank(distance="euclidean", normalize=False)`, whose scores are
+        higher for more anomalous clips.
+
+    Raises:
+        ValueError: `num_bands` does not divide 128, or there is no clip.
     """
-    if num_bands < 1 or 128 % num_bands:
-        raise ValueError(f"num_bands must divide 128, got {num_bands}")
+    if num_bands < 1 or NUM_MEL_BINS % num_bands:
+        raise ValueError(f"num_bands must divide {NUM_MEL_BINS}, got {num_bands}")
     embeddings = []
     for waveform in waveforms:
         log_mel = kaldi_fbank(torch.as_tensor(waveform, dtype=torch.float32), flavour="beats")  # (T, 128)

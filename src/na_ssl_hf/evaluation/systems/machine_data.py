@@ -1,4 +1,4 @@
-"""The clips of one machine of a DCASE folder: what to learn from, what to score, and the labels of the latter."""
+"""The data of one machine of a DCASE folder: clips to learn from, clips to score, and the labels of the latter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..ground_truth import read_labels
 
 @dataclass(frozen=True)
 class MachineData:
-    """Training and test clips of one machine, or of one section of it where there are several."""
+    """The training and test clips of one machine, or of one section of it where there are several."""
 
     name: str
     train: tuple[DcaseClip, ...]
@@ -23,63 +23,77 @@ class MachineData:
 
     @property
     def has_attributes(self) -> bool:
+        """Tell whether any training clip has attribute labels."""
         return any(clip.attributes not in (None, NO_ATTRIBUTE) for clip in self.train)
 
     @property
     def train_files(self) -> list[Path]:
+        """Return the paths of the training clips."""
         return [clip.path for clip in self.train]
 
     @property
     def test_files(self) -> list[Path]:
+        """Return the paths of the test clips."""
         return [clip.path for clip in self.test]
 
     @property
     def domains(self) -> list[str]:
+        """Return "source" or "target" for each training clip."""
         # The challenge of 2020 knew no domains.
         return [clip.name.domain or "source" for clip in self.train]
 
 
 def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> list[MachineData]:
-    """The machines below a DCASE folder, or those asked for, by name.
+    """List the machines below a DCASE folder, or those asked for, by name.
 
-    Raises FileNotFoundError and ValueError as `list_dcase_clips`, and ValueError for training or test clips alone.
+    Raises:
+        FileNotFoundError: as `list_dcase_clips`.
+        ValueError: as `list_dcase_clips`, or a machine or section has training clips or test clips alone.
     """
     clips = {split: list_dcase_clips(data, split, machines) for split in ("train", "test")}
     keys = {split: sorted({(clip.name.machine, clip.name.section) for clip in clips[split]}) for split in clips}
     if keys["train"] != keys["test"]:
         odd = sorted(set(keys["train"]) ^ set(keys["test"]))
         raise ValueError(f"data must have training and test clips of the same machines and sections, got {odd} alone")
-    units = []
+    found = []
     for machine, section in keys["train"]:
-        of_unit = {
+        of_section = {
             split: tuple(c for c in clips[split] if (c.name.machine, c.name.section) == (machine, section))
             for split in clips
         }
-        several = sum(name == machine for name, _ in keys["train"]) > 1 or section > 0
-        units.append(MachineData(f"{machine}_section_{section:02d}" if several else machine, **of_unit))
-    return units
+        has_several = sum(name == machine for name, _ in keys["train"]) > 1 or section > 0
+        found.append(MachineData(f"{machine}_section_{section:02d}" if has_several else machine, **of_section))
+    return found
 
 
 def read_test_labels(
-    unit: MachineData, ground_truth: str | Path | None = None
+    machine: MachineData, ground_truth: str | Path | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Anomaly and target-domain labels of the test clips, `(M,)` bool each, or `None` twice where one is not known.
+    """Read the labels of the test clips of one machine.
 
-    ground_truth: folder of the official `ground_truth_*` folders, for names that say neither. Raises OSError and
-    ValueError where it is damaged or lacks a clip.
+    Args:
+        machine: the machine, with M test clips.
+        ground_truth: folder of the official `ground_truth_*` folders, for file names that do not say the labels.
+
+    Returns:
+        anomaly and target-domain labels, `(M,)` bool each, or `None` twice where they are not known.
+
+    Raises:
+        OSError: a file of the ground truth is missing.
+        ValueError: the ground truth is damaged or lacks a clip.
     """
-    if all(clip.name.label and clip.name.domain for clip in unit.test):
+    if all(clip.name.label and clip.name.domain for clip in machine.test):
         return (
-            np.array([clip.name.label == "anomaly" for clip in unit.test]),
-            np.array([clip.name.domain == "target" for clip in unit.test]),
+            np.array([clip.name.label == "anomaly" for clip in machine.test]),
+            np.array([clip.name.domain == "target" for clip in machine.test]),
         )
     if ground_truth is None:
         return None, None
-    known = read_labels(ground_truth, unit.name)
-    stems = [dcase_stem(file.name) for file in unit.test_files]
+    known = read_labels(ground_truth, machine.name)
+    stems = [dcase_stem(file.name) for file in machine.test_files]
     if unknown := [stem for stem in stems if stem not in known]:
         raise ValueError(
-            f"ground_truth must have the labels of all test clips of {unit.name}, got none for {len(unknown)}, "
+            f"ground_truth must have the labels of all test clips of {machine.name}, got none for {len(unknown)}, "
             f"first {unknown[0]}"
         )
     is_anomaly, is_target = zip(*(known[stem] for stem in stems), strict=True)

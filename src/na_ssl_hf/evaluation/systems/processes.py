@@ -1,4 +1,4 @@
-"""Several processes of `accelerate launch` or torchrun that share out a list of work."""
+"""Several processes of `accelerate launch` or torchrun can share the work of a list."""
 
 from __future__ import annotations
 
@@ -6,52 +6,58 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `count`, numbered from 0; alone by default.
+    """This process among all that share the work; without a launcher it is the only one.
 
     Attributes:
+        index: number of this process, from 0.
+        count: number of all processes.
         device: where this process computes, or `None` for the best there is.
     """
 
     index: int = 0
     count: int = 1
-    device: Any = None
+    device: torch.device | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes results."""
+        """Tell whether this is the process that writes results."""
         return self.index == 0
 
     def share(self, work: Sequence[Item]) -> list[Item]:
-        """The items that are this process's: every `count`-th one."""
+        """Return the items that this process works on: every `count`-th one."""
         return list(work[self.index :: self.count])
 
     def gather(self, results: Sequence[Item]) -> list[Item]:
-        """What all processes made of their shares, in the order of the work, in every process."""
+        """Collect the results of all processes, in the order of the work; every process gets all of them."""
         if self.count == 1:
             return list(results)
         import torch.distributed
 
-        shares: list[Any] = [None] * self.count
+        shares: list[list[Item]] = [[] for _ in range(self.count)]
         torch.distributed.all_gather_object(shares, list(results))
-        missing = object()
-        turns = zip_longest(*shares, fillvalue=missing)
-        return [result for turn in turns for result in turn if result is not missing]
+        longest = max(map(len, shares))
+        return [share[turn] for turn in range(longest) for share in shares if turn < len(share)]
 
 
 @contextmanager
 def launched_processes() -> Iterator[Processes]:
-    """The processes that a launcher started together with this one, connected; this one alone without a launcher.
+    """Connect the processes that a launcher started together with this one; without a launcher it stays alone.
 
-    They are disconnected at the end: a process that just exits can die of its own connection's threads.
-    Raises ValueError when there are several and accelerate, which connects them, is not installed.
+    They are disconnected at the end, because a process that exits while it is connected can crash in the threads of
+    its connection.
+
+    Raises:
+        ValueError: there are several processes, and accelerate, which connects them, is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()

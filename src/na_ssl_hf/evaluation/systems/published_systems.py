@@ -1,4 +1,4 @@
-"""Every published system of DCASE 2026 Task 2 by name; read it as the tables of the papers.
+"""The published systems of DCASE 2026 Task 2 by their names, arranged as in the tables of the papers.
 
 Fujimura et al., DCASE 2026 Task 2 (Tables 3 and 4). Numbers are the papers' official scores in % on the challenge's
 data with the authors' checkpoints; `None` where none was published.
@@ -12,10 +12,10 @@ from typing import Literal
 
 from ...hub.memory_bank_rescaling import RescalingName
 
-# No network: name -> whether the level of the clip is taken out.
+# Frontends without a network: name -> whether the level of the clip is subtracted.
 LOG_MEL_FRONTENDS = {"logmel": False, "logmel-centred": True}
 
-# The encoder inside of each frontend; "Dis" ones are the same encoders after discriminative fine-tuning.
+# Name of a frontend -> type of its encoder; "dis" ones are the same encoders after discriminative fine-tuning.
 FRONTENDS = {
     "beats": "beats",
     "eat": "eat",
@@ -31,17 +31,20 @@ FRONTENDS = {
 
 @dataclass(frozen=True)
 class PublishedSystem:
-    """One row of a table. Frontends -> pooling over time -> one memory per band -> (weighted) mean of the scores.
+    """One row of a table: how a published system embeds recordings, remembers them, and fuses the scores.
+
+    Each frontend embeds the recordings, pools the tokens over time and has one memory per band; the score of the system
+    is the weighted mean of their scores.
 
     Attributes:
-        frontends: name -> weight of its scores; none for the autoencoder.
-        pooling, gamma: over time, see `pool_time`.
-        rescaling: of the scores, see [`MemoryBank`].
-        smote_ratio: target clips are filled up to this share of the source clips; excludes rescaling.
-        frontends_with_attributes: those that serve machines with attributes; the others serve the rest. Empty: all
-            serve all.
+        frontends: name of a frontend -> weight of its scores; none for the autoencoder.
+        pooling, gamma: how tokens are pooled over time, see `pool_time`.
+        rescaling: how scores are rescaled, see [`MemoryBank`].
+        smote_ratio: share of the source clips up to which target clips are synthesised; it excludes rescaling.
+        frontends_with_attributes: names of the frontends that serve machines with attributes, while the others serve
+            the rest; empty where all serve all.
         autoencoder_score: "mse" or "mahalanobis" of the autoencoder that is trained on every machine.
-        dev, eval: published official scores in %.
+        dev, eval: published official scores in %, of the development and the evaluation set.
         dev_least_squares, eval_least_squares: the same after least-squares far-microphone cancellation.
     """
 
@@ -58,7 +61,7 @@ class PublishedSystem:
     eval_least_squares: float | None = None
 
     def published(self, split: Literal["dev", "eval"], far_cancellation: str | None) -> float | None:
-        """The published score of the development or evaluation set, or `None`."""
+        """Return the published score of the development or evaluation set, or `None` where there is none."""
         suffix = {None: "", "least_squares": "_least_squares"}.get(far_cancellation)
         return None if suffix is None else getattr(self, split + suffix)
 
@@ -67,7 +70,7 @@ SYSTEMS: dict[str, PublishedSystem] = {
     # The challenge's baselines (Harada et al., EUSIPCO 2023).
     "baseline_mse": PublishedSystem({}, autoencoder_score="mse", dev=56.66),
     "baseline_mahala": PublishedSystem({}, autoencoder_score="mahalanobis", dev=57.66),
-    # No network: mean and standard deviation over time of each log-mel band. Not of the papers.
+    # These need no network, only mean and standard deviation over time of each log-mel band; no paper has them.
     "logmel": PublishedSystem({"logmel": 1.0}),
     "logmel-centred": PublishedSystem({"logmel-centred": 1.0}),
     # Table 3: single frontends.
@@ -100,7 +103,7 @@ SYSTEMS: dict[str, PublishedSystem] = {
 
 
 def find_system(name: str) -> PublishedSystem:
-    """The system of that name; ValueError names all."""
+    """Return the system of that name; the ValueError for an unknown one lists all names."""
     if name not in SYSTEMS:
         raise ValueError(f"system must be one of {', '.join(SYSTEMS)}; got {name!r}")
     return SYSTEMS[name]

@@ -1,4 +1,4 @@
-"""Where and how systems are run."""
+"""The settings of a run: where its cache lies, and how systems are computed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from pathlib import Path
 
 import torch
 
+from .content_hashes import ContentHashes
 from .processes import Processes
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and how systems are run.
+    """Settings that all systems of a run share.
 
     Attributes:
         cache: folder that keeps embeddings and trained autoencoders.
-        batch_size: recordings of one length that go through a model together.
+        batch_size: number of recordings of one length that go through a model together.
         device: "cpu", "cuda", ...; `None` for the best there is.
-        seed: of what is trained here, the autoencoders.
-        num_epochs: of the autoencoders.
+        seed: seed of what is trained here, the autoencoders.
+        num_epochs: number of epochs of the autoencoders.
         false_alarm_rate: share of normal clips that the thresholds may let alarm.
-        processes: those that share the work; every one of them must run the same systems.
-        show_progress: bars of the main process.
+        processes: processes that share the work; every one of them must run the same systems.
+        show_progress: whether the main process shows progress bars.
+        hashes: hashes of the sound files, so that each file is read for its hash once in a run.
     """
 
     cache: Path
@@ -33,7 +35,13 @@ class RunSettings:
     false_alarm_rate: float = 0.1
     processes: Processes = field(default_factory=Processes)
     show_progress: bool = True
+    hashes: ContentHashes = field(default_factory=ContentHashes, repr=False, compare=False)
+
+    @property
+    def compute_device(self) -> str | torch.device | None:
+        """The device that was asked for, else that of the process, else `None` for the best there is."""
+        return self.device if self.device is not None else self.processes.device
 
     def label(self, text: str) -> str | None:
-        """The label of a progress bar, or `None` for no bar."""
+        """Return the label of a progress bar, or `None` where this process shall show none."""
         return text if self.show_progress and self.processes.is_main else None

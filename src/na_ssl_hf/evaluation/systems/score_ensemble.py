@@ -1,4 +1,4 @@
-"""One score from several: frontends, and seeds of a frontend. Higher score = more anomalous everywhere."""
+"""Several scores of a clip, by several frontends and seeds, become one; a higher score is more anomalous everywhere."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class ScoreEnsemble:
     The seeds of a member are averaged first; members are then fused. Letters: S seeds, M clips, N normal clips.
 
     Args:
-        weights: member -> weight; at least 0, one of them above. They need not sum to 1.
+        weights: member -> weight; weights are at least 0, one of them is above, and they need not sum to 1.
         fusion: `"mean"`, weighted, or `"minimum"` over the members of weight above 0 (an anomaly must convince all).
         z_normalize: first scale the scores of each member and seed by mean and standard deviation (ddof 0) of its own
-            self scores, so that no member counts more because its distances are larger. Wants `fit`.
-        labelled_members: members for machines whose recordings carry attribute labels; the others then serve the
-            machines without. Empty: all members serve every machine.
+            self scores, so that no member counts more because its distances are larger. It needs `fit`.
+        labelled_members: members that serve machines whose recordings carry attribute labels, while the others serve
+            the machines without; empty where all members serve every machine.
 
     Attributes:
         scale_: member -> mean and standard deviation, each `(S,)`, after `fit`; a spread of 0 counts as 1.
 
     Raises:
-        ValueError: no member, a negative or not finite weight, weights that are all 0 for a kind of machine, an unknown
-            fusion, or labelled members that are no members.
+        ValueError: there is no member, a weight is negative or not finite, all weights for a kind of machine are 0, the
+            fusion is unknown, or labelled members are no members.
     """
 
     weights: Mapping[str, float]
@@ -58,7 +58,7 @@ class ScoreEnsemble:
                 raise ValueError(f"weights must hold at least one member of weight above 0{kind}, got {self.weights!r}")
 
     def members(self, has_attributes: bool = False) -> tuple[str, ...]:
-        """Members of weight above 0 that score a machine with or without attribute labels."""
+        """Return the members of weight above 0 that score a machine with or without attribute labels."""
         return tuple(
             member
             for member, weight in self.weights.items()
@@ -68,7 +68,12 @@ class ScoreEnsemble:
     def fit(self, self_scores: Scores, has_attributes: bool = False) -> ScoreEnsemble:
         """Learn the scales from the leave-one-out scores of normal clips; needed only with `z_normalize`.
 
-        self_scores: member -> `(N,)`, or `(S, N)` for S seeds. Raises ValueError as `score`.
+        Args:
+            self_scores: member -> `(N,)`, or `(S, N)` for S seeds.
+            has_attributes: whether the machine's recordings carry attribute labels.
+
+        Raises:
+            ValueError: as for `score`.
         """
         arrays = self._checked("self_scores", self_scores, has_attributes)
         self.scale_ = {}
@@ -80,16 +85,16 @@ class ScoreEnsemble:
         return self
 
     def score(self, scores: Scores, has_attributes: bool = False) -> np.ndarray:
-        """Fused scores `(M,)` float64, comparable with `score(self_scores)`, of which a threshold can be made.
+        """Fuse scores to `(M,)` float64, comparable with `score(self_scores)`, from which a threshold can be fitted.
 
         Args:
             scores: member -> `(M,)`, or `(S, M)` for S seeds in the order of `fit`. Members that do not serve the
-                machine may be left out.
+                machine may be missing.
             has_attributes: whether the machine's recordings carry attribute labels; matters with `labelled_members`.
 
         Raises:
-            ValueError: a missing or unknown member, NaN/inf, unequal numbers of clips, or, with `z_normalize`, not
-                fitted, or another number of seeds than fitted.
+            ValueError: a member is missing or unknown, scores are NaN or infinite, members have unequal numbers of
+                clips, or, with `z_normalize`, the ensemble is not fitted or was fitted with another number of seeds.
         """
         arrays = self._checked("scores", scores, has_attributes)
         if self.z_normalize:
@@ -101,7 +106,7 @@ class ScoreEnsemble:
 
     def _normalized(self, member: str, scores: np.ndarray) -> np.ndarray:
         if member not in getattr(self, "scale_", {}):
-            raise ValueError(f"z_normalize=True wants fit with the self scores of {member!r} first")
+            raise ValueError(f"z_normalize=True needs fit with the self scores of {member!r} first")
         mean, spread = self.scale_[member]
         if len(mean) != len(scores):
             raise ValueError(
@@ -110,7 +115,7 @@ class ScoreEnsemble:
         return (scores - mean[:, None]) / spread[:, None]  # (S, M)
 
     def _checked(self, name: str, scores: Scores, has_attributes: bool) -> dict[str, np.ndarray]:
-        """`(S, M)` float64 for the members that serve the machine, in the order of the weights."""
+        """Return `(S, M)` float64 for the members that serve the machine, in the order of the weights."""
         unknown = sorted(set(scores) - set(self.weights))
         if unknown:
             raise ValueError(f"{name} must hold members among {sorted(self.weights)}, got {unknown}")

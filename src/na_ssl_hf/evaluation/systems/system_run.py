@@ -1,11 +1,11 @@
-"""Running a published system by name on a DCASE folder.
+"""A system is run by its name on a DCASE folder: fitted on the training clips of every machine, scored on the others.
 
 Letters: N training clips, M test clips, S seeds, F bands, D channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..autoencoder.run import run_autoencoder
 from .embedders import Embedder, checkpoint_embedder, log_mel_embedder
 from .embedding_cache import cached_embeddings
 from .machine_data import MachineData, list_machines, read_test_labels
-from .machine_scores import MachineScores
+from .machine_scores import MachineScores, fit_and_score
 from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
 from .run_settings import RunSettings
 from .score_ensemble import ScoreEnsemble
@@ -31,13 +31,13 @@ SMOTE_NEIGHBORS = 2
 
 @dataclass(frozen=True)
 class SystemRun:
-    """A system, what it was run with, and what came out.
+    """The run of one system: what it was run with, and the scores that it gave.
 
     Attributes:
         system: name of the system.
         far_cancellation: "least_squares", "spectral_subtraction", "none", or `None` for what the checkpoints say.
-        checkpoints: frontend -> its checkpoints, one for every seed.
-        machines: the scored machines, by name.
+        checkpoints: name of a frontend -> its checkpoints, one for every seed.
+        machines: the scores of every machine, in the order of their names.
     """
 
     system: str
@@ -47,14 +47,14 @@ class SystemRun:
 
     @property
     def name(self) -> str:
-        """Name of the system with its far-microphone cancellation; fit for a folder."""
+        """Return the name of the system with its far-microphone cancellation; it may also name a folder."""
         return f"{self.system}+{self.far_cancellation}" if self.far_cancellation else self.system
 
 
 class _Embedded(NamedTuple):
-    """One frontend on one machine: `(N, F, D)` of the training and `(M, F, D)` of the test clips."""
+    """The embeddings of one machine by one embedder: `(N, F, D)` of its training and `(M, F, D)` of its test clips."""
 
-    frontend: Embedder
+    embedder: Embedder
     train: torch.Tensor
     test: torch.Tensor
 
@@ -74,20 +74,21 @@ def run_system(
     Args:
         system: a name of `SYSTEMS`.
         data: a folder that `load_dcase2026` reads.
-        settings: where and how.
-        checkpoints: frontend -> checkpoints of its seeds, whose scores are averaged; see `checkpoint_embedder`.
+        settings: where the cache lies, and how systems are computed.
+        checkpoints: name of a frontend -> checkpoints of its seeds, whose scores are averaged; see
+            `checkpoint_embedder`.
         far_cancellation: "least_squares" or "spectral_subtraction" removes from the close channel what the far one
             hears, before everything else; "none" does not, even where a checkpoint says so; `None` does what the
             checkpoints say.
-        machines: which ones; default all.
+        machines: names of the machines to run on; `None` for all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
-        rescaling: of the memory, in place of the system's own; `None` for plain distances. Systems with SMOTE refuse
-            any other, autoencoders have none.
+        rescaling: the rescaling of the memory, in place of the system's own; `None` for plain distances. Systems with
+            SMOTE refuse every other one; autoencoders have none.
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
-        ValueError: an unknown system, a frontend without checkpoint, too few clips, or recordings that the system does
-            not take; all but the last before any work.
+        ValueError: the system is unknown, a frontend has no checkpoint, there are too few clips, or the system does
+            not take one of the recordings; all but the last are found before any work.
     """
     recipe = find_system(system)
     if rescaling != "published":
@@ -99,12 +100,12 @@ def run_system(
             f"system {system!r} must have a checkpoint for each of its frontends, got none for {', '.join(missing)}: "
             f"give --frontend {' '.join(f'{name}=CHECKPOINT' for name in missing)}"
         )
-    units = list_machines(data, machines)
-    labels = {unit.name: read_test_labels(unit, ground_truth) for unit in units}
+    machine_data = list_machines(data, machines)
+    labels = {machine.name: read_test_labels(machine, ground_truth) for machine in machine_data}
     if recipe.autoencoder_score:
-        scored = run_autoencoder(recipe.autoencoder_score, units, _method(far_cancellation), settings)
+        scored = run_autoencoder(recipe.autoencoder_score, machine_data, _method(far_cancellation), settings)
     else:
-        scored = _run_frontends(recipe, units, seeds, far_cancellation, settings)
+        scored = _run_embedders(recipe, machine_data, seeds, far_cancellation, settings)
     labelled = tuple(
         replace(machine, is_anomaly=labels[machine.machine][0], is_target=labels[machine.machine][1])
         for machine in scored
@@ -117,64 +118,83 @@ def _method(far_cancellation: str | None) -> str | None:
     return None if far_cancellation == "none" else far_cancellation
 
 
-def _run_frontends(
+def _run_embedders(
     recipe: PublishedSystem,
-    units: Sequence[MachineData],
+    machine_data: Sequence[MachineData],
     checkpoints: Mapping[str, tuple[str, ...]],
     far_cancellation: str | None,
     settings: RunSettings,
 ) -> list[MachineScores]:
+    """Embed the clips of all machines, one embedder after the other, then score machine by machine."""
     ensemble = ScoreEnsemble(recipe.frontends, labelled_members=recipe.frontends_with_attributes)
-    embeddings: dict[str, dict[str, list[_Embedded]]] = {unit.name: {} for unit in units}
+    embedded: dict[str, dict[str, list[_Embedded]]] = {machine.name: {} for machine in machine_data}
     for name in recipe.frontends:
-        served = [unit for unit in units if name in ensemble.members(unit.has_attributes)]
-        files = [file for unit in served for file in (*unit.train_files, *unit.test_files)]
-        sizes = [size for unit in served for size in (len(unit.train), len(unit.test))]
+        served = [machine for machine in machine_data if name in ensemble.members(machine.has_attributes)]
+        files = [file for machine in served for file in (*machine.train_files, *machine.test_files)]
+        sizes = [size for machine in served for size in (len(machine.train), len(machine.test))]
         if not files:
             continue
-        for frontend in _frontends(name, checkpoints.get(name, ()), recipe, far_cancellation, settings):
-            computed = cached_embeddings(
-                frontend, files, settings.cache, settings.batch_size, settings.processes, settings.label(name)
+        for embedder in _embedders(name, checkpoints.get(name, ()), recipe, far_cancellation, settings):
+            embeddings = cached_embeddings(
+                embedder,
+                files,
+                settings.cache,
+                settings.batch_size,
+                settings.processes,
+                settings.label(name),
+                settings.hashes,
             )
-            parts = iter(computed.split(sizes))
-            for unit in served:
-                embeddings[unit.name].setdefault(name, []).append(_Embedded(frontend, next(parts), next(parts)))
-    return [_score_machine(recipe, ensemble, unit, embeddings[unit.name], settings.false_alarm_rate) for unit in units]
+            parts = iter(embeddings.split(sizes))
+            for machine in served:
+                embedded[machine.name].setdefault(name, []).append(_Embedded(embedder, next(parts), next(parts)))
+    return [
+        _score_machine(recipe, ensemble, machine, embedded[machine.name], settings.false_alarm_rate)
+        for machine in machine_data
+    ]
 
 
-def _frontends(
+def _embedders(
     name: str,
     checkpoints: Sequence[str],
     recipe: PublishedSystem,
     far_cancellation: str | None,
     settings: RunSettings,
-) -> list[Embedder]:
+) -> Iterator[Embedder]:
+    """Make the embedders of one frontend, one for every seed; each may be freed before the next one is loaded."""
     if name in LOG_MEL_FRONTENDS:
-        return [log_mel_embedder(_method(far_cancellation), center_level=LOG_MEL_FRONTENDS[name])]
-    device = settings.device if settings.device is not None else settings.processes.device
-    return [
-        checkpoint_embedder(name, seed, recipe.pooling, recipe.gamma, far_cancellation, settings.batch_size, device)
-        for seed in checkpoints
-    ]
+        yield log_mel_embedder(_method(far_cancellation), center_level=LOG_MEL_FRONTENDS[name])
+    for checkpoint in checkpoints:
+        yield checkpoint_embedder(
+            name,
+            checkpoint,
+            recipe.pooling,
+            recipe.gamma,
+            far_cancellation,
+            settings.batch_size,
+            settings.compute_device,
+        )
 
 
 def _score_machine(
     recipe: PublishedSystem,
     ensemble: ScoreEnsemble,
-    unit: MachineData,
-    embeddings: Mapping[str, Sequence[_Embedded]],
+    machine: MachineData,
+    embedded: Mapping[str, Sequence[_Embedded]],
     false_alarm_rate: float,
 ) -> MachineScores:
     self_scores, scores, band_scores = {}, {}, {}
-    for name, seeds in embeddings.items():
-        scored = [_fit_and_score(recipe, seed, unit) for seed in seeds]
+    for name, seeds in embedded.items():
+        scored = [
+            fit_and_score(_memory(recipe, seed.embedder, machine), seed.train, seed.test, machine.domains)
+            for seed in seeds
+        ]
         self_scores[name], scores[name], bands = (np.stack(part) for part in zip(*scored, strict=True))  # (S, ...)
         band_scores[name] = bands.mean(axis=0)  # (M, F)
-    fused_self_scores = ensemble.score(self_scores, unit.has_attributes)
+    fused_self_scores = ensemble.score(self_scores, machine.has_attributes)
     return MachineScores(
-        machine=unit.name,
-        clips=unit.test,
-        scores=ensemble.score(scores, unit.has_attributes),
+        machine=machine.name,
+        clips=machine.test,
+        scores=ensemble.score(scores, machine.has_attributes),
         normal_scores=fused_self_scores,
         threshold=fit_threshold(fused_self_scores, "conformal", false_alarm_rate),
         band_scores=np.average(
@@ -183,22 +203,13 @@ def _score_machine(
     )
 
 
-def _fit_and_score(
-    recipe: PublishedSystem, embedded: _Embedded, unit: MachineData
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leave-one-out scores `(N,)`, scores `(M,)` and band scores `(M, F)`."""
-    bank = _memory(recipe, embedded.frontend, unit).fit(embedded.train, domains=unit.domains)
-    bands = torch.as_tensor(bank.band_scores(embedded.test))
-    scores = torch.as_tensor(bank.aggregate_bands(bands))
-    return bank.self_scores().double().numpy(), scores.double().numpy(), bands.double().numpy()
-
-
-def _memory(recipe: PublishedSystem, frontend: Embedder, unit: MachineData) -> MemoryBank:
-    bank = partial(frontend.bank, rescaling=recipe.rescaling)
+def _memory(recipe: PublishedSystem, embedder: Embedder, machine: MachineData) -> MemoryBank:
+    """Make the unfitted memory of a system for one machine."""
+    bank = partial(embedder.bank, rescaling=recipe.rescaling)
     if not recipe.smote_ratio:
         return bank()
-    num_target = unit.domains.count("target")
-    if int(recipe.smote_ratio * unit.domains.count("source")) <= num_target:
+    num_target = machine.domains.count("target")
+    if int(recipe.smote_ratio * machine.domains.count("source")) <= num_target:
         # There are as many target clips as SMOTE would fill up to.
         return bank(separate_domains=True)
     return bank(smote_ratio=recipe.smote_ratio, smote_neighbors=SMOTE_NEIGHBORS)
