@@ -7,9 +7,9 @@ from .dcase_benchmark import write_dcase_benchmark
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
+from .recordings import simulate_recordings
 from .room_pool import RoomPool
 from .rooms import Room, draw_room
-from .simulated_recordings import simulate_recordings
 from .synthetic_dataset import write_two_channel_dataset
 
 __all__ = [

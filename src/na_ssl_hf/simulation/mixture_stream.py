@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.corpora.manifest import SoundFile, read_crop
 from ..one_thread import one_thread
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from .recordings import SILENCE_RMS
 from .room_pool import RoomPool
-from .simulated_recordings import SILENCE_RMS
 from .synthetic_dataset import SAMPLING_RATE
 
 if TYPE_CHECKING:

@@ -1,8 +1,13 @@
 import csv
+import signal
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
 from na_ssl_hf.data.synthetic.machine_sounds import synthesize_machine
@@ -107,7 +112,7 @@ def test_bad_files_are_named(sounds):
     cases = {
         "silent.wav": (np.zeros(16000), ValueError, "silent"),
         "short.wav": (np.ones(100) * 0.1, ValueError, "at least 0.5 s"),
-        "broken.wav": (None, OSError, "cannot read"),
+        "broken.wav": (None, OSError, "cannot be read"),
         "a.flac": (np.ones(16000) * 0.1, ValueError, "two files of one stem"),
     }
     for name, (samples, error, message) in cases.items():
@@ -134,7 +139,8 @@ def test_bad_files_are_named(sounds):
         ({"snr_db": (0.0, 0.0)}, ValueError, "snr_db"),
         ({"snr_db": (float("nan"),)}, ValueError, "snr_db"),
         ({"num_rooms": 0}, ValueError, "num_rooms"),
-        ({"noise_coherence": -1.0}, ValueError, "coherence"),
+        ({"noise_coherence": -1.0}, ValueError, r"noise_coherence must lie in \[0, 1\], got -1.0"),
+        ({"seed": -1}, ValueError, "seed must not be negative"),
         ({"targets_dir": "nowhere"}, OSError, "targets_dir must be a folder"),
         ({"noises_dir": "empty"}, OSError, "noises_dir must hold"),
         ({"out_dir": "targets/out"}, ValueError, "out_dir must not contain targets_dir or lie inside"),
@@ -149,3 +155,93 @@ def test_bad_settings_are_named(sounds, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
         simulate_recordings(**{**folders, **SETTINGS, **change})
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["targets", "noises"])
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "RF64", "W64", "AIFF", "AU", "MP3", "WAV"])
+def test_truncated_files_of_every_format_are_named(sounds, kind, place):
+    targets, noises, out = sounds
+    path = (targets / "normal" if place == "targets" else noises) / f"cut.{kind.lower()}"
+    soundfile.write(path, synthesize_machine("fan", 3, 4.0), 16000, format=kind)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(OSError, match=rf"cut\.{kind.lower()} .*truncated"):
+        simulate_recordings(targets, noises, out, **SETTINGS)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 4000])
+def test_a_header_that_was_never_finished_is_read_whole_with_a_warning(sounds, caplog, monkeypatch, size):
+    targets, noises, out = sounds
+    monkeypatch.setattr("na_ssl_hf.hub.sound_reader.logger.propagate", True)
+    simulate_recordings(targets, noises, out, **SETTINGS)
+    expected = _read_all(out)
+    assert not caplog.records
+    for path in (targets / "normal" / "a.wav", noises / "ventilation.wav"):
+        content = bytearray(path.read_bytes())
+        place = content.index(b"data") + 4
+        content[place : place + 4] = struct.pack("<I", size)
+        path.write_bytes(content)
+    simulate_recordings(targets, noises, out, overwrite=True, **SETTINGS)
+    assert _read_all(out) == expected
+    for name in ("a.wav", "ventilation.wav"):
+        warnings = [message for message in caplog.messages if f"{name} has an unfinished header" in message]
+        assert len(warnings) == 2  # when it is listed and when it is read, not for every crop
+
+
+def test_links_hidden_files_and_suffixes_in_capitals(sounds, tmp_path):
+    targets, noises, out = sounds
+    (targets / "normal" / "a.wav").rename(targets / "normal" / "A.WAV")
+    (targets / "normal" / "._A.WAV").write_bytes(b"no sound")
+    (tmp_path / "disk").mkdir()
+    (targets / "anomaly" / "a.wav").rename(tmp_path / "disk" / "a.wav")
+    (targets / "linked").symlink_to(tmp_path / "disk")
+    simulate_recordings(targets, noises, out, **SETTINGS)
+    assert sorted(path.name for path in (out / "clean").rglob("*.wav")) == ["A.wav", "a.wav", "b.wav"]
+    (targets / "normal" / "gone.wav").symlink_to(tmp_path / "gone.wav")
+    with pytest.raises(FileNotFoundError, match=r"gone\.wav"):
+        simulate_recordings(targets, noises, out, overwrite=True, **SETTINGS)
+
+
+def test_a_kill_leaves_the_old_or_the_new_folder(sounds):
+    targets, noises, out = sounds
+    settings = {"snr_db": (0.0,), "num_rooms": 1, "show_progress": False}
+    contents = []
+    for seed in (1, 0):
+        simulate_recordings(targets, noises, out, overwrite=True, seed=seed, **settings)
+        contents.append(_read_all(out))
+    new, old = contents
+    # The process kills itself at the n-th call that changes the file system while the folders are exchanged.
+    code = f"""
+import os, signal, sys
+import torch
+torch.set_num_threads({torch.get_num_threads()})  # sums, and so the last bits, depend on it
+from na_ssl_hf.simulation import simulate_recordings
+from na_ssl_hf.hub import whole_files
+count = 0
+def dying(function):
+    def call(*arguments, **keywords):
+        global count
+        count += 1
+        if count == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+exchange = whole_files._exchange
+def dying_exchange(one, other):
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    return dying(exchange)(one, other)
+whole_files._exchange = dying_exchange
+simulate_recordings({str(targets)!r}, {str(noises)!r}, {str(out)!r}, overwrite=True, seed=1, **{settings!r})
+"""
+    seen = []
+    for number in (1, 2):
+        process = subprocess.run([sys.executable, "-c", code, str(number)], capture_output=True, text=True)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        seen.append(_read_all(out))
+        assert seen[-1] in (old, new)
+    assert seen[0] == old
+    assert seen[-1] == new
+    simulate_recordings(targets, noises, out, overwrite=True, **settings)
+    assert [path.name for path in out.parent.iterdir() if "staging" in path.name] == []
