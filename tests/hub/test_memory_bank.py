@@ -284,6 +284,51 @@ def test_every_rescaling_has_a_name_that_types_know():
     assert set(memory_bank_rescaling.RESCALINGS) == set(RESCALINGS) == {None, *get_args(RescalingName)}
 
 
+# Leave one out
+
+
+def refitted_scores(embeddings, **settings):
+    """The score of every clip by a memory that never held it."""
+    rows = torch.arange(len(embeddings))
+    return torch.cat(
+        [MemoryBank(**settings).fit(embeddings[rows != row]).score(embeddings[row : row + 1]) for row in rows]
+    )
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("rescaling", [None, "variance_min", "ratio", "difference"])
+def test_exact_self_scores_are_those_of_memories_that_never_held_the_clip(rescaling, distance, num_neighbors):
+    embeddings = random_embeddings(25).cumsum(dim=0)  # of uneven density
+    settings = {"rescaling": rescaling, "distance": distance, "num_neighbors": num_neighbors}
+    expected = refitted_scores(embeddings, **settings)
+    bank = MemoryBank(**settings).fit(embeddings)
+    torch.testing.assert_close(bank.self_scores(exact=True), expected, rtol=1e-3, atol=1e-6)
+    if rescaling is not None:
+        assert not torch.allclose(bank.self_scores(), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("num_clips", [3, 4, 5])
+def test_exact_self_scores_of_a_few_clips(num_clips):
+    embeddings = random_embeddings(num_clips)
+    bank = MemoryBank(rescaling="ratio").fit(embeddings)
+    expected = refitted_scores(embeddings, rescaling="ratio")
+    torch.testing.assert_close(bank.self_scores(exact=True), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_chunks_do_not_change_exact_self_scores(monkeypatch):
+    bank = MemoryBank(rescaling="variance_min").fit(random_embeddings(30))
+    whole = bank.self_scores(exact=True)
+    monkeypatch.setattr(memory_bank_rescaling, "LEAVE_ONE_OUT_ELEMENTS", 7 * 30)
+    torch.testing.assert_close(bank.self_scores(exact=True), whole)
+
+
+@pytest.mark.parametrize("settings", [{"rescaling": "lof"}, {"coreset_size": 9}, {"smote_ratio": 0.5}])
+def test_other_memories_have_one_kind_of_self_scores(settings):
+    bank = MemoryBank(**settings).fit(random_embeddings(40), domains=["target"] * 5 + ["source"] * 35)
+    torch.testing.assert_close(bank.self_scores(exact=True), bank.self_scores(), rtol=0, atol=0)
+
+
 # Saving
 
 

@@ -185,12 +185,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `(B, 2, T, 128)` float32, what a call of the extractor gives as `input_values`.
         """
-        return self.front_end.fbank(self._cancelled(waveforms))
-
-    def _cancelled(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Warn about suspicious recordings `(B, 2, N)` of one length, and cancel their far microphone where asked."""
-        _warn_about_suspicious(waveforms)
-        return self.front_end.cancel(waveforms)
+        return self.front_end.fbank(self.front_end.cancel(waveforms))
 
     def _at_own_rate(self, wave: torch.Tensor, sampling_rate: int | None) -> torch.Tensor:
         if sampling_rate is None:
@@ -218,7 +213,10 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
             group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
-            waves[rows, :, :length] = self._cancelled(group)
+            for oddity, found in find_oddities(group).items():
+                if found.any():
+                    logger.warning_once(ODDITIES[oddity])
+            waves[rows, :, :length] = self.front_end.cancel(group)
         return waves
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
@@ -268,30 +266,66 @@ def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
     return (leads > chance) & (leads > lags * 10 ** (_LEAD_DB / 10)) & (louder_db > _LOUDER_DB)
 
 
-def _warn_about_suspicious(channels: torch.Tensor) -> None:
-    """Warn once per process about each oddity in `(B, 2, N)` that a microphone or a cable may have caused."""
+# So many names a warning lists.
+LISTED_NAMES = 5
+# What may be wrong with a microphone or a cable; legal, but worth a warning.
+ODDITIES = {
+    "silent close": "A recording has a silent close microphone (channel 0).",
+    "silent far": "A recording has a silent far microphone (channel 1); is it connected?",
+    "identical": "A recording has two identical channels; a far microphone (channel 1) was expected.",
+    "clipped": "A recording is at or above full scale in more than 0.1 % of its samples; it may be clipped.",
+    "swapped": (
+        "In a recording the far microphone (channel 1) hears the machine earlier and louder than the close one "
+        "(channel 0); are the channels swapped?"
+    ),
+}
+
+
+def find_oddities(channels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Which recordings show which of the `ODDITIES`.
+
+    Args:
+        channels: `(B, 2, N)` float32, 16 kHz.
+
+    Returns:
+        for each of them `(B,)` bool.
+    """
     centred = channels - channels.mean(-1, keepdim=True)
-    silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), where a constant offset counts as silence
-    identical = (channels[:, 0] == channels[:, 1]).all(-1)
-    clipped = (channels.abs() >= _FULL_SCALE).float().mean(-1) > _CLIPPED_SHARE  # (B, 2)
-    if silent[:, 0].any():
-        logger.warning_once("A recording has a silent close microphone (channel 0).")
-    if silent[:, 1].any():
-        logger.warning_once("A recording has a silent far microphone (channel 1); is it connected?")
-    if (identical & ~silent[:, 0]).any():
-        logger.warning_once("A recording has two identical channels; a far microphone (channel 1) was expected.")
-    if clipped.any():
-        logger.warning_once(
-            "A recording is at or above full scale in more than 0.1 % of its samples; it may be clipped."
-        )
-    # The spectra of one clip fit into a CPU's cache and those of a batch do not; a GPU is faster with the batch.
+    silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), a constant offset is silence, too
+    # One clip's spectra stay in the CPU's cache, those of a batch do not; a GPU wants the batch.
     parts = channels.split(1) if channels.device.type == "cpu" else [channels]
     looks_swapped = torch.cat([far_leads_and_is_louder(part) for part in parts])  # (B,)
-    if (looks_swapped & ~silent.any(1)).any():
-        logger.warning_once(
-            "In a recording the far microphone (channel 1) hears the machine earlier and louder than the close one "
-            "(channel 0); are the channels swapped?"
-        )
+    return {
+        "silent close": silent[:, 0],
+        "silent far": silent[:, 1],
+        "identical": (channels[:, 0] == channels[:, 1]).all(-1) & ~silent[:, 0],
+        "clipped": ((channels.abs() >= _FULL_SCALE).float().mean(-1) > _CLIPPED_SHARE).any(1),
+        "swapped": looks_swapped & ~silent.any(1),
+    }
+
+
+class OddityReport:
+    """Collects which recordings show which of the `ODDITIES`, for one warning of each kind that names them."""
+
+    def __init__(self) -> None:
+        self._num_recordings = 0
+        self._names: dict[str, list[str]] = {}
+
+    def note(self, names: Sequence[str], channels: torch.Tensor) -> None:
+        """Look at recordings, or windows of them, `(B, 2, N)` float32 at 16 kHz."""
+        self._num_recordings += len(names)
+        for oddity, found in find_oddities(channels).items():
+            odd = [name for name, is_odd in zip(names, found.tolist(), strict=True) if is_odd]
+            known = self._names.setdefault(oddity, [])
+            known += [name for name in dict.fromkeys(odd) if name not in known[-1:]]
+
+    def report(self) -> None:
+        """Log what was found."""
+        for oddity, names in self._names.items():
+            if names:
+                listed = ", ".join(names[:LISTED_NAMES]) + (", ..." if len(names) > LISTED_NAMES else "")
+                # A warning that was given in the same words is not given again: a scorer may be called for each clip.
+                logger.warning_once(f"{ODDITIES[oddity]} ({len(names)}: {listed})")
 
 
 def _recordings(audio: Any) -> Sequence[Any]:

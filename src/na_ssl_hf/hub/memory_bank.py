@@ -190,6 +190,8 @@ class MemoryBank:
         newest = slice(-self.max_clips, None) if self.max_clips else slice(None)
         clips = self._prepared(embeddings[newest], None if is_target is None else is_target[newest])
         self._install(self._learn(clips), version=0, history=[])
+        # It was of other clips; a scorer that finds none asks to be fitted again.
+        self.calibration = None
         return self
 
     @torch.no_grad()
@@ -278,7 +280,7 @@ class MemoryBank:
         return self.aggregate_bands(self.band_scores(embeddings))
 
     @torch.no_grad()
-    def self_scores(self) -> torch.Tensor:
+    def self_scores(self, exact: bool = False) -> torch.Tensor:
         """Score each fitted clip with its own entry removed from the memory, `(N,)` float32.
 
         A higher score is more anomalous. Densities and alpha stay as fitted; so do synthetic references that SMOTE made
@@ -287,6 +289,11 @@ class MemoryBank:
 
         With a rescaling these scores are a little above those of new normal clips, because the density of a reference
         still counts the removed clip. Thresholds made from them let fewer clips alarm than stated.
+
+        Args:
+            exact: Let densities and alpha be those of a memory that never held the clip, so that the scores are those
+                of new normal clips. It makes a difference for "variance_min", "ratio" and "difference"; with a decay,
+                a coreset, an index or "lof", the scores are those of `exact=False`.
 
         Raises:
             ValueError: The bank is not fitted, holds a single clip, or FAISS is missing with `index`.
@@ -299,7 +306,7 @@ class MemoryBank:
         scores = torch.empty(self.num_clips_, num_bands, device=self.memory_.device)
         for band in _progress(num_bands, self.num_clips_ * num_references * dim, "Leave-one-out scores"):
             queries = Queries(clips.vectors[band], clips.squared_norms[band], leave_one_out=True)
-            scores[:, band] = self._score_band(band, queries)
+            scores[:, band] = self._score_band(band, queries, exact)
         if not scores.isfinite().all():
             raise ValueError("`self_scores` needs at least 2 source clips where num_target_neighbors=0, got 1.")
         if self.coreset_size:
@@ -450,7 +457,7 @@ class MemoryBank:
         history = [*self._history, change][-self.max_history :] if self.max_history else []
         self._install(learned, self.version_ + 1, history)
 
-    def _score_band(self, band: int, queries: Queries) -> torch.Tensor:
+    def _score_band(self, band: int, queries: Queries, exact: bool = False) -> torch.Tensor:
         rescaling, memories = self._rescaling, self._memories
         is_target = self.is_target_ if memories.knows_domains else None
         references = References(
@@ -461,6 +468,8 @@ class MemoryBank:
             index=self._index_of(band),
         )
         learned = {name: getattr(self, name)[band] for name in (*rescaling.per_reference, *rescaling.per_band)}
+        if exact and is_target is None:
+            return rescaling.leave_one_out(references, learned, self.num_neighbors)
         scores = [
             rescaling.apply(queries, references.without(hidden), learned, count)
             for hidden, count in memories.parts(is_target, self.num_neighbors)

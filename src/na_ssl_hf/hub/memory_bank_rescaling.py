@@ -13,7 +13,15 @@ from typing import ClassVar, Literal
 
 import torch
 
-from .nearest_neighbors import Metric, Queries, References, mean_of_finite, nearest, rank_weighted_density
+from .nearest_neighbors import (
+    Metric,
+    Queries,
+    References,
+    exact_distances,
+    mean_of_finite,
+    nearest,
+    rank_weighted_density,
+)
 
 RescalingName = Literal["variance_min", "ratio", "difference", "lof"]
 
@@ -21,6 +29,8 @@ RescalingName = Literal["variance_min", "ratio", "difference", "lof"]
 SMALLEST_DENSITY = 1e-12
 # Densities whose variance is not above this are taken as constant, and alpha as 0.
 SMALLEST_VARIANCE = 1e-12
+# Elements of the float64 matrices of an exact leave-one-out, 160 MB each.
+LEAVE_ONE_OUT_ELEMENTS = 20_000_000
 # scikit-learn adds the same number to a mean reachability distance, which is 0 among duplicates.
 SMALLEST_REACHABILITY = 1e-10
 
@@ -91,6 +101,16 @@ class Rescaling(ABC):
             num_neighbors: The number of smallest distances that are averaged.
         """
 
+    def leave_one_out(
+        self, references: References, learned: Mapping[str, torch.Tensor], num_neighbors: int
+    ) -> torch.Tensor:
+        """Score every reference of one band against all others, `(R,)`, as if it had never been in the memory.
+
+        Here what was learned stays as it is; a rescaling that would have learned something else without the reference
+        overrides this.
+        """
+        return self.apply(_as_queries(references), references, learned, num_neighbors)
+
 
 class Plain(Rescaling):
     """Distances are averaged as they are."""
@@ -123,6 +143,49 @@ class LocalDensity(Rescaling):
         self, queries: Queries, references: References, learned: Mapping[str, torch.Tensor], num_neighbors: int
     ) -> torch.Tensor:
         return mean_of_finite(nearest(queries, self._rescaled(references, learned), num_neighbors)[0])
+
+    def leave_one_out(
+        self, references: References, learned: Mapping[str, torch.Tensor], num_neighbors: int
+    ) -> torch.Tensor:
+        """Score every reference against all others, with the densities that they have without it, `(R,)` float32."""
+        size = len(references.vectors)
+        if self.decay is not None or references.index is not None or references.owner is not None or size < 3:
+            return super().leave_one_out(references, learned, num_neighbors)
+        count = min(self.num_neighbors, size - 2)
+        distances, neighbors = nearest(_as_queries(references), references, count + 1)  # (R, count + 1)
+        # The density of each reference, and what it becomes when one of its neighbours is left out.
+        density = distances[:, :count].mean(dim=1).double()  # (R,)
+        without = (distances.sum(dim=1, keepdim=True).double() - distances[:, :count]) / count  # (R, count)
+        scores = []
+        chunk_rows = max(1, LEAVE_ONE_OUT_ELEMENTS // size)
+        for start, plain in exact_distances(references, chunk_rows):
+            stop = start + len(plain)
+            densities = density.repeat(stop - start, 1)  # (C, R), one row for each reference that is left out
+            reference, place = ((neighbors[:, :count] >= start) & (neighbors[:, :count] < stop)).nonzero(as_tuple=True)
+            densities[neighbors[reference, place] - start, reference] = without[reference, place]
+            learned_without = self._learned_without(densities, distances.double(), neighbors, start)
+            if set(learned_without) != set(learned):
+                # A subclass learns more than is known to change.
+                return super().leave_one_out(references, learned, num_neighbors)
+            terms = self._rescaled(references, learned_without)
+            rescaled = plain if terms.subtract is None else plain - terms.subtract  # (C, R)
+            rescaled = rescaled if terms.divide is None else rescaled / terms.divide
+            rescaled.diagonal(start).fill_(torch.inf)
+            nearest_others = rescaled.topk(min(num_neighbors, size - 1), dim=1, largest=False).values
+            scores.append(nearest_others.mean(dim=1))
+        return torch.cat(scores).float()
+
+    def _learned_without(
+        self, densities: torch.Tensor, near_distances: torch.Tensor, neighbors: torch.Tensor, start: int
+    ) -> dict[str, torch.Tensor]:
+        """Return what is learned without each of the references `start` to `start + C`, one row for each of them.
+
+        Args:
+            densities: `(C, R)`, the densities of all references without it.
+            near_distances, neighbors: `(R, k)`, distances and positions of the nearest others of every reference.
+            start: The first of the C references.
+        """
+        return {"density_": densities}
 
     @abstractmethod
     def _rescaled(self, references: References, learned: Mapping[str, torch.Tensor]) -> References:
@@ -172,14 +235,26 @@ class VarianceMin(LocalDensity):
         density = self._density(references, distances, neighbors)
         first = distances[:, 0].double()
         neighbor_density = density[neighbors[:, 0]].double()
-        centered = neighbor_density - neighbor_density.mean()
-        variance = centered.square().mean()
-        covariance = (centered * (first - first.mean())).mean()
-        alpha = torch.where(variance <= SMALLEST_VARIANCE, 0.0, covariance / variance)
-        return {"density_": density, "alpha_": alpha}
+        return {"density_": density, "alpha_": _least_variance_share(first, neighbor_density)}
 
     def _rescaled(self, references: References, learned: Mapping[str, torch.Tensor]) -> References:
         return replace(references, subtract=learned["alpha_"] * learned["density_"])
+
+    def _learned_without(
+        self, densities: torch.Tensor, near_distances: torch.Tensor, neighbors: torch.Tensor, start: int
+    ) -> dict[str, torch.Tensor]:
+        rows = torch.arange(len(densities), device=densities.device)
+        nearest_other = neighbors[:, 0].repeat(len(rows), 1)  # (C, R)
+        first = near_distances[:, 0].repeat(len(rows), 1)
+        # Where the nearest one is left out, the second takes its place.
+        reference = ((neighbors[:, 0] >= start) & (neighbors[:, 0] < start + len(rows))).nonzero()[:, 0]
+        left_out = neighbors[reference, 0] - start
+        nearest_other[left_out, reference] = neighbors[reference, 1]
+        first[left_out, reference] = near_distances[reference, 1]
+        is_left_out = torch.zeros_like(first, dtype=torch.bool)
+        is_left_out[rows, rows + start] = True
+        alpha = _least_variance_share(first, densities.gather(1, nearest_other), is_left_out)  # (C,)
+        return {"density_": densities, "alpha_": alpha[:, None]}
 
 
 class LocalOutlierFactor(Rescaling):
@@ -212,6 +287,19 @@ class LocalOutlierFactor(Rescaling):
 RESCALINGS: dict[RescalingName | None, type[Rescaling]] = {
     rescaling.name: rescaling for rescaling in (Plain, VarianceMin, DensityRatio, DensityDifference, LocalOutlierFactor)
 }
+
+
+def _least_variance_share(
+    first: torch.Tensor, neighbor_density: torch.Tensor, ignored: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return `cov(u, v) / var(v)` over the last axis, without `ignored` entries; 0 where v is constant."""
+    counts = torch.ones_like(first) if ignored is None else (~ignored).to(first.dtype)
+    total = counts.sum(dim=-1, keepdim=True)
+    centered = (neighbor_density - (neighbor_density * counts).sum(dim=-1, keepdim=True) / total) * counts
+    variance = (centered.square() / total).sum(dim=-1)
+    centered_first = first - (first * counts).sum(dim=-1, keepdim=True) / total
+    covariance = (centered * centered_first / total).sum(dim=-1)
+    return torch.where(variance <= SMALLEST_VARIANCE, 0.0, covariance / variance)
 
 
 def _as_queries(references: References) -> Queries:

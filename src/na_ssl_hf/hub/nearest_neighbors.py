@@ -4,6 +4,7 @@ Letters: N queries, R references, D channels, C rows of one chunk, k candidates.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -221,20 +222,33 @@ def rank_weighted_density(references: References, decay: float) -> torch.Tensor:
     device = references.vectors.device
     weights = torch.pow(torch.tensor(decay, dtype=torch.float64), torch.arange(count)).to(device)  # (k,)
     weights /= weights.sum()
-    # All others take part, so that the products need float64: there are no few candidates to measure one by one.
-    vectors, norms = references.vectors.double(), references.squared_norms.double()
     chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // num_references))
     densities = []
-    for start in range(0, num_references, chunk_rows):
-        products = vectors[start : start + chunk_rows] @ vectors.T  # (C, R)
-        if references.metric == "cosine":
-            distances = products.mul_(-0.5).add_(0.5).clamp_(0.0, 1.0)
-        else:
-            distances = products.mul_(-2.0).add_(norms).add_(norms[start : start + chunk_rows, None])
-            distances = distances.clamp_(min=0.0).sqrt_()
+    for start, distances in exact_distances(references, chunk_rows):
         distances.diagonal(start).fill_(torch.inf)
         densities.append(distances.topk(count, dim=1, largest=False, sorted=True).values @ weights)
     return torch.cat(densities).float()
+
+
+def exact_distances(references: References, chunk_rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the plain distances of all references to all, a few rows at a time.
+
+    Args:
+        references: The R references.
+        chunk_rows: The largest number of rows C at a time.
+
+    Yields:
+        The first row, and the distances `(C, R)` float64. Where all references take part, a float32 product would be
+        too coarse: there are no few candidates to measure one by one.
+    """
+    vectors, norms = references.vectors.double(), references.squared_norms.double()
+    for start in range(0, len(vectors), chunk_rows):
+        products = vectors[start : start + chunk_rows] @ vectors.T  # (C, R)
+        if references.metric == "cosine":
+            yield start, products.mul_(-0.5).add_(0.5).clamp_(0.0, 1.0)
+        else:
+            products.mul_(-2.0).add_(norms).add_(norms[start : start + chunk_rows, None])
+            yield start, products.clamp_(min=0.0).sqrt_()
 
 
 def mean_of_finite(distances: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,12 @@ Letters in shape comments: B recordings, N samples, T' patch rows in time, F ban
 """
 
 import copy
+import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,16 +18,32 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 
+from .fbank import FRAME_SHIFT, SAMPLING_RATE
+from .feature_extraction_two_channel import OddityReport
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
+from .normal_recordings import NormalRecordings
 from .pooling import Pooling
-from .recording import RecordingSource, RecordingSources, each_recording, is_single_recording, load_recording
+from .recording import (
+    WHOLE,
+    Piece,
+    RecordingSource,
+    RecordingSources,
+    Unreadable,
+    Windows,
+    each_recording,
+    is_single_recording,
+    open_recording,
+    recording_name,
+)
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
 from .whole_files import whole_folder
 
 logger = logging.get_logger(__name__)
 
+# A longer recording is scored in windows, because the memory that attention needs grows with the square of the length.
+LONGEST_WHOLE_SEC = 60.0
 # How transformers and peft name weights, in one file or in shards, and what makes a folder an adapter's.
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_config\.json")
 
@@ -49,12 +66,34 @@ class Result(TypedDict):
     band_scores: list[float]
 
 
-@dataclass(frozen=True)
-class Waveform:
-    """A checked recording: `(2, N)` float32 at the extractor's rate, and its name for messages."""
+class FailedResult(TypedDict):
+    """What the scorer says of a recording that it could not score, where it is asked to go on.
 
-    samples: torch.Tensor
-    name: str
+    Attributes:
+        error: one line, which names the recording.
+    """
+
+    error: str
+
+
+class WindowScore(TypedDict):
+    """The score of one window of a long recording; `start` and `end` in s."""
+
+    start: float
+    end: float
+    score: float
+
+
+class LongResult(Result):
+    """What the scorer says of a recording that it cut into windows; `score` and `band_scores` are aggregates.
+
+    Attributes:
+        windows: the windows in their order.
+        worst_window: the one with the highest score.
+    """
+
+    windows: list[WindowScore]
+    worst_window: WindowScore
 
 
 class AnomalyScorer(Pipeline):
@@ -74,6 +113,7 @@ class AnomalyScorer(Pipeline):
 
     Attributes:
         memory_bank: the fitted memory with its calibration, or `None`.
+        left_out: the recordings that the last `fit` did not count (copies and unreadable ones), with the reason.
 
     Raises:
         ValueError: the model is not an encoder of this package, or the feature extractor is missing or another's.
@@ -95,13 +135,14 @@ class AnomalyScorer(Pipeline):
             )
         if self.feature_extractor is None:
             raise ValueError("`feature_extractor` must be a TwoChannelFeatureExtractor, got None.")
-        frontend = self.model.config.model_type.removeprefix("na-")
+        frontend = self.model.config.frontend
         if self.feature_extractor.frontend != frontend:
             raise ValueError(
                 f"`feature_extractor` must be of the model's frontend {frontend!r}, "
                 f"got one of {self.feature_extractor.frontend!r}."
             )
         self.memory_bank: MemoryBank | None = None
+        self.left_out: list[tuple[str, str]] = []
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
         source = getattr(self.model, "name_or_path", None)
@@ -116,27 +157,44 @@ class AnomalyScorer(Pipeline):
         recordings: RecordingSources,
         domains: Iterable[str] | None = None,
         *,
+        groups: Iterable[Hashable] | None = None,
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
         r: float | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        aggregate: str | float | None = None,
         memory_bank: MemoryBank | None = None,
         threshold_method: str = "conformal",
         false_alarm_rate: float | None = None,
+        skip_unreadable: bool = False,
         batch_size: int | None = None,
         progress: str | None = "fit",
     ) -> "AnomalyScorer":
         """Remember normal recordings and set the threshold.
 
+        The stated false-alarm rate holds for new recordings that are exchangeable with the normal ones: same machine,
+        place, microphones and conditions. With `groups` it is made for conditions that were never heard.
+
+        Recordings with the same samples, whatever their files, count once; `left_out` lists the others.
+
         Args:
             recordings: normal recordings, in any form that calling the scorer accepts.
             domains: "source" or "target" for each, where known.
+            groups: a label for each, say its room, day or machine. The score of a recording for the threshold then
+                comes from a memory without its whole group.
             pooling: how tokens are pooled over time, see [`pool_time`].
             gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
+            window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
+                are cut into windows of 10 s. The score of a recording for the threshold is aggregated like every other
+                one, from a memory without the recording.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
                 itself. `MemoryBank(rescaling="variance_min")` is that of the published systems; it loses by a few
                 normal recordings that are far from all others.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
+            skip_unreadable: leave out recordings that cannot be read or break a rule, with a warning, instead of
+                raising.
             batch_size: recordings of equal length that go through the model together.
             progress: label of the progress bar; `None` for no bar.
 
@@ -151,13 +209,18 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         pooled = Pooling().changed(pooling, gamma=gamma, p=p, r=r)
-        batches = list(self._vectors(recordings, pooled, batch_size, progress))
-        if not batches:
-            raise ValueError("`recordings` must hold at least one normal recording, got none.")
+        windows = self._windows(None, window, hop, aggregate)
+        normal = NormalRecordings(domains, groups)
+        for batch in self._embedded(recordings, pooled, windows, batch_size, progress, keep_failures=skip_unreadable):
+            for item, vector in batch:
+                normal.add(item, vector)
+        normal.finish()
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
-        bank.fit(torch.cat(batches), domains=None if domains is None else list(domains))
-        self_scores = bank.self_scores()
+        bank.fit(normal.vectors, domains=normal.domains)
+        if normal.was_cut and windows is None:
+            windows = self._default_windows()
+        self_scores = normal.self_scores(bank, windows)
         threshold, rate = calibrated_threshold(self_scores, threshold_method, false_alarm_rate)
         bank.calibration = Calibration(
             threshold=threshold,
@@ -169,8 +232,11 @@ class AnomalyScorer(Pipeline):
             extractor=self._extractor_settings(),
             pooling=asdict(pooled),
             bank_version=bank.version_,
+            windows=None if windows is None else asdict(windows),
+            num_groups=normal.num_groups,
         )
         self.memory_bank, self._verified = bank, (bank, self.model)
+        self.left_out = normal.left_out
         return self
 
     def calibrate(self, threshold_method: str = "conformal", false_alarm_rate: float | None = None) -> float:
@@ -199,8 +265,17 @@ class AnomalyScorer(Pipeline):
     # Scoring
 
     def __call__(  # type: ignore[override]
-        self, recordings: RecordingSources, batch_size: int | None = None, progress: str | None = None, **kwargs: Any
-    ) -> Result | list[Result] | Iterator[Result]:
+        self,
+        recordings: RecordingSources,
+        batch_size: int | None = None,
+        progress: str | None = None,
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        aggregate: str | float | None = None,
+        errors: str = "raise",
+        **kwargs: Any,
+    ) -> Any:
         """Score recordings.
 
         Args:
@@ -210,11 +285,16 @@ class AnomalyScorer(Pipeline):
                 data set, an array `(B, 2, N)` or of paths, or any iterable; one without a length is scored lazily.
             batch_size: recordings of equal length that go through the model together.
             progress: label of a progress bar; `None` for no bar.
+            window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None` as in `fit`, and
+                recordings above 60 s, or above what the model takes, are cut into windows of 10 s.
+            errors: "raise", or "return": a recording that cannot be read or breaks a rule gives `{"error": ...}` in
+                its place, and scoring goes on.
 
         Returns:
             for each recording a dict with `score` (float; higher is more anomalous), `is_anomaly` (bool),
             `threshold`, `p_value` (conformal: the chance that a normal recording scores as high) and `band_scores`
-            (F floats, low to high frequency). One dict, a list of them, or an iterator for a lazy input.
+            (F floats, low to high frequency); of one that was cut also `windows` and `worst_window`, dicts of `start`,
+            `end` (s) and `score`. One dict, a list of them, or an iterator for a lazy input.
 
         Raises:
             ValueError: not fitted, fitted with another model, extractor or pooling, or a recording breaks a rule.
@@ -222,11 +302,18 @@ class AnomalyScorer(Pipeline):
         """
         if kwargs:
             raise ValueError(
-                f"Calling the scorer takes `recordings`, `batch_size` and `progress`, got {sorted(kwargs)}."
+                "Calling the scorer takes `recordings`, `batch_size`, `progress`, `window`, `hop`, `aggregate` and "
+                f"`errors`, got {sorted(kwargs)}."
             )
+        if errors not in ("raise", "return"):
+            raise ValueError(f"`errors` must be 'raise' or 'return', got {errors!r}.")
         bank, calibration = self._fitted()
-        vectors = self._vectors(recordings, Pooling(**calibration.pooling), batch_size, progress)
-        results = (result for batch in vectors for result in self.postprocess(batch, bank, calibration))
+        fitted = None if calibration.windows is None else Windows(**calibration.windows)
+        windows = self._windows(fitted, window, hop, aggregate)
+        embedded = self._embedded(
+            recordings, Pooling(**calibration.pooling), windows, batch_size, progress, errors == "return"
+        )
+        results = self._results(embedded, windows, bank, calibration)
         if is_single_recording(recordings):
             return next(results)
         return list(results) if isinstance(recordings, Sized) else results
@@ -253,10 +340,12 @@ class AnomalyScorer(Pipeline):
             OSError: a file is missing or cannot be decoded.
         """
         fitted = Pooling() if pooling else Pooling(**self._fitted()[1].pooling)
-        batches = list(self._vectors(recordings, fitted.changed(pooling, gamma=gamma, p=p, r=r), batch_size, None))
-        if not batches:
+        pooled = fitted.changed(pooling, gamma=gamma, p=p, r=r)
+        batches = self._embedded(recordings, pooled, WHOLE, batch_size, None)
+        vectors = [vector for batch in batches for _, vector in batch]
+        if not vectors:
             raise ValueError("`recordings` must hold at least one recording, got none.")
-        return torch.cat(batches)  # (B, F, D)
+        return torch.stack(vectors)  # (B, F, D)
 
     def anomaly_map(self, recording: RecordingSource) -> torch.Tensor:
         """Where in time and frequency one recording deviates: the band scores of its unpooled tokens.
@@ -269,8 +358,8 @@ class AnomalyScorer(Pipeline):
             OSError: a file is missing or cannot be decoded.
         """
         bank, _ = self._fitted()
-        waveform = self.preprocess(recording)
-        tokens = self.forward({"waveforms": waveform.samples[None], "pooling": None})["vectors"]  # (1, T', F, D)
+        (piece,) = self.preprocess(recording, WHOLE)
+        tokens = self.forward({"waveforms": piece.samples[None], "pooling": None})["vectors"]  # (1, T', F, D)
         return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
 
     # Saving
@@ -307,38 +396,78 @@ class AnomalyScorer(Pipeline):
 
     # The steps of one recording, in their order
 
-    def _vectors(
-        self, recordings: RecordingSources, pooling: Pooling, batch_size: int | None, progress: str | None
-    ) -> Iterator[torch.Tensor]:
-        """Pooled vectors `(n, F, D)` of up to `batch_size` recordings at a time, in order."""
+    def _embedded(
+        self,
+        recordings: RecordingSources,
+        pooling: Pooling,
+        windows: Windows | None,
+        batch_size: int | None,
+        progress: str | None,
+        keep_failures: bool = False,
+    ) -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
+        """Up to `batch_size` pieces at a time, in order, with their vectors `(F, D)`; unreadable ones with `None`."""
         # Checked when this is called, not when the first vectors are asked for.
         size, sources = self._checked_batch_size(batch_size), each_recording(recordings)
 
-        def vectors() -> Iterator[torch.Tensor]:
+        def pieces() -> Iterator[Piece | Unreadable]:
+            for source in sources:
+                try:
+                    yield from self.preprocess(source, windows)
+                except (ValueError, OSError) as error:
+                    if not keep_failures:
+                        raise
+                    yield Unreadable(recording_name(source), " ".join(str(error).split()))
+
+        def batches() -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
             total = len(sources) if isinstance(sources, Sized) else None
-            stream = iter(sources)
+            oddities = OddityReport()
+            stream = pieces()
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
-                while batch := [self.preprocess(source) for source in islice(stream, size)]:
-                    # Padding would change scores: only recordings of one length go through the model together.
-                    pooled: dict[int, torch.Tensor] = {}
-                    for length in {waveform.samples.shape[-1] for waveform in batch}:
-                        rows = [row for row, waveform in enumerate(batch) if waveform.samples.shape[-1] == length]
-                        waveforms = torch.stack([batch[row].samples for row in rows])  # (n, 2, N)
-                        outputs = self.forward({"waveforms": waveforms, "pooling": pooling})
-                        pooled.update(zip(rows, outputs["vectors"], strict=True))
-                    bar.update(len(batch))
-                    yield torch.stack([pooled[row] for row in range(len(batch))])  # (n, F, D)
+                try:
+                    while batch := list(islice(stream, size)):
+                        yield list(zip(batch, self._batch_vectors(batch, pooling, oddities), strict=True))
+                        bar.update(sum(isinstance(item, Unreadable) or item.is_last for item in batch))
+                finally:
+                    oddities.report()
 
-        return vectors()
+        return batches()
 
-    def preprocess(self, source: RecordingSource) -> Waveform:  # type: ignore[override]
-        """Read and check one recording. ValueError and OSError name it."""
-        recording = load_recording(source, self.feature_extractor.sampling_rate)
-        try:
-            samples = self.feature_extractor.waveform(recording.samples, recording.sampling_rate)
-        except ValueError as error:
-            raise ValueError(f"{recording.name}: {error}") from error
-        return Waveform(samples, recording.name)
+    def _batch_vectors(
+        self, batch: Sequence[Piece | Unreadable], pooling: Pooling, oddities: OddityReport
+    ) -> list[torch.Tensor | None]:
+        """The vector `(F, D)` of every piece, `None` for what could not be read."""
+        vectors: list[torch.Tensor | None] = [None] * len(batch)
+        rows_by_length: dict[int, list[int]] = {}
+        for row, item in enumerate(batch):
+            if isinstance(item, Piece):
+                rows_by_length.setdefault(item.samples.shape[-1], []).append(row)
+        # Padding would change scores: only pieces of one length go through the model together.
+        for rows in rows_by_length.values():
+            pieces = [item for row in rows if isinstance(item := batch[row], Piece)]
+            waveforms = torch.stack([piece.samples for piece in pieces])  # (n, 2, N)
+            oddities.note([piece.name for piece in pieces], waveforms)
+            for row, vector in zip(
+                rows, self.forward({"waveforms": waveforms, "pooling": pooling})["vectors"], strict=True
+            ):
+                vectors[row] = vector
+        return vectors
+
+    def preprocess(self, source: RecordingSource, windows: Windows | None = None) -> Iterator[Piece]:  # type: ignore[override]
+        """Read and check one recording, whole or in windows. ValueError and OSError name it."""
+        with open_recording(source, self.feature_extractor.sampling_rate) as recording:
+            rate, num_frames = recording.sampling_rate, recording.num_frames
+            if windows is None and rate > 0 and num_frames > rate * self._longest_whole():
+                windows = self._default_windows()
+            was_cut = windows is not None and windows is not WHOLE
+            spans = windows.starts(num_frames, rate) if windows is not None and was_cut else [(0, num_frames)]
+            for index, (start, frames) in enumerate(spans):
+                samples = recording.read(start, frames) if was_cut else recording.read()
+                try:
+                    waveform = self.feature_extractor.waveform(samples, rate)
+                except ValueError as error:
+                    raise ValueError(f"{recording.name}: {error}") from error
+                is_last = index == len(spans) - 1
+                yield Piece(waveform, recording.name, start / rate, (start + frames) / rate, is_last, was_cut)
 
     def _forward(self, inputs: dict[str, Any], **forward_parameters: Any) -> Any:  # type: ignore[override]
         """Waveforms `(B, 2, N)` of one length to vectors `(B, F, D)`, or tokens `(B, T', F, D)` without pooling."""
@@ -352,23 +481,99 @@ class AnomalyScorer(Pipeline):
         pooling = inputs["pooling"]
         return {"vectors": grid if pooling is None else pooling(grid)}
 
+    def _results(
+        self,
+        embedded: Iterator[list[tuple[Piece | Unreadable, Any]]],
+        windows: Windows | None,
+        bank: MemoryBank,
+        calibration: Calibration,
+    ) -> Iterator[Result | LongResult | FailedResult]:
+        """Vectors to results, by distance to the memory; the windows of a recording are put together again."""
+        spans: list[tuple[float, float]] = []
+        of_windows: list[torch.Tensor] = []
+        for batch in embedded:
+            rows = [row for row, (_, vector) in enumerate(batch) if vector is not None]
+            if rows:
+                band_scores = torch.as_tensor(bank.band_scores(torch.stack([batch[row][1] for row in rows]))).cpu()
+            for row, (item, _) in enumerate(batch):
+                if isinstance(item, Unreadable):
+                    spans, of_windows = [], []
+                    yield FailedResult(error=item.reason)
+                    continue
+                spans.append((item.start, item.end))
+                of_windows.append(band_scores[rows.index(row)])
+                if item.is_last:
+                    cut = (windows or self._default_windows()) if item.was_cut else None
+                    yield self.postprocess(torch.stack(of_windows), spans, cut, bank, calibration, item.name)
+                    spans, of_windows = [], []
+
     def postprocess(  # type: ignore[override]
-        self, vectors: torch.Tensor, bank: MemoryBank, calibration: Calibration
-    ) -> list[Result]:
-        """Vectors `(B, F, D)` to results, by distance to the memory."""
-        band_scores = torch.as_tensor(bank.band_scores(vectors))  # (B, F)
-        scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (B,)
-        p_values = conformal_p_values(torch.tensor(calibration.self_scores), scores)  # (B,)
-        return [
-            Result(
-                score=score,
-                is_anomaly=score > calibration.threshold,
-                threshold=calibration.threshold,
-                p_value=p_value,
-                band_scores=bands,
+        self,
+        band_scores: torch.Tensor,
+        spans: Sequence[tuple[float, float]],
+        windows: Windows | None,
+        bank: MemoryBank,
+        calibration: Calibration,
+        name: str,
+    ) -> Result | LongResult:
+        """Band scores `(n, F)` of the n windows of a recording (of 1, where it was taken whole) to its result."""
+        scores = torch.as_tensor(bank.aggregate_bands(band_scores))  # (n,)
+        if windows is None:
+            score, bands = scores[0], band_scores[0]
+        else:
+            score = windows.aggregated(scores)
+            bands = band_scores[int(scores.argmax())] if windows.aggregate == "max" else windows.aggregated(band_scores)
+        p_value = conformal_p_values(torch.tensor(calibration.self_scores), score[None])  # (1,)
+        result = Result(
+            score=float(score),
+            is_anomaly=float(score) > calibration.threshold,
+            threshold=calibration.threshold,
+            p_value=float(p_value),
+            band_scores=bands.tolist(),
+        )
+        if windows is None:
+            return result
+        if len(spans) > 1 and calibration.windows != asdict(windows):
+            logger.warning_once(
+                f"{name} was cut into {len(spans)} windows, but the threshold was not set on recordings that were cut "
+                "alike: its false-alarm rate is not the stated one. Fit with recordings as long as those to be scored."
             )
-            for score, p_value, bands in zip(scores.tolist(), p_values.tolist(), band_scores.tolist(), strict=True)
+        parts = [
+            WindowScore(start=start, end=end, score=part)
+            for (start, end), part in zip(spans, scores.tolist(), strict=True)
         ]
+        return LongResult(**result, windows=parts, worst_window=parts[int(scores.argmax())])
+
+    def _windows(
+        self, fitted: Windows | None, window: float | None, hop: float | None, aggregate: str | float | None
+    ) -> Windows | None:
+        """The windows that are asked for; what is not asked is as fitted, or as by default."""
+        asked = {"length": window, "hop": hop, "aggregate": aggregate}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        if not given:
+            return fitted
+        if window is not None and hop is None:
+            given["hop"] = None
+        windows = replace(fitted or self._default_windows(), **given)
+        if windows.length > self._longest_possible():
+            raise ValueError(
+                f"`window` must be at most {self._longest_possible():g} s, which is what the model takes, "
+                f"got {windows.length!r}."
+            )
+        return windows
+
+    def _default_windows(self) -> Windows:
+        return Windows(length=min(10.0, self._longest_whole()))
+
+    def _longest_whole(self) -> float:
+        """The longest recording that is not cut unless asked, in s."""
+        return min(LONGEST_WHOLE_SEC, self._longest_possible())
+
+    def _longest_possible(self) -> float:
+        """The longest recording that the model takes, in s."""
+        config = self.model.config
+        patches = getattr(config, "max_time_patches", None)
+        return math.inf if patches is None else patches * config.patch_size * FRAME_SHIFT / SAMPLING_RATE
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
@@ -397,11 +602,16 @@ class AnomalyScorer(Pipeline):
             self._check_belongs("model", calibration.model, model_fingerprint(self.model), same_weights)
         self._verified = (bank, self.model)
         if calibration.bank_version != bank.version_:
+            if calibration.windows is not None or calibration.num_groups is not None:
+                raise ValueError(
+                    "The memory bank has changed, and nothing tells which of its clips are windows of one recording or "
+                    "belong to one group. Call `fit` again."
+                )
             # `partial_fit` and `forget` move the scores of the normal recordings, and with them the threshold.
             calibration = calibration.recalibrated(
                 calibration.threshold_method,
                 calibration.asked_false_alarm_rate,
-                self_scores=bank.self_scores().tolist(),
+                self_scores=bank.self_scores(exact=True).tolist(),
                 bank_version=bank.version_,
             )
             bank.calibration = calibration

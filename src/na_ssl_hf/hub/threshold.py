@@ -5,7 +5,7 @@ A higher score is more anomalous everywhere. Letters: N normal clips, M scored c
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging
 
 from .pooling import Pooling
+from .recording import Windows
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +41,8 @@ class Calibration:
         extractor: The settings of the feature extractor that decide the features.
         pooling: The method and the parameters of `pool_time`.
         bank_version: The version of the memory that the scores belong to.
+        windows: The settings of [`Windows`] by which long recordings were cut; `None` if all were taken whole.
+        num_groups: The number of groups that were left out one by one, where recordings were grouped.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -54,6 +57,8 @@ class Calibration:
     extractor: Mapping[str, Any]
     pooling: Mapping[str, Any]
     bank_version: int
+    windows: Mapping[str, Any] | None = None
+    num_groups: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -73,12 +78,20 @@ class Calibration:
         if not isinstance(self.pooling, Mapping) or set(self.pooling) != {field.name for field in fields(Pooling)}:
             raise ValueError(f"`pooling` must be a dict with method, gamma, p and r, got {self.pooling!r}.")
         Pooling(**self.pooling)
-        version = self.bank_version
-        if isinstance(version, bool) or not isinstance(version, int) or version < 0:
-            raise ValueError(f"`bank_version` must be an int of at least 0, got {version!r}.")
+        if self.windows is not None:
+            if not isinstance(self.windows, Mapping) or set(self.windows) != {field.name for field in fields(Windows)}:
+                raise ValueError(f"`windows` must be a dict with length, hop and aggregate, got {self.windows!r}.")
+            Windows(**self.windows)
+        for name, least in (("bank_version", 0), ("num_groups", 2)):
+            value = getattr(self, name)
+            if value is None and name == "num_groups":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an int of at least {least}, got {value!r}.")
         # Copies, so that nobody else can change what is frozen; Python numbers, so that JSON can hold them.
         own: dict[str, Any] = {"self_scores": tuple(float(score) for score in scores)}
         own |= {name: dict(getattr(self, name)) for name in ("extractor", "pooling")}
+        own["windows"] = None if self.windows is None else dict(self.windows)
         own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
         if self.asked_false_alarm_rate is not None:
             own["asked_false_alarm_rate"] = float(self.asked_false_alarm_rate)
@@ -122,10 +135,12 @@ class Calibration:
             ValueError: A key is missing, or a value is wrong.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or not names <= set(values):
-            got = f"none of {sorted(names - set(values))}" if isinstance(values, Mapping) else repr(values)
-            raise ValueError(f"A calibration must be a dict with the keys {sorted(names)}, got {got}.")
-        return cls(**{name: values[name] for name in names})
+        # The first version knew nothing of the others.
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(values, Mapping) or not needed <= set(values):
+            got = f"none of {sorted(needed - set(values))}" if isinstance(values, Mapping) else repr(values)
+            raise ValueError(f"A calibration must be a dict with the keys {sorted(needed)}, got {got}.")
+        return cls(**{name: values[name] for name in names & set(values)})
 
 
 def calibrated_threshold(

@@ -1,0 +1,158 @@
+"""The normal recordings that a scorer is fitted on: copies count once, and groups are left out together."""
+
+import hashlib
+import random
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+import torch
+from transformers.utils import logging
+
+from .memory_bank import MemoryBank
+from .recording import Piece, Unreadable, Windows
+
+logger = logging.get_logger(__name__)
+
+# Every group costs a memory of its own; where there are more, several are left out together.
+MOST_FOLDS = 50
+# So many names a warning lists.
+LISTED_NAMES = 5
+
+
+class NormalRecordings:
+    """Collects the vectors of normal recordings, and scores each by a memory without it.
+
+    Args:
+        domains, groups: a label for each recording that comes, readable or not; `None` for none.
+
+    Attributes:
+        left_out: the recordings that do not count, with the reason.
+        was_cut: whether a recording was cut into windows.
+        vectors: `(M, F, D)`, those of all windows, after `finish`.
+        domains: for each of them, after `finish`; `None` for none.
+        num_groups: the number of groups, after `finish`; `None` where there are none.
+    """
+
+    vectors: torch.Tensor
+    domains: list[str] | None
+    num_groups: int | None
+
+    def __init__(self, domains: Iterable[str] | None, groups: Iterable[Hashable] | None):
+        self._given = {
+            name: list(labels) for name, labels in (("domains", domains), ("groups", groups)) if labels is not None
+        }
+        self.left_out: list[tuple[str, str]] = []
+        self.was_cut = False
+        self._num_given = 0
+        self._first_of_samples: dict[str, str] = {}  # a hash -> the recording that had these samples first
+        self._of_recordings: list[torch.Tensor] = []  # (windows, F, D) each
+        self._kept: list[int] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._samples, self._windows = hashlib.blake2b(digest_size=16), list[torch.Tensor]()
+
+    def add(self, item: Piece | Unreadable, vector: torch.Tensor | None) -> None:
+        """Take the next window of a recording with its vector `(F, D)`, or a recording that cannot be read."""
+        if isinstance(item, Unreadable):
+            self.left_out.append((item.name, item.reason))
+            self._num_given += 1
+            self._begin()
+            return
+        assert vector is not None
+        self._samples.update(item.samples.cpu().contiguous().numpy().data)
+        self._windows.append(vector)
+        self.was_cut |= item.was_cut
+        if not item.is_last:
+            return
+        content = self._samples.hexdigest()
+        if content in self._first_of_samples:
+            first = self._first_of_samples[content]
+            why = "it was given before" if first == item.name else f"it is a duplicate of {first}"
+            self.left_out.append((item.name, why))
+        else:
+            self._first_of_samples[content] = item.name
+            self._of_recordings.append(torch.stack(self._windows))
+            self._kept.append(self._num_given)
+        self._num_given += 1
+        self._begin()
+
+    def finish(self) -> None:
+        """Check and put together what came.
+
+        Raises:
+            ValueError: no recording, another number of domains or groups than recordings, or a single group.
+        """
+        if not self._of_recordings:
+            left_out = f"; left out: {self._listed()}" if self.left_out else ""
+            raise ValueError(f"`recordings` must hold at least one normal recording, got none{left_out}.")
+        for name, labels in self._given.items():
+            if len(labels) != self._num_given:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {self._num_given} recordings, got {len(labels)}."
+                )
+        if self.left_out:
+            logger.warning(
+                f"{len(self.left_out)} of {self._num_given} recordings are left out, {len(self._kept)} count: "
+                f"{self._listed()}"
+            )
+        self.vectors = torch.cat(self._of_recordings)
+        domains = self._labels("domains")
+        self.domains = None if domains is None else [str(domains[index]) for index in self._recording_of_window()]
+        groups = self._labels("groups")
+        self.num_groups = None if groups is None else len(set(groups))
+        if self.num_groups == 1:
+            raise ValueError("`groups` must name at least two groups, got one.")
+
+    def self_scores(self, bank: MemoryBank, windows: Windows | None) -> torch.Tensor:
+        """Score each recording by a memory without it, or without its group, `(N,)`. Higher is more anomalous.
+
+        Args:
+            bank: fitted with `vectors` and `domains`.
+            windows: how the scores of windows become one.
+
+        Raises:
+            ValueError: too few recordings, or a memory without a group lacks what the settings need.
+        """
+        groups = self._labels("groups")
+        if groups is None and all(len(vectors) == 1 for vectors in self._of_recordings):
+            return bank.self_scores(exact=True)
+        labels: list[Hashable] = list(range(len(self._kept))) if groups is None else groups
+        names = list(dict.fromkeys(labels))
+        if len(names) < 2:
+            raise ValueError("`recordings` must be at least 2, so that one can be left out, got 1.")
+        # A seed, so that the same recordings give the same threshold.
+        random.Random(0).shuffle(names)
+        fold_of = {name: index % MOST_FOLDS for index, name in enumerate(names)}
+        folds = [fold_of[label] for label in labels]
+        recording_of_window = self._recording_of_window()
+        fold_of_window = torch.tensor([folds[index] for index in recording_of_window])
+        scores = torch.empty(len(labels))
+        for fold in logging.tqdm(sorted(set(folds)), desc="Leave out", disable=len(self.vectors) < 1000):
+            held = fold_of_window == fold
+            domains = (
+                None
+                if self.domains is None
+                else [domain for domain, is_held in zip(self.domains, held.tolist(), strict=True) if not is_held]
+            )
+            try:
+                without = replace(bank).fit(self.vectors[~held], domains=domains)
+            except ValueError as error:
+                raise ValueError(f"The memory without a group cannot be fitted: {error}") from error
+            of_windows = torch.as_tensor(without.score(self.vectors[held]))
+            held_recordings = torch.tensor(recording_of_window)[held]
+            for index in held_recordings.unique().tolist():
+                own = of_windows[held_recordings == index]
+                scores[index] = own[0] if windows is None else windows.aggregated(own)
+        return scores
+
+    def _recording_of_window(self) -> list[int]:
+        return [index for index, vectors in enumerate(self._of_recordings) for _ in range(len(vectors))]
+
+    def _labels(self, name: str) -> list | None:
+        labels = self._given.get(name)
+        return None if labels is None else [labels[index] for index in self._kept]
+
+    def _listed(self) -> str:
+        listed = [f"{name}: {why}" for name, why in self.left_out]
+        return "; ".join(listed[:LISTED_NAMES]) + ("; ..." if len(listed) > LISTED_NAMES else "")
