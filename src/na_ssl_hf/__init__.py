@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_eat import EatModel
-    from .hub.modeling_na_beats import NABeatsModel
-    from .hub.modeling_na_eat import NAEatModel
+    from .hub.modeling_noise_aware import NABeatsModel, NAEatModel
     from .hub.pipeline_anomaly_scoring import AnomalyScorer
     from .hub.pooling import pool_time
 
@@ -61,9 +60,9 @@ _HOMES = {
     "EatModel": "modeling_eat",
     "MemoryBank": "memory_bank",
     "NABeatsConfig": "configuration_beats",
-    "NABeatsModel": "modeling_na_beats",
+    "NABeatsModel": "modeling_noise_aware",
     "NAEatConfig": "configuration_eat",
-    "NAEatModel": "modeling_na_eat",
+    "NAEatModel": "modeling_noise_aware",
     "TwoChannelFeatureExtractor": "feature_extraction_two_channel",
     "pool_time": "pooling",
 }

@@ -51,8 +51,7 @@ def _register_models() -> None:
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_eat import EatModel
-    from .hub.modeling_na_beats import NABeatsModel
-    from .hub.modeling_na_eat import NAEatModel
+    from .hub.modeling_noise_aware import NABeatsModel, NAEatModel
 
     for model in (BeatsModel, EatModel, NABeatsModel, NAEatModel, AutoencoderModel):
         AutoModel.register(model.config_class, model, exist_ok=True)

@@ -185,7 +185,7 @@ def test_goes_on_from_a_noise_aware_model(train, data, base):
     assert "from the noise-aware model `first`" in (same / "README.md").read_text()
     assert "around the frozen base" in (first / "README.md").read_text()
 
-    assert (same / f"modeling_na_{base}.py").exists()  # its code goes with it, as with the first
+    assert (same / "modeling_noise_aware.py").exists()  # its code goes with it, as with the first
 
     more = train("more", base=first, layer_type="aligned", noise_aware_dropout=0.0, max_steps=2)
     changed = {

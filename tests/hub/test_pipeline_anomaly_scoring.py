@@ -638,7 +638,7 @@ def test_saved_directory_holds_only_data_and_code(saved):
     names = set(contents(saved))
     assert {name.rsplit(".", 1)[1] for name in names} == {"safetensors", "json", "py"}
     assert {"config.json", "preprocessor_config.json", "model.safetensors", "memory_bank.safetensors"} <= names
-    assert {"pipeline_anomaly_scoring.py", "recording.py", "memory_bank.py", "modeling_na_beats.py"} <= names
+    assert {"pipeline_anomaly_scoring.py", "recording.py", "memory_bank.py", "modeling_noise_aware.py"} <= names
     assert [path.name for path in saved.parent.iterdir()] == ["scorer"]
 
 

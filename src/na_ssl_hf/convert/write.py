@@ -12,8 +12,7 @@ from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_eat import EatModel
-from na_ssl_hf.hub.modeling_na_beats import NABeatsModel
-from na_ssl_hf.hub.modeling_na_eat import NAEatModel
+from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NAEatModel
 from na_ssl_hf.hub.whole_files import whole_folder
 
 # The kind of a checkpoint is the model type of what it becomes.

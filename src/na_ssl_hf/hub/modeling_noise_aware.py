@@ -1,4 +1,4 @@
-"""What makes an encoder noise-aware: a trainable layer after each frozen one, and the model around these layers.
+"""NA-BEATs and NA-EAT, and what makes an encoder noise-aware: a trainable layer after each frozen one.
 
 Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and DCASE 2026 Task 2.
 Letters in shape comments: B recordings, N tokens of the close stream, N' tokens of the far stream, D hidden size,
@@ -20,6 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .configuration_beats import NABeatsConfig
+from .configuration_eat import NAEatConfig
+from .modeling_beats import BeatsLayer, BeatsModel
+from .modeling_eat import EatLayer, EatModel
 from .modeling_shared import (
     AttentionMask,
     LayerInputs,
@@ -445,3 +449,49 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
         base.load_state_dict(state)
         nn.Module.to(base, device=self.device, dtype=self.dtype)
         return base.eval()
+
+
+class NABeatsLayer(NoiseAwareEncoderLayer, BeatsLayer):  # type: ignore[misc] # takes two streams and not one
+    """A frozen BEATs layer that both streams pass through, and the noise-aware layer behind it."""
+
+
+class NABeatsModel(NoiseAwareModelMixin, BeatsModel):
+    """The noise-aware BEATs encoder turns close and far fbank into denoised tokens of the close recording.
+
+    Its base is frozen. An untrained model, whose new layers are the identity, gives exactly what BEATs gives for the
+    close channel.
+    """
+
+    base_class = BeatsModel
+    layer_class = NABeatsLayer
+    config: NABeatsConfig
+    config_class = NABeatsConfig
+    base_model_prefix = "na_beats"
+    _no_split_modules = ["BeatsEmbeddings", "NABeatsLayer"]
+    _can_record_outputs = {"hidden_states": NABeatsLayer, "attentions": NoiseAwareAttention}
+
+
+class NAEatLayer(NoiseAwareEncoderLayer, EatLayer):  # type: ignore[misc] # takes two streams and not one
+    """A frozen EAT layer that both streams pass through, and the noise-aware layer behind it."""
+
+
+class NAEatModel(NoiseAwareModelMixin, EatModel):
+    """The noise-aware EAT encoder turns close and far fbank into denoised tokens of the close recording.
+
+    Its base is frozen. An untrained model, whose new layers are the identity, gives exactly what EAT gives for the
+    close channel.
+    """
+
+    base_class = EatModel
+    layer_class = NAEatLayer
+    config: NAEatConfig
+    config_class = NAEatConfig
+    base_model_prefix = "na_eat"
+    _no_split_modules = ["EatEmbeddings", "NAEatLayer"]
+    _can_record_outputs = {"hidden_states": NAEatLayer, "attentions": NoiseAwareAttention}
+
+
+__all__ = ["NABeatsModel", "NAEatModel"]
+
+NABeatsModel.register_for_auto_class("AutoModel")
+NAEatModel.register_for_auto_class("AutoModel")

@@ -28,9 +28,9 @@ class NormalRecordings:
     Attributes:
         left_out: the recordings that do not count, with the reason.
         was_cut: whether a recording was cut into windows.
-        vectors: `(M, F, D)`, those of all windows, after `finish`.
-        domains: for each of them, after `finish`; `None` for none.
-        num_groups: the number of groups, after `finish`; `None` where there are none.
+        vectors: `(M, F, D)`, those of all windows, after `take`.
+        domains: for each of them, after `take`; `None` for none.
+        num_groups: the number of groups, after `take`; `None` where there are none.
     """
 
     vectors: torch.Tensor
@@ -77,12 +77,15 @@ class NormalRecordings:
         self._num_given += 1
         self._begin()
 
-    def finish(self) -> None:
-        """Check and put together what came.
+    def take(self, batches: Iterable[Iterable[tuple[Piece | Unreadable, torch.Tensor | None]]]) -> None:
+        """Take all pieces with their vectors, see `add`; then check and put together what came.
 
         Raises:
             ValueError: no recording, another number of domains or groups than recordings, or a single group.
         """
+        for batch in batches:
+            for item, vector in batch:
+                self.add(item, vector)
         if not self._of_recordings:
             left_out = f"; left out: {self._listed()}" if self.left_out else ""
             raise ValueError(f"`recordings` must hold at least one normal recording, got none{left_out}.")

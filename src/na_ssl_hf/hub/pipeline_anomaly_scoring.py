@@ -175,9 +175,9 @@ class AnomalyScorer(Pipeline):
         """Remember normal recordings and set the threshold.
 
         The stated false-alarm rate holds for new recordings that are exchangeable with the normal ones: same machine,
-        place, microphones and conditions. With `groups` it is made for conditions that were never heard.
+        place, microphones and conditions. With `groups` the threshold is made for conditions that were never heard.
 
-        Recordings with the same samples, whatever their files, count once; `left_out` lists the others.
+        Recordings with the same samples count once; `left_out` lists the others.
 
         Args:
             recordings: normal recordings, in any form that calling the scorer accepts.
@@ -190,8 +190,7 @@ class AnomalyScorer(Pipeline):
                 are cut into windows of 10 s. The score of a recording for the threshold is aggregated like every other
                 one, from a memory without the recording.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
-                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems; it loses by a few
-                normal recordings that are far from all others.
+                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             skip_unreadable: leave out recordings that cannot be read or break a rule, with a warning, instead of
                 raising.
@@ -211,33 +210,42 @@ class AnomalyScorer(Pipeline):
         pooled = Pooling().changed(pooling, gamma=gamma, p=p, r=r)
         windows = self._windows(None, window, hop, aggregate)
         normal = NormalRecordings(domains, groups)
-        for batch in self._embedded(recordings, pooled, windows, batch_size, progress, keep_failures=skip_unreadable):
-            for item, vector in batch:
-                normal.add(item, vector)
-        normal.finish()
+        normal.take(self._embedded(recordings, pooled, windows, batch_size, progress, skip_unreadable))
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(normal.vectors, domains=normal.domains)
+        bank.calibration = self._calibration(bank, normal, pooled, windows, threshold_method, false_alarm_rate)
+        self.memory_bank, self._verified = bank, (bank, self.model)
+        self.left_out = normal.left_out
+        return self
+
+    def _calibration(
+        self,
+        bank: MemoryBank,
+        normal: NormalRecordings,
+        pooling: Pooling,
+        windows: Windows | None,
+        threshold_method: str,
+        false_alarm_rate: float | None,
+    ) -> Calibration:
+        """What a fitted memory needs beside itself to score recordings."""
         if normal.was_cut and windows is None:
             windows = self._default_windows()
         self_scores = normal.self_scores(bank, windows)
         threshold, rate = calibrated_threshold(self_scores, threshold_method, false_alarm_rate)
-        bank.calibration = Calibration(
+        return Calibration(
             threshold=threshold,
             threshold_method=threshold_method,
             false_alarm_rate=rate,
             asked_false_alarm_rate=false_alarm_rate,
             self_scores=tuple(self_scores.tolist()),
-            model=model_fingerprint(self.model),
-            extractor=self._extractor_settings(),
-            pooling=asdict(pooled),
             bank_version=bank.version_,
             windows=None if windows is None else asdict(windows),
             num_groups=normal.num_groups,
+            pooling=asdict(pooling),
+            model=model_fingerprint(self.model),
+            extractor=self._extractor_settings(),
         )
-        self.memory_bank, self._verified = bank, (bank, self.model)
-        self.left_out = normal.left_out
-        return self
 
     def calibrate(self, threshold_method: str = "conformal", false_alarm_rate: float | None = None) -> float:
         """Set the threshold from the leave-one-out scores of the fitted recordings.
