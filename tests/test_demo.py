@@ -6,10 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 
 from na_ssl_hf import BeatsConfig, BeatsModel, TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.checkpoints import default_checkpoint, shipped_checkpoint
 from na_ssl_hf.demo import NOISE_AWARE, run_demo
 
 SMALL = {"machines": ("fan", "toycar"), "num_train_source": 20, "num_test": 3, "duration_s": 1.0, "num_rooms": 2}
@@ -28,6 +28,12 @@ def test_demo_scores_every_system(tmp_path, capsys):
     scores = [machines["fan"].scores for machines in results.values()]
     # Every system hears something else.
     assert all(not np.allclose(one, other, atol=1e-4) for one, other in itertools.combinations(scores, 2))
+    files = [sorted((tmp_path / "data" / "fan" / split).glob("*.wav")) for split in ("train", "test")]
+    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer.fit(files[0], progress=None)
+    scored = results[NOISE_AWARE]["fan"]
+    assert scored.threshold == pytest.approx(scorer.threshold, rel=1e-5)
+    np.testing.assert_allclose(scored.scores, [one["score"] for one in scorer(files[1])], rtol=1e-4, atol=1e-6)
     picture = matplotlib.image.imread(tmp_path / "demo.png")
     assert picture[..., :3].std() > 0.05
     again = run_demo(tmp_path, **SMALL, show_progress=False)
@@ -41,6 +47,7 @@ def test_demo_refuses_a_model_without_noise_aware_layers(tmp_path):
     TwoChannelFeatureExtractor().save_pretrained(model)
     with pytest.raises(ValueError, match="NA-BEATs or NA-EAT"):
         run_demo(tmp_path / "out", model=str(model), **SMALL, show_progress=False)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("name", ["na-beats-tiny", "na-eat-tiny", "eat-tiny-deep"])

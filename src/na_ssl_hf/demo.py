@@ -1,168 +1,142 @@
 """The offline demo: simulated machines in simulated rooms, scored by several systems, with a table and a picture."""
 
+from __future__ import annotations
+
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.utils import logging
 
 from .checkpoints import default_checkpoint, resolve_checkpoint
-from .data.dcase.names import DcaseName, parse_dcase_name
-from .evaluation.metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, machine_metrics
-from .evaluation.systems.embedders import log_mel_embedder
+from .data.dcase.clips import DcaseClip
+from .evaluation.metrics.official import BootstrapInterval, bootstrap_interval
+from .evaluation.systems.embedders import Embedder, log_mel_embedder, model_embedder
+from .evaluation.systems.machine_data import MachineData, list_machines, read_test_labels
+from .evaluation.systems.machine_scores import MachineScores, fit_and_score
+from .hub.fbank import SAMPLING_RATE
+from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
+from .hub.threshold import calibrated_threshold
 from .quiet_checkpoints import quiet_checkpoints
-from .simulation.synthetic_dataset import SAMPLING_RATE, write_two_channel_dataset
+from .simulation.synthetic_dataset import write_two_channel_dataset
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NOISE_AWARE = "NA model"
 BATCH_SIZE = 8
-SMALLEST_DISTANCE = 1e-6  # of a histogram
+SMALLEST_DISTANCE = 1e-6  # the smallest that a histogram shows
 
 
-@dataclass
-class Clip:
-    """One WAV file of the data set and what its name says."""
+class System(NamedTuple):
+    """A row of the table: what embeds the clips, and the folder whose clips it hears."""
 
-    file: Path
-    name: DcaseName
-
-    @property
-    def is_anomaly(self) -> bool:
-        return self.name.label == "anomaly"
-
-    @property
-    def is_target(self) -> bool:
-        return self.name.domain == "target"
-
-
-@dataclass
-class MachineResult:
-    """One system on one machine.
-
-    Attributes:
-        clips: the test clips.
-        scores: `(N,)`, one for each clip; higher is more anomalous.
-        scorer: the fitted scorer, where the system is one.
-    """
-
-    clips: list[Clip]
-    scores: np.ndarray
-    scorer: AnomalyScorer | None = None
-
-    @property
-    def labelled_scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores, anomaly labels and target-domain labels, `(N,)` each."""
-        is_anomaly = np.array([clip.is_anomaly for clip in self.clips])
-        return self.scores, is_anomaly, np.array([clip.is_target for clip in self.clips])
-
-    @property
-    def metrics(self) -> MachineMetrics:
-        return machine_metrics(*self.labelled_scores)
-
-
-System = Callable[[list[Clip], list[Clip]], MachineResult]
+    title: str
+    embedder: Embedder
+    folder: Path
 
 
 def run_demo(
     out: str | Path, model: str | None = None, seed: int = 0, **dataset: Any
-) -> dict[str, dict[str, MachineResult]]:
+) -> dict[str, dict[str, MachineScores]]:
     """Make a data set, fit and score it with every system, print the table, save the picture.
 
     Args:
-        out: directory; `data/`, `clean/` (the same clips without noise) and `demo.png` are written into it, those of
-            an earlier demo are replaced.
-        model: checkpoint of an NA model; default the tiny one of the package.
-        seed: of sounds, rooms and bootstrap draws.
+        out: directory; `data/`, `clean/` (the same clips without noise) and `demo.png` are written into it, and those
+            of an earlier demo are replaced.
+        model: checkpoint of a noise-aware model; `None` for the tiny one of the package.
+        seed: seed of sounds, rooms and bootstrap draws.
         **dataset: other sizes of the data set, see [`write_two_channel_dataset`].
 
     Returns:
-        system -> machine -> result.
+        title of a system -> name of a machine -> its scores.
 
     Raises:
         OSError: the directory cannot be written, or the checkpoint cannot be read.
-        ValueError: the checkpoint is not an NA model.
+        ValueError: the checkpoint is not a noise-aware model.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = resolve_checkpoint(model or default_checkpoint())
+    noise_aware, extractor = _load(checkpoint)
     data, clean = out / "data", out / "clean"
     write_two_channel_dataset(data, seed=seed, clean_root=clean, overwrite=True, **dataset)
-    clips = [Clip(file, parse_dcase_name(file)) for file in sorted(data.rglob("*.wav"))]
-    systems = _systems(checkpoint, data, clean)
-    machines = sorted({clip.name.machine for clip in clips})
 
-    results: dict[str, dict[str, MachineResult]] = {system: {} for system in systems}
-    with logging.tqdm(total=len(systems) * len(clips), desc="fit and score", unit="clip") as bar:
-        for machine in machines:
-            train = [clip for clip in clips if clip.name.machine == machine and clip.name.split == "train"]
-            test = [clip for clip in clips if clip.name.machine == machine and clip.name.split == "test"]
-            for system, run in systems.items():
-                results[system][machine] = run(train, test)
-                bar.update(len(train) + len(test))
+    systems = list(_systems(noise_aware, extractor, data, clean))
+    machines = {folder: {machine.name: machine for machine in list_machines(folder)} for folder in (data, clean)}
+    results: dict[str, dict[str, MachineScores]] = {system.title: {} for system in systems}
+    num_clips = sum(len(machine.train) + len(machine.test) for machine in machines[data].values())
+    with logging.tqdm(total=len(systems) * num_clips, desc="fit and score", unit="clip") as bar:
+        for name in machines[data]:
+            for system in systems:
+                machine = machines[system.folder][name]
+                results[system.title][name] = _score_machine(system.embedder, machine)
+                bar.update(len(machine.train) + len(machine.test))
 
     print(_table(results, seed))
     picture = out / "demo.png"
-    save_picture(results[NOISE_AWARE], picture, f"{NOISE_AWARE} {Path(checkpoint).name}")
+    shown = _most_anomalous(results[NOISE_AWARE])
+    scorer = AnomalyScorer(model=noise_aware, feature_extractor=extractor)
+    heard = machines[data][shown.name.machine]
+    scorer.fit(heard.train_files, domains=heard.domains, batch_size=BATCH_SIZE, progress=None)
+    anomaly_map = scorer.anomaly_map(shown.path).numpy()
+    save_picture(results[NOISE_AWARE], shown, anomaly_map, picture, f"{NOISE_AWARE} {Path(checkpoint).name}")
     print(f"\nrecordings: {data}\npicture:    {picture}")
     return results
 
 
-def _systems(checkpoint: str, data: Path, clean: Path) -> dict[str, System]:
+def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
+    """Load a noise-aware model, and its extractor without far-microphone cancellation."""
     with quiet_checkpoints():
         noise_aware = AutoModel.from_pretrained(checkpoint)
     if not hasattr(noise_aware, "to_base"):
         model_type = noise_aware.config.model_type
         raise ValueError(f"`model` must be an NA-BEATs or NA-EAT checkpoint, got type {model_type!r}.")
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
+    extractor.far_cancellation = None
+    return noise_aware, extractor
+
+
+def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path, clean: Path) -> Iterator[System]:
     base = noise_aware.to_base()
-    return {
-        "close microphone only": _network(base, extractor, None),
-        "far cancellation, least squares": _network(base, extractor, "least_squares"),
-        "far cancellation, spectral subtraction": _network(base, extractor, "spectral_subtraction"),
-        NOISE_AWARE: _network(noise_aware, extractor, None),
-        "no network: log-mel": _log_mel(None),
-        "no network: log-mel, least squares": _log_mel("least_squares"),
-        "no network: log-mel, spectral subtraction": _log_mel("spectral_subtraction"),
-        "no network: log-mel without level, subtraction": _log_mel("spectral_subtraction", center_level=True),
-        "no network: log-mel of the clean target": _log_mel(None, locate=lambda file: clean / file.relative_to(data)),
-    }
+    for title, far_cancellation in (
+        ("close microphone only", None),
+        ("far cancellation, least squares", "least_squares"),
+        ("far cancellation, spectral subtraction", "spectral_subtraction"),
+    ):
+        cancelling = copy.deepcopy(extractor)
+        cancelling.far_cancellation = far_cancellation
+        yield System(title, model_embedder(title, base, cancelling, batch_size=BATCH_SIZE), data)
+    yield System(NOISE_AWARE, model_embedder(NOISE_AWARE, noise_aware, extractor, batch_size=BATCH_SIZE), data)
+    for title, far_cancellation in (
+        ("log-mel", None),
+        ("log-mel, least squares", "least_squares"),
+        ("log-mel, spectral subtraction", "spectral_subtraction"),
+    ):
+        yield System(f"no network: {title}", log_mel_embedder(far_cancellation), data)
+    without_level = log_mel_embedder("spectral_subtraction", center_level=True)
+    yield System("no network: log-mel without level, subtraction", without_level, data)
+    yield System("no network: log-mel of the clean target", log_mel_embedder(), clean)
 
 
-def _network(model: Any, extractor: Any, far_cancellation: str | None) -> System:
-    extractor = copy.deepcopy(extractor)
-    extractor.far_cancellation = far_cancellation
-
-    def run(train: list[Clip], test: list[Clip]) -> MachineResult:
-        scorer = AnomalyScorer(model=model, feature_extractor=extractor)
-        domains = [str(clip.name.domain) for clip in train]
-        scorer.fit([clip.file for clip in train], domains=domains, batch_size=BATCH_SIZE, progress=None)
-        results: Any = scorer([clip.file for clip in test], batch_size=BATCH_SIZE)
-        return MachineResult(test, np.array([result["score"] for result in results]), scorer)
-
-    return run
+def _score_machine(embedder: Embedder, machine: MachineData) -> MachineScores:
+    """Fit a default memory on the training clips of a machine, and score its test clips."""
+    train, test = embedder.embed(machine.train_files), embedder.embed(machine.test_files)
+    normal_scores, scores, band_scores = fit_and_score(embedder.bank(), train, test, machine.domains)
+    threshold, _ = calibrated_threshold(torch.from_numpy(normal_scores), "conformal", None)
+    is_anomaly, is_target = read_test_labels(machine)
+    return MachineScores(
+        machine.name, machine.test, scores, normal_scores, threshold, band_scores, is_anomaly, is_target
+    )
 
 
-def _log_mel(
-    far_cancellation: str | None,
-    center_level: bool = False,
-    locate: Callable[[Path], Path] = lambda file: file,
-) -> System:
-    frontend = log_mel_embedder(far_cancellation, center_level)
-
-    def run(train: list[Clip], test: list[Clip]) -> MachineResult:
-        embeddings = [frontend.embed([locate(clip.file) for clip in clips]) for clips in (train, test)]
-        bank = frontend.bank().fit(embeddings[0])
-        return MachineResult(test, bank.score(embeddings[1]).numpy())
-
-    return run
-
-
-def _table(results: dict[str, dict[str, MachineResult]], seed: int) -> str:
+def _table(results: Mapping[str, Mapping[str, MachineScores]], seed: int) -> str:
     width = max(map(len, results)) + 2
     lines = [f"{'':{width}}AUC source  AUC target    pAUC   official score [95 % interval over clips]"]
     for machine in next(iter(results.values())):
@@ -185,61 +159,72 @@ def _percent(interval: BootstrapInterval) -> str:
     return f"{100 * interval.estimate:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def save_picture(machines: dict[str, MachineResult], file: str | Path, title: str) -> None:
-    """Score histograms with the threshold, and the anomaly map of one anomalous clip, as a PNG.
+def _most_anomalous(machines: Mapping[str, MachineScores]) -> DcaseClip:
+    """Find the anomaly whose score is highest in units of its machine's threshold, which makes machines comparable."""
+    highest = []
+    for machine in machines.values():
+        scores, is_anomaly, _ = machine.labelled_scores
+        ratio = np.where(is_anomaly, scores / machine.threshold, -np.inf)
+        best = int(ratio.argmax())
+        highest.append((float(ratio[best]), machine.clips[best]))
+    return max(highest, key=lambda one: one[0])[1]
+
+
+def save_picture(
+    machines: Mapping[str, MachineScores], shown: DcaseClip, anomaly_map: np.ndarray, file: str | Path, title: str
+) -> None:
+    """Draw score histograms with the threshold, and the spectrogram and anomaly map of one clip, as a PNG.
 
     Args:
-        machines: machine -> result of a system that has a scorer.
+        machines: name of a machine -> its scores.
+        shown: the clip below the histograms.
+        anomaly_map: `(T', F)`, see [`AnomalyScorer.anomaly_map`].
         file: path of the PNG.
-        title: of the whole picture.
+        title: title of the whole picture.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import NullFormatter
 
     figure = plt.figure(figsize=(3.0 * len(machines), 9), layout="constrained")
     figure.suptitle(title)
     rows = figure.add_gridspec(3, len(machines), height_ratios=(1.3, 1, 1))
-    shown: tuple[float, AnomalyScorer, Clip] | None = None
-    for column, (machine, result) in enumerate(machines.items()):
-        scorer = result.scorer
-        assert scorer is not None
-        scores, is_anomaly, _ = result.labelled_scores
-        # Distances span decades; a clip that is in the memory itself has none.
-        distances = np.maximum(scores, SMALLEST_DISTANCE)
-        low, high = min(distances.min(), scorer.threshold), max(distances.max(), scorer.threshold)
-        bins = np.geomspace(low, high, 21).tolist()
+    for column, machine in enumerate(machines.values()):
         axis = figure.add_subplot(rows[0, column])
-        axis.hist(distances[~is_anomaly], bins, alpha=0.7, label="normal", color="tab:blue")
-        axis.hist(distances[is_anomaly], bins, alpha=0.7, label="anomaly", color="tab:orange")
-        axis.axvline(scorer.threshold, color="black", linestyle="--", label="threshold")
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())  # there is no room
-        axis.set(title=machine, xlabel="score", ylabel="test clips" if column == 0 else "")
+        _draw_histogram(axis, machine)
         if column == 0:
+            axis.set_ylabel("test clips")
             axis.legend()
-        # Scores of two machines differ in size: their ratio to the threshold compares them.
-        ratio = np.where(is_anomaly, scores / scorer.threshold, -np.inf)
-        best = int(ratio.argmax())
-        if shown is None or ratio[best] > shown[0]:
-            shown = (float(ratio[best]), scorer, result.clips[best])
 
-    assert shown is not None
-    _, scorer, clip = shown
-    close = np.asarray(load_recording(clip.file, SAMPLING_RATE).samples[0])
+    close = np.asarray(load_recording(shown.path, SAMPLING_RATE).samples[0])
     seconds = len(close) / SAMPLING_RATE
     axis = figure.add_subplot(rows[1, :])
     axis.specgram(close + 1e-7, NFFT=512, noverlap=256, Fs=SAMPLING_RATE, cmap="magma")
-    axis.set(title=f"close microphone of {clip.name.machine}/{clip.file.name}", ylabel="frequency (Hz)")
+    axis.set(title=f"close microphone of {shown.name.machine}/{shown.path.name}", ylabel="frequency (Hz)")
     axis.set_xlim(0, seconds)
 
     axis = figure.add_subplot(rows[2, :], sharex=axis)
-    anomaly_map = scorer.anomaly_map(clip.file).numpy()  # (T', F)
     extent = (0.0, seconds, -0.5, anomaly_map.shape[1] - 0.5)
     image = axis.imshow(anomaly_map.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     axis.set(title="anomaly map: distance to normal recordings", xlabel="time (s)", ylabel="mel band")
     figure.colorbar(image, ax=axis, label="band score")
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _draw_histogram(axis: Axes, machine: MachineScores) -> None:
+    """Draw the scores of the test clips of one machine; distances span decades, so the axis is logarithmic."""
+    from matplotlib.ticker import NullFormatter
+
+    scores, is_anomaly, _ = machine.labelled_scores
+    # A clip that is in the memory itself has no distance to it.
+    distances = np.maximum(scores, SMALLEST_DISTANCE)
+    low, high = min(distances.min(), machine.threshold), max(distances.max(), machine.threshold)
+    bins = np.geomspace(low, high, 21).tolist()
+    axis.hist(distances[~is_anomaly], bins, alpha=0.7, label="normal", color="tab:blue")
+    axis.hist(distances[is_anomaly], bins, alpha=0.7, label="anomaly", color="tab:orange")
+    axis.axvline(machine.threshold, color="black", linestyle="--", label="threshold")
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # there is no room for them
+    axis.set(title=machine.machine, xlabel="score", ylabel="")
