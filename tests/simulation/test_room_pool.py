@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from na_ssl_hf.simulation import RoomPool, draw_room, mix_two_channel, room_pool, simulate_impulse_responses
@@ -95,7 +96,11 @@ def test_index_out_of_range(pool):
         pool.batch([])
 
 
-@pytest.mark.parametrize("change", [{"num_rooms": 0}, {"num_workers": 0}, {"seed": -1}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"num_rooms": 0}, {"num_rooms": 2.0}, {"num_rooms": "3"}, {"num_rooms": True}, {"num_workers": 0}, {"seed": -1}],
+    ids=str,
+)
 def test_bad_settings(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         RoomPool.simulate(**{"num_rooms": 1, "seed": 0} | change)
@@ -117,6 +122,62 @@ def test_missing_truncated_and_foreign_files(pool_file, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(OSError, match=r"another kind of file: .*model\.safetensors"):
         RoomPool.load(tmp_path / "model.safetensors")
+
+
+def rewrite(source, path, metadata=None, **tensors):
+    """Save a pool with other metadata or tensors; a tensor that is None is left out."""
+    with safe_open(source, framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118 (not a dict)
+        save_file(
+            {name: tensor for name, tensor in kept.items() if tensor is not None},
+            path,
+            metadata={**file.metadata(), **(metadata or {})},
+        )
+    return path
+
+
+FIRST = "impulse_responses.0"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "message"),
+    [
+        ({"num_rooms": "1000000000"}, {}, "hold 1000000000 rooms as it says, got 5"),
+        ({"num_rooms": "9" * 5000}, {}, "num_rooms is a whole number, got"),
+        ({"num_rooms": "five"}, {}, "num_rooms is a whole number, got 'five'"),
+        ({"num_rooms": "-5"}, {}, "num_rooms is a whole number, got '-5'"),
+        ({"num_rooms": "5.0"}, {}, "num_rooms is a whole number, got '5.0'"),
+        ({"num_rooms": "²"}, {}, "num_rooms is a whole number, got '²'"),
+        ({"seed": ""}, {}, "seed is a whole number, got ''"),
+        ({"sampling_rate": "16 kHz"}, {}, "sampling_rate is a whole number, got '16 kHz'"),
+        ({}, {FIRST: None}, "hold 5 rooms as it says, got 4"),
+        ({}, {FIRST: None, "weight": torch.zeros(1)}, "2 missing or unknown"),
+        ({}, {FIRST: torch.zeros(5, 2, 30)}, "impulse_responses.0 as float16 .* got torch.float32"),
+        ({}, {FIRST: torch.zeros(5, 3, 30).half()}, r"as float16 of shape \(5, 2, R\), got .*5, 3, 30"),
+        ({}, {FIRST: torch.zeros(5, 2, 0).half()}, "direct_delay within the 0 samples"),
+        ({}, {"direct_delay": torch.tensor([40, 41, -1, 40, 41])}, "got -1 for room 2"),
+        ({}, {"direct_delay": torch.tensor([40, 41, 40, 40, 10**12])}, "got 1000000000000 for room 4"),
+        ({}, {"direct_delay": torch.full((5,), 40.5)}, "direct_delay as torch.int64 .* got torch.float32"),
+        ({}, {"direct_delay": torch.full((4,), 40)}, r"direct_delay as .* got torch.int64 of \(4,\)"),
+        ({}, {"rt60": torch.full((5,), float("nan"), dtype=torch.float64)}, "finite values of rt60"),
+        ({}, {"rt60": torch.zeros(5, dtype=torch.float64)}, "positive values of rt60, got 0.0"),
+        ({}, {"positions": torch.full((5, 7, 3), float("inf"), dtype=torch.float64)}, "finite values of positions"),
+    ],
+)
+def test_content_that_no_pool_has_is_named_on_loading(pool_file, tmp_path, metadata, tensors, message):
+    path = rewrite(pool_file, tmp_path / "wrong.safetensors", metadata, **tensors)
+    with pytest.raises(OSError, match=rf"wrong\.safetensors must .*{message}"):
+        RoomPool.load(path)
+
+
+def test_responses_that_are_not_finite_are_named_when_they_are_read(pool, pool_file, tmp_path):
+    broken = pool._responses[FIRST].clone()
+    broken[1, 0, 50] = float("nan")
+    damaged = RoomPool.load(rewrite(pool_file, tmp_path / "nan.safetensors", **{FIRST: broken}))
+    assert torch.equal(damaged[1].target, pool[1].target)
+    for read in (lambda: damaged[0], lambda: damaged.batch([1, 0])):
+        with pytest.raises(OSError, match=r"nan\.safetensors must hold finite impulse responses, got .* room 0"):
+            read()
 
 
 @pytest.fixture

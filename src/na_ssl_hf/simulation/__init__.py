@@ -1,4 +1,4 @@
-"""Simulated rooms -> impulse responses -> two-channel mixtures -> recordings on disk.
+"""Simulate rooms, their impulse responses, two-channel mixtures in them, and recordings on disk.
 
 pyroomacoustics is imported only when impulse responses are simulated, so reading a saved room pool does not need it.
 """

@@ -1,4 +1,4 @@
-"""A benchmark in the layout of DCASE 2026 Task 2, with ground truth, from synthetic machines in simulated rooms."""
+"""Write a benchmark in the layout of DCASE 2026 Task 2, with ground truth, of synthetic machines in simulated rooms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .synthetic_dataset import write_two_channel_dataset
 
 @dataclass(frozen=True)
 class BenchmarkPreset:
-    """Size of a benchmark: clips of one machine, and the rooms and noises that each split has for itself.
+    """The size of a benchmark: clips of one machine, and the rooms and noises that each split has for itself.
 
     Attributes:
         num_train_source: normal training clips of the source domain.
@@ -56,7 +56,7 @@ def write_dcase_benchmark(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> Path:
-    """Writes the benchmark, which `load_dcase2026` and `evaluate_submission` read, and returns `root`.
+    """Write the benchmark, which `load_dcase2026` and `evaluate_submission` read, and return `root`.
 
     Every machine gets the development layout: `<machine>/train`, `<machine>/test` and `<machine>/attributes_00.csv`.
     Rooms and noises of the test are unseen in training, the target domain runs at a speed of its own, and bearing and
@@ -65,6 +65,7 @@ def write_dcase_benchmark(
     submissions may use these numbers or the files' names. `manifest.csv` has room, SNR and severity of every clip.
 
     Args:
+        root: folder to write, which must be missing or empty.
         preset: "smoke" (a few seconds), "small" (a tenth of the challenge's training and half of its test clips, of
             6 s; under a CPU minute and 0.4 GB) or "full" (990 + 10 : 200 clips of 10 s a machine; about five CPU
             minutes and 4 GB, 8 GB while writing), or sizes of your own.
@@ -73,10 +74,12 @@ def write_dcase_benchmark(
         snr_db: SNR at the close microphone in dB, one value or the range of a uniform draw; the default is that of
             NA training (Fujimura et al., IWAENC 2026).
         machines: which of MACHINE_TYPES.
-        overwrite: replace what a call before wrote; without it, `root` must be missing or empty.
+        overwrite: whether a benchmark that an earlier call wrote is replaced.
+        show_progress: whether progress bars are shown.
 
-    Raises ValueError for an unknown preset or bad settings and FileExistsError for a folder that is not empty; both
-    leave nothing behind.
+    Raises:
+        ValueError: the preset is unknown, or a setting is out of its range.
+        FileExistsError: `root` is not empty.
     """
     if isinstance(preset, str):
         if preset not in PRESETS:
@@ -116,7 +119,7 @@ def _names_of_machines(manifest: Path) -> dict[str, list[DcaseName]]:
 
 
 def _write_attributes(path: Path, names: list[DcaseName]) -> None:
-    """The official table: a pair of columns, parameter and value, for every attribute; these machines have one."""
+    """Write the official table, which has two columns for every attribute, parameter and value."""
     rows = [["file_name", "d1p", "d1v"]]
     for name in names:
         parameter, _, value = ("" if name.attributes == NO_ATTRIBUTE else str(name.attributes)).partition("_")
@@ -125,7 +128,7 @@ def _write_attributes(path: Path, names: list[DcaseName]) -> None:
 
 
 def _write_ground_truth(folder: Path, machine: str, names: list[DcaseName], seed: int) -> None:
-    """The three official tables, without header, of anonymous clips `section_00_<nnnn>.wav`."""
+    """Write the three official tables of anonymous clips `section_00_<nnnn>.wav`, which have no header."""
     order = np.random.default_rng([seed, MACHINE_TYPES.index(machine)]).permutation(len(names))
     shuffled = [names[index] for index in order]
     columns: dict[str, list[int] | list[str]] = {

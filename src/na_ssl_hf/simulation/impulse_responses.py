@@ -1,4 +1,7 @@
-"""Room impulse responses by the randomised image method of pyroomacoustics, five times faster than its own renderer."""
+"""Simulate room impulse responses by the randomised image method, with the image sources of pyroomacoustics.
+
+The renderer of this module is five times faster than that of pyroomacoustics.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,16 +11,17 @@ import scipy.fft
 import scipy.signal
 import torch
 
+from ..hub.fbank import SAMPLING_RATE
 from .rooms import FRACTIONAL_DELAY_SAMPLES, SOUND_SPEED, Room
 
-MAX_DISPLACEMENT = 0.08  # m, per axis; pyroomacoustics' default
-HIGHPASS_HZ = 10.0  # pyroomacoustics' default, order 2, forwards and backwards
+MAX_DISPLACEMENT = 0.08  # m, for each axis, the default of pyroomacoustics
+HIGHPASS_HZ = 10.0  # the default of pyroomacoustics, whose filter has order 2 and runs forwards and backwards
 # A response ends where its remaining energy is below this share (-80 dB).
 TAIL_ENERGY = 1e-8
 
 
 class ImpulseResponses(NamedTuple):
-    """Impulse responses of one room, zero-padded to a common length R, scaled so that max |target[0]| = 1."""
+    """The impulse responses of one room, zero-padded to a common length R and scaled so that max |target[0]| = 1."""
 
     target: torch.Tensor
     """(2, R) float32: target to the close and to the far microphone."""
@@ -27,23 +31,27 @@ class ImpulseResponses(NamedTuple):
     """Samples before the direct path of the target at the close microphone."""
 
 
-def simulate_impulse_responses(room: Room, sampling_rate: int = 16000) -> ImpulseResponses:
-    """Impulse responses from the target and the four noises to both microphones of a room.
+def simulate_impulse_responses(room: Room, sampling_rate: int = SAMPLING_RATE) -> ImpulseResponses:
+    """Simulate the impulse responses from the target and the four noises to both microphones of a room.
 
-    Randomised image method (De Sena et al., IEEE/ACM TASLP 23(4), 2015) with air absorption: every image source,
-    the direct path included as in pyroomacoustics' `use_rand_ism`, is moved by U[-0.08, 0.08] m per axis, by the same
-    amount for both microphones. The displacement depends on `room.seed` only; no global random state is read or
-    changed. Equal to `pyroomacoustics.ShoeBox.compute_rir` within 3e-4 of the peak, cut 80 dB below the total energy.
+    The method is the randomised image method (De Sena et al., IEEE/ACM TASLP 23(4), 2015) with air absorption. Every
+    image source, the direct path included as in pyroomacoustics' `use_rand_ism`, is moved by U[-0.08, 0.08] m along
+    each axis, by the same amount for both microphones. The displacement depends on `room.seed` only; no global random
+    state is read or changed. The result equals `pyroomacoustics.ShoeBox.compute_rir` within 3e-4 of the peak and is cut
+    where 80 dB less than the total energy remains.
 
     Args:
         room: the room.
         sampling_rate: in Hz, at least 1000.
+
+    Raises:
+        ValueError: `sampling_rate` is less than 1000.
     """
     if sampling_rate < 1000:
         raise ValueError(f"sampling_rate must be at least 1000 Hz, got {sampling_rate}")
     shoebox = _shoebox(room, sampling_rate)
     shoebox.image_source_model()
-    # Our own generator instead of `use_rand_ism=True`: that draws from a process-wide one.
+    # `use_rand_ism=True` would draw from the generator of the whole process.
     rng = np.random.default_rng(np.random.SeedSequence(room.seed, spawn_key=(1,)))
     for source in shoebox.sources:
         source.images = source.images + rng.uniform(-MAX_DISPLACEMENT, MAX_DISPLACEMENT, source.images.shape)
@@ -53,7 +61,7 @@ def simulate_impulse_responses(room: Room, sampling_rate: int = 16000) -> Impuls
 
 
 def _shoebox(room: Room, sampling_rate: int):
-    """The pyroomacoustics room: sources are the target and the four noises, microphones close and far."""
+    """Build the pyroomacoustics room: its sources are the target and the four noises, its microphones close and far."""
     import pyroomacoustics
 
     shoebox = pyroomacoustics.ShoeBox(
@@ -71,11 +79,11 @@ def _shoebox(room: Room, sampling_rate: int):
 
 
 def _render(shoebox) -> np.ndarray:
-    """Image sources to impulse responses (sources, microphones, R) float32.
+    """Turn image sources into impulse responses (sources, microphones, R) float32.
 
-    pyroomacoustics renders every image once per octave band, as air absorption differs between bands. It also only
-    depends on the length of the path, which is the time in the response: one rendering, weighted by
-    exp(-absorption * path / 2) before each band's filter, gives the same.
+    pyroomacoustics renders every image once for each octave band, because air absorption differs between bands. The
+    absorption depends on nothing but the length of the path, which is the time in the response. One rendering, weighted
+    by exp(-absorption * path / 2) before the filter of each band, therefore gives the same.
     """
     fs = shoebox.fs
     microphones = shoebox.mic_array.R.T
@@ -87,7 +95,7 @@ def _render(shoebox) -> np.ndarray:
             flat[s, m, : len(response)] = response
 
     path = np.maximum(np.arange(length) - FRACTIONAL_DELAY_SAMPLES, 0) / fs * SOUND_SPEED  # m
-    # An eighth of a second for the high-pass filter's ringing; whole steps of it, so that few sizes are ever cached.
+    # The high-pass filter rings for about an eighth of a second. Multiples of it give few sizes, which are cached.
     step = fs // 8
     n_fft = scipy.fft.next_fast_len((length // step + 2) * step, real=True)
     spectrum = np.zeros((*flat.shape[:2], n_fft // 2 + 1), np.complex64)
@@ -98,12 +106,12 @@ def _render(shoebox) -> np.ndarray:
 
 
 def _render_flat(source, microphone: np.ndarray, fs: int) -> np.ndarray:
-    """One impulse response without air absorption."""
+    """Render one impulse response without air absorption."""
     from pyroomacoustics import constants, libroom
 
     distance = np.sqrt(((source.images - microphone[:, None]) ** 2).sum(axis=0))  # (images,)
     gain = source.damping[0] / distance
-    # The last images of a diamond-shaped set reach far beyond the reverberation time and carry nothing.
+    # The last images of a diamond-shaped set reach far beyond the reverberation time and carry no energy.
     sample = (distance * (fs / SOUND_SPEED)).astype(np.int64)
     remaining = np.cumsum(np.bincount(sample, gain**2)[::-1])[::-1]
     kept = sample < np.count_nonzero(remaining > TAIL_ENERGY * remaining[0])
@@ -116,14 +124,14 @@ def _render_flat(source, microphone: np.ndarray, fs: int) -> np.ndarray:
         fs,
         2 * FRACTIONAL_DELAY_SAMPLES + 1,
         constants.get("sinc_lut_granularity"),
-        1,  # thread: the order of summation, and so the result, must not depend on the machine
+        1,  # thread, because the order of summation, and so the result, must not depend on the machine
     )
     return response
 
 
 @lru_cache(maxsize=32)
 def _band_responses(fs: int, n_fft: int) -> np.ndarray:
-    """Frequency responses (bands, n_fft // 2 + 1) float32 of the octave bands, each with the high-pass filter."""
+    """Compute the responses (bands, n_fft // 2 + 1) float32 of the octave bands, each with the high-pass filter."""
     import pyroomacoustics
 
     octave_bands = pyroomacoustics.ShoeBox([1, 1, 1], fs=fs).octave_bands

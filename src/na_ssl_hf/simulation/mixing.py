@@ -1,6 +1,7 @@
-"""Two-channel mixtures of a target and four noises in a simulated room (Fujimura et al., IWAENC 2026).
+"""Mix a target and four noises in a simulated room into two channels (Fujimura et al., IWAENC 2026).
 
-Letters: B mixtures, L samples, R taps of an impulse response, K blocks of n samples, F = n // 2 + 1 frequencies.
+Letters in shapes: B mixtures, L samples, R taps of an impulse response, K blocks of n samples and F = n // 2 + 1
+frequencies.
 """
 
 import math
@@ -9,12 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Keeps the gain of a silent noise finite; part of the published definition.
+from ..hub.fbank import SAMPLING_RATE
+
+# It keeps the gain of a silent noise finite and is part of the published definition.
 NOISE_POWER_FLOOR = 1e-8
 
 
 class TwoChannelMixture(NamedTuple):
-    """Close and far microphone and the clean target, each (B, L) float32 and sample-aligned."""
+    """The close and far microphone and the clean target, each (B, L) float32; their samples are aligned."""
 
     close: Tensor
     far: Tensor
@@ -28,16 +31,17 @@ def mix_two_channel(
     rir_noise: Tensor,
     snr_db: Tensor,
     direct_delay: Tensor,
-    sampling_rate: int = 16000,
+    sampling_rate: int = SAMPLING_RATE,
     early_reflection_sec: float = 0.05,
 ) -> TwoChannelMixture:
-    """Puts targets and noises into rooms and mixes them at a given SNR of the close microphone.
+    """Put targets and noises into rooms and mix them at a given SNR of the close microphone.
 
-    Full linear convolutions of which the first L samples are kept. The SNR is the ratio of the mean powers of the
-    reverberant target and of the sum of the four reverberant noises; the noise gain
+    Sounds and impulse responses are convolved in full, and the first L samples are kept. The SNR is the ratio of the
+    mean powers of the reverberant target and of the sum of the four reverberant noises; the noise gain
     `sqrt(P_target / 10**(snr_db / 10) / (P_noise + 1e-8))` acts on both microphones. The clean target is the target
-    through the close response cut `early_reflection_sec` after the direct path. Nothing is clipped, level-normalised
-    or shifted. A silent target silences the noise too; silent noises leave the reverberant target alone.
+    through the close response, which is cut `early_reflection_sec` after the direct path. Nothing is clipped,
+    normalised in level or shifted. A silent target silences the noise too; silent noises leave the reverberant target
+    as it is.
 
     Args:
         target: (B, L) dry targets.
@@ -53,7 +57,7 @@ def mix_two_channel(
         `close`, `far`, `clean`, (B, L) float32 each. All arithmetic is float32, on the device of the inputs.
 
     Raises:
-        ValueError: shapes that disagree, empty or non-finite input, a non-integer or negative `direct_delay`.
+        ValueError: shapes disagree, an input is empty or not finite, or `direct_delay` is not a count of samples.
     """
     _check(target, noises, rir_target, rir_noise, snr_db, direct_delay, sampling_rate, early_reflection_sec)
     num_samples, num_taps = target.shape[-1], max(rir_target.shape[-1], rir_noise.shape[-1])
@@ -85,7 +89,7 @@ def mix_two_channel(
 
 
 def spatial_noises(noises: Tensor, coherence: float | Tensor) -> Tensor:
-    """Four noises of a chosen coherence between the corners, from four independent ones.
+    """Make four noises of a chosen coherence between the corners from four independent ones.
 
     The outputs have the correlation `coherence` in every pair: 1 gives the same noise from all corners,
     `noises.sum(1) / 2`, 0 gives `noises` themselves. For uncorrelated inputs the total power never changes, and with
@@ -94,6 +98,9 @@ def spatial_noises(noises: Tensor, coherence: float | Tensor) -> Tensor:
     Args:
         noises: (B, 4, L).
         coherence: in [0, 1], one number or a (B,) tensor.
+
+    Raises:
+        ValueError: a shape is wrong, or a coherence lies outside [0, 1].
     """
     if noises.ndim != 3 or noises.shape[1] != 4:
         raise ValueError(f"noises must have shape (B, 4, L), got {tuple(noises.shape)}")
@@ -110,14 +117,14 @@ def spatial_noises(noises: Tensor, coherence: float | Tensor) -> Tensor:
 
 
 def _block_size(num_samples: int, num_taps: int) -> int:
-    """FFT length of the cheapest overlap-save convolution, a power of two of at least `2 * num_taps`."""
+    """Return the FFT length of the cheapest overlap-save convolution, a power of two of at least `2 * num_taps`."""
     sizes = [2**k for k in range((2 * num_taps - 1).bit_length(), (2 * (num_samples + num_taps)).bit_length() + 1)]
-    # Nine transforms per block (five sources in, four signals out) and eleven impulse responses.
+    # A block takes nine transforms (five sources in, four signals out), and there are eleven impulse responses.
     return min(sizes, key=lambda n: n * math.log2(2 * n) * (9 * math.ceil(num_samples / (n - num_taps + 1)) + 11))
 
 
 def _block_spectra(signals: Tensor, num_taps: int, n: int) -> Tensor:
-    """(..., L) -> (..., K, F): spectra of blocks that overlap by `num_taps - 1` samples (overlap-save)."""
+    """Transform blocks that overlap by `num_taps - 1` samples (overlap-save): (..., L) -> (..., K, F)."""
     hop = n - num_taps + 1
     num_blocks = math.ceil(signals.shape[-1] / hop)
     padded = torch.nn.functional.pad(signals, (num_taps - 1, num_blocks * hop - signals.shape[-1]))
@@ -125,12 +132,12 @@ def _block_spectra(signals: Tensor, num_taps: int, n: int) -> Tensor:
 
 
 def _join_blocks(spectra: Tensor, num_taps: int, n: int, num_samples: int) -> Tensor:
-    """(B, K, F) -> (B, L): the samples of each block that circular convolution leaves right."""
+    """Join the samples of each block that circular convolution leaves right: (B, K, F) -> (B, L)."""
     return torch.fft.irfft(spectra, n)[..., num_taps - 1 :].flatten(1)[:, :num_samples]  # (B, K * hop) -> (B, L)
 
 
 def _sum_of_products(spectra: Tensor, responses: Tensor) -> Tensor:
-    """(B, 4, K, F), (B, 4, 1, F) -> (B, K, F)."""
+    """Sum the products over the four corners: (B, 4, K, F), (B, 4, 1, F) -> (B, K, F)."""
     total = spectra[:, 0] * responses[:, 0]
     for i in range(1, spectra.shape[1]):
         total = total.addcmul_(spectra[:, i], responses[:, i])
@@ -180,7 +187,7 @@ def _check(
             "sampling_rate must be positive and early_reflection_sec not negative, "
             f"got {sampling_rate} Hz and {early_reflection_sec} s"
         )
-    # Extremes together, so that a GPU waits only once; NaN is an extreme, too.
+    # All extremes are taken together, so that a GPU is waited for once; NaN counts as an extreme, too.
     signals = [tensor for name, tensor in tensors.items() if name != "direct_delay"]
     extremes = torch.stack([extreme.float() for signal in signals for extreme in signal.aminmax()])
     if not bool(torch.isfinite(extremes).all() & (direct_delay >= 0).all()):

@@ -1,4 +1,4 @@
-"""Two-channel training mixtures without end: drawn from sound files and rooms, streamed, mixed in batches."""
+"""Stream two-channel training mixtures that are drawn from sound files and rooms, and mix them singly or in batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..data.corpora.manifest import SoundFile, read_crop
+from ..hub.fbank import SAMPLING_RATE
 from ..one_thread import one_thread
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .recordings import SILENCE_RMS
 from .room_pool import RoomPool
-from .synthetic_dataset import SAMPLING_RATE
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -42,7 +42,7 @@ def simulated_mixtures(
     block_size: int = 1,
     mixed: bool = False,
 ) -> IterableDataset:
-    """Streams random mixtures of a target and four noises (Fujimura et al., IWAENC 2026), at 16 kHz.
+    """Stream random mixtures of a target and four noises (Fujimura et al., IWAENC 2026), at 16 kHz.
 
     Example i is a function of `(seed, i)` and the other arguments: a random crop of a random target, one of each of
     four different noise files (zero-padded at the end where the file is too short; silent crops are drawn again), a
@@ -50,30 +50,38 @@ def simulated_mixtures(
     num_examples - 1`, the same ones for any sharding. Epoch e has `first_index = e * num_examples`; `set_epoch` of
     `datasets` would repeat the same sounds.
 
-    Shard k holds the blocks k, k + num_shards, ... of `block_size` successive examples. Two ways to resume exactly:
+    Shard k holds the blocks k, k + num_shards, ... of `block_size` successive examples. There are two ways to resume a
+    stream exactly:
 
-    - `state_dict()` and `load_state_dict()` of the dataset, in one process; no skipped sound is read.
-    - With data loader workers, which run ahead of the training: set `block_size` to the batch size of a process and
-      `num_shards` to processes x workers, and split by `mixtures_of_process`. Then step s of all processes together
-      takes `block_size * processes` successive examples, and a training goes on with `first_index` moved behind them.
+    - In one process, call `state_dict()` and `load_state_dict()` of the data set; no sound that is skipped is read.
+    - With data loader workers, which run ahead of the training, set `block_size` to the batch size of a process and
+      `num_shards` to processes x workers, and split by `mixtures_of_process`. A step of all processes then takes
+      `block_size * processes` successive examples, and a training goes on with `first_index` behind them.
 
     Args:
-        targets, noises: of the wanted split; at least one and at least four different files.
+        targets: sounds of the wanted split, at least one.
+        noises: sounds of the wanted split, of at least four different files.
         rooms: a 16 kHz pool. With `mixed`, it should have a file, which each worker maps into memory.
-        duration_s: of every example.
-        snr_db: at the close microphone, dB.
-        gain_db: one gain for both channels and the clean target, as levels carry information, dB.
-        noise_coherence: see `spatial_noises`.
-        mixed: mixes in the worker. Otherwise `mix_examples` mixes a batch, on a GPU if there is one.
+        num_examples: length of the stream.
+        seed: of all that is drawn.
+        first_index: number of the first example.
+        duration_s: duration of every example in s.
+        snr_db: SNR at the close microphone in dB, one value or a range.
+        gain_db: gain of both channels and the clean target in dB, which is one because levels carry information.
+        noise_coherence: as `spatial_noises` takes it, one value or a range.
+        num_shards: parts that processes and workers divide among themselves.
+        block_size: successive examples that one shard holds.
+        mixed: whether the worker mixes. Otherwise `mix_examples` mixes a batch, on a GPU if there is one.
 
     Returns:
-        Dictionaries with `target` (N,) and `noises` (4, N), dry, or with `close`, `far` and `clean` (N,) if `mixed`,
-        float32 NumPy arrays; and the numbers `room`, `snr_db`, `gain_db`, `noise_coherence`, `seed` and `index`.
+        A data set of dictionaries. They hold the dry `target` (N,) and `noises` (4, N), or with `mixed` the signals
+        `close`, `far` and `clean` (N,), all float32 NumPy arrays; and the numbers `room`, `snr_db`, `gain_db`,
+        `noise_coherence`, `seed` and `index`.
 
     Raises:
-        ValueError: settings out of range, too few files, a room pool of another rate; while streaming, sounds that are
-            not finite, or silent a hundred times in a row.
-        OSError: while streaming, a file that cannot be read or does not fit its manifest.
+        ValueError: a setting is out of its range, there are too few files, or the room pool has another rate; while
+            streaming, a sound is not finite, or crops are silent a hundred times in a row.
+        OSError: while streaming, a file cannot be read or does not fit its manifest.
     """
     try:
         from datasets import IterableDataset
@@ -81,20 +89,8 @@ def simulated_mixtures(
         raise ValueError("streaming mixtures needs datasets: pip install 'na-ssl-hf[train]'") from error
 
     counts = {"num_examples": num_examples, "num_shards": num_shards, "block_size": block_size}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    for name, value in {"seed": seed, "first_index": first_index}.items():
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
-    if not 1 / SAMPLING_RATE <= duration_s < math.inf:
-        raise ValueError(f"duration_s must be at least one sample and finite, got {duration_s} s")
-    if not targets:
-        raise ValueError("targets must hold at least one sound file, got none")
-    if (num_files := len({noise.path for noise in noises})) < _NUM_NOISES:
-        raise ValueError(f"noises must hold at least four different files, got {num_files}")
-    if rooms.sampling_rate != SAMPLING_RATE:
-        raise ValueError(f"rooms must be a pool of {SAMPLING_RATE} Hz, got {rooms.sampling_rate} Hz")
+    _check_settings(counts, {"seed": seed, "first_index": first_index}, duration_s)
+    _check_sounds(targets, noises, rooms)
     draw = _Drawing(
         targets=tuple(targets),
         noises=tuple(noises),
@@ -105,30 +101,26 @@ def simulated_mixtures(
         noise_coherence=_range("noise_coherence", noise_coherence, 0.0, 1.0),
         seed=seed,
     )
-    # Skipping is done among these numbers, before any sound is read.
-    indices = IterableDataset.from_generator(
-        _indices,
-        gen_kwargs={
-            "shards": list(range(num_shards)),  # only a list is split among processes and workers
-            "first_index": first_index,
-            **counts,
-        },
-    )
+    # A stream that is resumed skips these numbers, before any sound is read. Only a list is split among workers.
+    positions = {"shards": list(range(num_shards)), "first_index": first_index, **counts}
+    indices = IterableDataset.from_generator(_indices, gen_kwargs=positions)
     stream = indices.map(draw)
     return stream.map(partial(_mix_example, rooms=rooms), remove_columns=["target", "noises"]) if mixed else stream
 
 
 def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, num_workers: int = 0) -> IterableDataset:
-    """The part of a stream that one training process reads, with the same number of shards for each of its workers.
+    """Return the part of a stream that one training process reads, with equally many shards for each of its workers.
 
-    Do not let Accelerate prepare the data loader of it, which would split it again.
+    Do not let Accelerate prepare the data loader of this part, because it would split the part again.
 
     Args:
-        rank: of the process, below `world_size`.
-        num_workers: of its data loader; 0 as for the loader.
+        mixtures: the whole stream.
+        rank: number of the process, below `world_size`.
+        world_size: number of processes.
+        num_workers: number of workers of the data loader; 0 means, as for the loader, that the process reads itself.
 
     Raises:
-        ValueError: a rank out of range, or shards that world size x workers does not divide.
+        ValueError: `rank` is out of its range, or world size x workers does not divide the shards.
     """
     from datasets.distributed import split_dataset_by_node
 
@@ -144,14 +136,14 @@ def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, n
 
 
 def mix_examples(batch: Mapping[str, Tensor], rooms: RoomPool) -> TwoChannelMixture:
-    """Mixes a batch of unmixed examples, as a data loader collates them, on the device of its sounds.
+    """Mix a batch of unmixed examples, as a data loader collates them, on the device of its sounds.
 
     Args:
         batch: `target` (B, N), `noises` (B, 4, N), and `room`, `snr_db`, `gain_db` and `noise_coherence` (B,).
         rooms: the pool of the stream.
 
     Returns:
-        `close`, `far`, `clean`, (B, N) float32 each, the joint gain applied.
+        `close`, `far`, `clean`, (B, N) float32 each, with the gain of each example applied to all three.
     """
     target = batch["target"]
     rir_target, rir_noise, direct_delay = rooms.batch(batch["room"].tolist())
@@ -168,6 +160,26 @@ def mix_examples(batch: Mapping[str, Tensor], rooms: RoomPool) -> TwoChannelMixt
     return TwoChannelMixture(*(signal * gain for signal in mixture))
 
 
+def _check_settings(counts: Mapping[str, int], offsets: Mapping[str, int], duration_s: float) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in offsets.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    if not 1 / SAMPLING_RATE <= duration_s < math.inf:
+        raise ValueError(f"duration_s must be at least one sample and finite, got {duration_s} s")
+
+
+def _check_sounds(targets: Sequence[SoundFile], noises: Sequence[SoundFile], rooms: RoomPool) -> None:
+    if not targets:
+        raise ValueError("targets must hold at least one sound file, got none")
+    if (num_files := len({noise.path for noise in noises})) < _NUM_NOISES:
+        raise ValueError(f"noises must hold at least four different files, got {num_files}")
+    if rooms.sampling_rate != SAMPLING_RATE:
+        raise ValueError(f"rooms must be a pool of {SAMPLING_RATE} Hz, got {rooms.sampling_rate} Hz")
+
+
 def _indices(
     shards: list[int], first_index: int, num_examples: int, num_shards: int, block_size: int
 ) -> Iterator[dict[str, int]]:
@@ -179,7 +191,7 @@ def _indices(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws the example of an index."""
+    """A function of the number of an example, which draws the example."""
 
     targets: tuple[SoundFile, ...]
     noises: tuple[SoundFile, ...]
@@ -213,7 +225,7 @@ class _Drawing:
     def _crop(
         self, name: str, sounds: Sequence[SoundFile], rng: np.random.Generator, besides: Collection[str] = ()
     ) -> tuple[str, np.ndarray]:
-        """The path of a file that is not in `besides`, and a crop (N,) of it that is not silent."""
+        """Draw a file that is not in `besides` and a crop (N,) of it that is not silent, and return path and crop."""
         for _ in range(_MAX_SILENT_CROPS):
             sound = sounds[int(rng.integers(len(sounds)))]
             while sound.path in besides:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soxr
+import torch
 from tqdm.auto import tqdm
 
 from ..data.sound_files import find_sound_files
@@ -107,14 +108,14 @@ def simulate_recordings(
                 "noises": ";".join(source.relative_to(noises_dir).as_posix() for source in sources),
                 "room": room_index,
             }
-            for index, snr in enumerate(snrs):
-                file = f"{snr:g}dB/{name}"
-                stereo = np.stack([mixture.close[index].numpy(), mixture.far[index].numpy()])  # (2, N)
-                peak = max(peak, write_float_wav(folder / file, stereo, SAMPLING_RATE))
-                rows.append({"file": file, **row, "snr_db": f"{snr:g}"})
-            clean = mixture.clean[0].expand(2, -1).numpy()  # (2, N)
-            peak = max(peak, write_float_wav(folder / "clean" / name, clean, SAMPLING_RATE))
-            rows.append({"file": f"clean/{name}", **row, "snr_db": "clean"})
+            signals = {
+                f"{snr:g}dB": torch.stack([close, far])
+                for snr, close, far in zip(snrs, mixture.close, mixture.far, strict=True)
+            }
+            signals["clean"] = mixture.clean[0].expand(2, -1)
+            for tree, stereo in signals.items():  # (2, N)
+                peak = max(peak, write_float_wav(folder / tree / name, stereo.numpy(), SAMPLING_RATE))
+                rows.append({"file": f"{tree}/{name}", **row, "snr_db": tree.removesuffix("dB")})
         gain = common_gain(peak)
         reduce_to_pcm16(folder, gain)
         write_manifest(folder, [{**row, "gain": gain} for row in rows])
@@ -155,7 +156,8 @@ def _checked_settings(
 ) -> list[float]:
     """Return the SNRs as numbers; raise ValueError for settings out of their ranges."""
     snrs = [float(snr) for snr in snr_db]
-    if not snrs or not np.isfinite(snrs).all() or len(set(snrs)) < len(snrs):
+    # The folders are named by the SNRs as they are printed.
+    if not snrs or not np.isfinite(snrs).all() or len({f"{snr:g}" for snr in snrs}) < len(snrs):
         raise ValueError(f"snr_db must hold at least one finite value and no value twice, got {snrs}")
     if num_rooms < 1:
         raise ValueError(f"num_rooms must be at least 1, got {num_rooms}")

@@ -1,4 +1,4 @@
-"""Random shoebox rooms with a machine, two microphones and four noise sources (no acoustics here, geometry only)."""
+"""Draw the geometry of shoebox rooms with a machine, two microphones and four noise sources."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+
+from ..hub.fbank import SAMPLING_RATE
 
 SOUND_SPEED = 343.0  # m/s
 # pyroomacoustics centres its 81-tap fractional-delay filters 40 samples late.
@@ -28,8 +30,10 @@ Position = tuple[float, float, float]
 class Room:
     """A shoebox room; every position is (x, y, z) in metres from one corner of the floor.
 
-    `seed` (one or more non-negative ints) fixes the random part of the simulation. Raises `ValueError` for a position
-    outside the room and for a reverberation time that no wall material can give (Sabine).
+    `seed`, one or more non-negative ints, fixes the random part of the simulation.
+
+    Raises:
+        ValueError: a position lies outside the room, or no wall material gives the reverberation time (Sabine).
     """
 
     dimensions: Position
@@ -62,40 +66,44 @@ class Room:
 
     @property
     def distance_close(self) -> float:
-        """Target to close microphone, m."""
+        """The distance from the target to the close microphone in m."""
         return math.dist(self.target, self.close)
 
     @property
     def distance_far(self) -> float:
-        """Target to far microphone, m."""
+        """The distance from the target to the far microphone in m."""
         return math.dist(self.target, self.far)
 
     @property
     def absorption(self) -> float:
-        """Energy absorption of all walls that gives `rt60` by Sabine's formula."""
+        """The energy absorption of all walls that gives `rt60` by Sabine's formula."""
         return _shortest_rt60(self.dimensions) / self.rt60
 
     @property
     def max_order(self) -> int:
-        """Image order: reflections up to `SOUND_SPEED * rt60` metres of path, at most `MAX_IMAGE_ORDER`."""
+        """The order of all reflections of at most `SOUND_SPEED * rt60` metres of path, at most `MAX_IMAGE_ORDER`."""
         # Orders up to N fill a diamond of mirrored rooms; its inscribed sphere has radius (N + 1) * inscribed.
         inscribed = min(a * b / math.hypot(a, b) for a, b in combinations(self.dimensions, 2))
         return min(MAX_IMAGE_ORDER, math.ceil(SOUND_SPEED * self.rt60 / inscribed - 1))
 
-    def direct_delay(self, sampling_rate: int = 16000) -> int:
-        """Samples from the start of the impulse response to the direct path at the close microphone."""
+    def direct_delay(self, sampling_rate: int = SAMPLING_RATE) -> int:
+        """Return the samples from the start of the impulse response to the direct path at the close microphone."""
         return int(self.distance_close / SOUND_SPEED * sampling_rate) + FRACTIONAL_DELAY_SAMPLES
 
 
 def draw_room(seed: int | Sequence[int]) -> Room:
-    """One room of the NA-SSL training distribution (Fujimura et al., IWAENC 2026); the same seed gives the same room.
+    """Draw a room of the NA-SSL training distribution (Fujimura et al., IWAENC 2026); equal seeds give equal rooms.
 
-    Length and width U[3, 8] m, height U[1.5, 3] m, RT60 U[0.1, 0.4] s, all drawn again when Sabine's formula has no
-    solution. Everything stands 1.0 m high: the target at least 0.5 m from the walls, the close microphone 0.05 m and
-    the far one U[0.1, 1.0] m from it, each in its own random direction, four noises 0.2 m from the corners' walls.
+    Length and width are U[3, 8] m, the height is U[1.5, 3] m and the RT60 is U[0.1, 0.4] s; all are drawn again when
+    Sabine's formula has no solution. Everything stands 1.0 m high. The target is at least 0.5 m from the walls. The
+    close microphone is 0.05 m and the far one U[0.1, 1.0] m from it, each in a random direction of its own. The four
+    noises are 0.2 m from both walls of their corners.
 
     Args:
         seed: a non-negative int or several, e.g. `(pool_seed, index)`, so that any subset of rooms can be drawn alone.
+
+    Raises:
+        ValueError: `seed` is something else.
     """
     entropy = (seed,) if isinstance(seed, int | np.integer) else tuple(seed)
     if not entropy or not all(isinstance(s, int | np.integer) and s >= 0 for s in entropy):
@@ -136,7 +144,7 @@ def draw_room(seed: int | Sequence[int]) -> Room:
 
 
 def _shortest_rt60(dimensions: Sequence[float]) -> float:
-    """RT60 in s of a shoebox whose walls absorb everything, by Sabine's formula."""
+    """Return the RT60 in s of a shoebox whose walls absorb everything, by Sabine's formula."""
     surface = 2 * sum(a * b for a, b in combinations(dimensions, 2))
     return 24 * math.log(10) * math.prod(dimensions) / (SOUND_SPEED * surface)
 

@@ -104,23 +104,30 @@ def write_two_channel_dataset(
             noise_coherence=noise_coherence,
             seed=seed,
         )
-        peak, rows = 0.0, []
-        for name in tqdm(names, desc="two-channel clips", unit="clip", disable=not show_progress):
-            mixture, row = clips.clip(name)
-            stereo = torch.stack([mixture.close[0], mixture.far[0]]).numpy()  # (2, N)
-            peak = max(peak, write_float_wav(folder / format_dcase_name(name), stereo, SAMPLING_RATE))
-            if clean_folder:
-                clean = mixture.clean.expand(2, -1).numpy()  # (2, N)
-                peak = max(peak, write_float_wav(clean_folder / format_dcase_name(name), clean, SAMPLING_RATE))
-            rows.append(row)
-        gain = common_gain(peak)
-        for written in (folder, clean_folder):
-            if written:
-                parts = sorted(written.glob("*/*"))
-                for part in tqdm(parts, desc="16 bit", unit="folder", delay=5, disable=not show_progress):
-                    reduce_to_pcm16(part, gain)
-                write_manifest(written, [{**row, "gain": gain} for row in rows])
+        _write_clips(names, clips, folder, clean_folder, show_progress)
     return root / MANIFEST
+
+
+def _write_clips(
+    names: Sequence[DcaseName], clips: _Clips, folder: Path, clean_folder: Path | None, show_progress: bool
+) -> None:
+    """Write every clip, its clean version where there is a folder for it, and the manifests."""
+    peak, rows = 0.0, []
+    for name in tqdm(names, desc="two-channel clips", unit="clip", disable=not show_progress):
+        mixture, row = clips.clip(name)
+        stereo = torch.stack([mixture.close[0], mixture.far[0]]).numpy()  # (2, N)
+        peak = max(peak, write_float_wav(folder / format_dcase_name(name), stereo, SAMPLING_RATE))
+        if clean_folder:
+            clean = mixture.clean.expand(2, -1).numpy()  # (2, N)
+            peak = max(peak, write_float_wav(clean_folder / format_dcase_name(name), clean, SAMPLING_RATE))
+        rows.append(row)
+    gain = common_gain(peak)
+    for written in (folder, clean_folder):
+        if written:
+            parts = sorted(written.glob("*/*"))
+            for part in tqdm(parts, desc="16 bit", unit="folder", delay=5, disable=not show_progress):
+                reduce_to_pcm16(part, gain)
+            write_manifest(written, [{**row, "gain": gain} for row in rows])
 
 
 @dataclass(frozen=True)
