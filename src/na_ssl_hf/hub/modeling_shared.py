@@ -13,6 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+# The options of `from_pretrained` that say where a checkpoint lies and who may read it.
+HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "proxies")
 # A padding mask in the form that the chosen attention implementation takes; `None` where nothing is padded.
 AttentionMask: TypeAlias = torch.Tensor | BlockMask | None
 
@@ -41,6 +43,13 @@ class Embedded(NamedTuple):
     layer_inputs: LayerInputs
 
 
+class FoundWith(dict):
+    """The options by which a checkpoint was found. A copy of the model that is pickled has no token of its owner."""
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return FoundWith, ({name: value for name, value in self.items() if name != "token"},)
+
+
 class SpectrogramEncoder(PreTrainedModel):
     """The base class of the transformers over the patches of an fbank.
 
@@ -50,6 +59,19 @@ class SpectrogramEncoder(PreTrainedModel):
     config_class: type[PreTrainedConfig]
     layers: nn.ModuleList
     has_cls_token = False
+    # What else was saved with the checkpoint, a memory of normal recordings above all, is looked up with the same.
+    found_with: FoundWith | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as [`PreTrainedModel.from_pretrained`] does, and remember by which options the checkpoint was found."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        options = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        model.found_with = FoundWith(options | {"path_or_repo_id": str(pretrained_model_name_or_path)})
+        if commit := getattr(model.config, "_commit_hash", None):
+            model.found_with["revision"] = commit
+        return loaded
 
     def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
         """Make the input of the first layer.

@@ -145,10 +145,9 @@ class AnomalyScorer(Pipeline):
         self.left_out: list[tuple[str, str]] = []
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
-        source = getattr(self.model, "name_or_path", None)
         # A model with an adapter has the name of its base, whose memory is of other embeddings.
-        if source and not has_adapter(self.model):
-            self.memory_bank = _saved_bank(source, getattr(self.model.config, "_commit_hash", None))
+        if not has_adapter(self.model):
+            self.memory_bank = _saved_bank(self.model)
 
     # Fitting
 
@@ -668,10 +667,14 @@ def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBa
     return merged, bank
 
 
-def _saved_bank(source: str, revision: str | None) -> MemoryBank | None:
-    """The memory that was saved with a checkpoint, or `None` for one that was never fitted."""
+def _saved_bank(model: Any) -> MemoryBank | None:
+    """The memory that was saved with a model's checkpoint, found as the model was; `None` where there is none."""
+    found_with = dict(getattr(model, "found_with", None) or {"path_or_repo_id": getattr(model, "name_or_path", None)})
+    source = found_with.pop("path_or_repo_id")
+    if not source:
+        return None
     try:
-        path = find_bank_file(source, revision=revision)
+        path = find_bank_file(source, **found_with)
     except OSError as error:
         # The model is loaded; that its source is gone or out of reach by now must not keep it from being fitted.
         logger.warning(f"No memory of normal recordings could be looked up at {source}: {error}")
