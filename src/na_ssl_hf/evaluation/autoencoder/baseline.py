@@ -1,4 +1,4 @@
-"""The autoencoder baselines of DCASE Task 2, `mse` and `mahalanobis`, trained for one machine.
+"""The autoencoder baselines of DCASE Task 2, `mse` and `mahalanobis`, are trained for one machine and score it.
 
 Letters: N samples, T frames, M mel bins, P frames in a vector, V vectors.
 """
@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from transformers.utils import logging
 from ...hub.configuration_autoencoder import AutoencoderConfig
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.modeling_autoencoder import HOP_LENGTH, SCORE_METHODS, AutoencoderModel, log_mel_decibels, stack_frames
-from ...hub.recording import Recording, is_single_recording, load_recording
+from ...hub.recording import Recording, RecordingSource, is_single_recording, load_recording
 from ...hub.threshold import fit_threshold
 from ...one_thread import one_thread
 
@@ -34,26 +33,27 @@ _SMALLEST_EIGENVALUE = 1e-6
 
 @dataclass
 class AutoencoderBaseline:
-    """Both baseline systems from one training: log-mel vectors in, reconstruction error out. Higher = more anomalous.
+    """Both baseline systems are one autoencoder of log-mel vectors; a higher reconstruction error is more anomalous.
 
-    After Harada et al., "First-shot anomaly sound detection for machine condition monitoring: a domain generalization
-    baseline", EUSIPCO 2023, scored as the official code does. Training minimises the MSE with Adam over shuffled
-    vectors of all clips; a tenth of the vectors is held out. Then come the covariances of the residuals, and for each
-    score the threshold: the 0.9 quantile of a gamma distribution fitted to the scores of batches. A batch mixes vectors
-    of many clips, so single clips vary more: expect false alarms far above one in ten, nearly always with Mahalanobis.
+    This follows Harada et al., "First-shot anomaly sound detection for machine condition monitoring: a domain
+    generalization baseline", EUSIPCO 2023, and scores as the official code does. Training minimises the MSE with Adam
+    over shuffled vectors of all clips; a tenth of the vectors is held out. Then come the covariances of the residuals,
+    and for each score the threshold: the 0.9 quantile of a gamma distribution fitted to the scores of batches. A batch
+    mixes vectors of many clips, so single clips vary more: expect false alarms far above one in ten, nearly always with
+    Mahalanobis.
 
     Args:
-        num_epochs, batch_size, learning_rate: of the training; batches of a single vector are left out.
+        num_epochs, batch_size, learning_rate: settings of the training; batches of a single vector are skipped.
         validation_split: share of the vectors held out, in (0, 1).
-        two_channel: recordings are `(2, N)`, of which channel 0, the close one, is used; `False` wants mono.
-        seed: of weights, split and shuffling. On one CPU configuration equal seeds give equal scores.
+        two_channel: whether recordings are `(2, N)`, of which channel 0, the close one, is used; else they are mono.
+        seed: seed of weights, split and shuffling. On one CPU configuration equal seeds give equal scores.
         device: where to train and score.
 
     Attributes:
         model_: the trained [`AutoencoderModel`], in evaluation mode.
 
     Raises:
-        ValueError: a parameter outside its range.
+        ValueError: a parameter is out of its range.
     """
 
     num_epochs: int = 100
@@ -76,20 +76,21 @@ class AutoencoderBaseline:
 
     @one_thread()
     def fit(
-        self, recordings: Iterable[Any], domains: Sequence[str] | None = None, progress: str | None = "fit"
+        self, recordings: Iterable[RecordingSource], domains: Sequence[str] | None = None, progress: str | None = "fit"
     ) -> AutoencoderBaseline:
-        """Train on normal recordings of one machine; what was fitted before is replaced when all went well.
+        """Train on normal recordings of one machine; an earlier model is replaced only when the training succeeds.
 
         Args:
             recordings: paths, `(2, N)` arrays or whatever [`load_recording`] takes; 16 kHz, at least 2048 samples.
-            domains: "source" or "target" for each. Without it, or without targets, both covariances are the same.
+            domains: "source" or "target" for each; without it, or without targets, both covariances are the same.
             progress: label of the progress bars; `None` for no bar.
 
         Raises:
             OSError: a file is missing or cannot be decoded.
-            ValueError: no, too short, mono or non-finite recordings, another sampling rate, wrong `domains`, no
-                source clip, fewer than 4 vectors in all, or batch scores that no gamma distribution fits. A domain of
-                fewer frames than mel bins (128) only gives a warning and no `"mahalanobis"` score.
+            ValueError: there are no recordings, or one is too short, mono, not finite or of another sampling rate;
+                `domains` are wrong or hold no source clip; there are fewer than 4 vectors in all; or no gamma
+                distribution fits the scores of batches. A domain of fewer frames than mel bins (128) only gives a
+                warning and no `"mahalanobis"` score.
         """
         sources = _several(recordings)
         is_target = _is_target(domains, len(sources))
@@ -122,8 +123,10 @@ class AutoencoderBaseline:
         return self
 
     @one_thread()
-    def score(self, recordings: Iterable[Any], method: str = "mse", progress: str | None = None) -> torch.Tensor:
-        """Scores `(N,)` float64 of N recordings, higher = more anomalous; see [`AutoencoderModel.anomaly_score`].
+    def score(
+        self, recordings: Iterable[RecordingSource], method: str = "mse", progress: str | None = None
+    ) -> torch.Tensor:
+        """Score N recordings, higher = more anomalous: `(N,)` float64, see [`AutoencoderModel.anomaly_score`].
 
         Args:
             recordings: in any form that `fit` accepts.
@@ -131,7 +134,7 @@ class AutoencoderBaseline:
             progress: label of the progress bar; `None` for no bar.
 
         Raises:
-            OSError, ValueError: as in `fit`, nothing fitted, or no covariance for `"mahalanobis"`.
+            OSError, ValueError: as in `fit`, nothing is fitted, or there is no covariance for `"mahalanobis"`.
         """
         model = self._fitted()
         if model.config.two_channel != self.two_channel:
@@ -143,10 +146,10 @@ class AutoencoderBaseline:
         return torch.tensor(scores, dtype=torch.float64)
 
     def threshold(self, method: str = "mse") -> float:
-        """The alarm is `score(...) > threshold(...)`, strictly.
+        """Return the threshold above which a score is an alarm: `score(...) > threshold(...)`, strictly.
 
         Raises:
-            ValueError: an unknown method, nothing fitted, or no covariance for `"mahalanobis"`.
+            ValueError: the method is unknown, nothing is fitted, or there is no covariance for `"mahalanobis"`.
         """
         if method not in SCORE_METHODS:
             raise ValueError(f"method must be one of {SCORE_METHODS}, got {method!r}.")
@@ -156,20 +159,20 @@ class AutoencoderBaseline:
         return float(threshold)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the model with covariances and thresholds; `AutoModel.from_pretrained` reads it, too.
+        """Write the model with covariances and thresholds, which `AutoModel.from_pretrained` reads as well.
 
         Raises:
-            ValueError: nothing fitted.
+            ValueError: nothing is fitted.
         """
         self._fitted().save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, device: str | torch.device = "cpu") -> AutoencoderBaseline:
-        """Read what `save_pretrained` wrote; the settings of the training are not kept.
+        """Read what `save_pretrained` wrote, which does not contain the settings of the training.
 
         Raises:
-            OSError: no model at `path`.
-            ValueError: a model of another type.
+            OSError: there is no model at `path`.
+            ValueError: the model is of another type.
         """
         model_type = AutoencoderConfig.get_config_dict(path)[0].get("model_type")
         if model_type != AutoencoderConfig.model_type:
@@ -184,15 +187,15 @@ class AutoencoderBaseline:
             raise ValueError("This AutoencoderBaseline is not fitted: call fit or from_pretrained first.")
         return self.model_
 
-    def _log_mels(self, sources: list[Any], progress: str | None) -> Iterator[torch.Tensor]:
-        """Log-mel spectrograms `(T, M)` on the CPU, T >= P, of the close channels."""
+    def _log_mels(self, sources: list[RecordingSource], progress: str | None) -> Iterator[torch.Tensor]:
+        """Compute log-mel spectrograms `(T, M)` of the close channels on the CPU, with T >= P."""
         for source in logging.tqdm(sources, desc=progress, unit="clip", disable=progress is None):
             yield log_mel_decibels(_close_channel(load_recording(source, SAMPLING_RATE), self.two_channel))
 
     def _train(
         self, model: AutoencoderModel, training: _VectorDataset, generator: torch.Generator, progress: str | None
     ) -> list[float]:
-        """Train in place; the losses of the last epoch's batches."""
+        """Train in place, and return the losses of the batches of the last epoch."""
         optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)
         model.train()
         with logging.tqdm(total=self.num_epochs, desc=progress, unit="epoch", disable=progress is None) as bar:
@@ -232,15 +235,15 @@ class AutoencoderBaseline:
 def residual_covariances(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]], num_mel_bins: int = 128
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Covariances `(M, M)` float64 of the residuals of source and target vectors, as the official code forms them.
+    """Compute covariances `(M, M)` float64 of the residuals of source and target vectors, as the official code does.
 
     In every batch the frames of a domain are centred by *that batch's* mean; the outer products of all frames are
     divided by the number of *vectors* - 1, which makes it about P times a usual covariance. Batches of one vector are
-    skipped. Without any target vector both are the source's.
+    skipped. Without any target vector both are those of the source.
 
     Args:
-        batches: residuals in dB `(V, P * M)` and whether they are target `(V,)` bool.
-        num_mel_bins: M.
+        batches: residuals in dB `(V, P * M)`, and whether they are of the target domain, `(V,)` bool.
+        num_mel_bins: number M of mel bins.
     """
     products = torch.zeros(2, num_mel_bins, num_mel_bins, dtype=torch.float64)
     counts = [0, 0]
@@ -259,9 +262,13 @@ def residual_covariances(
 
 @dataclass
 class _VectorDataset:
-    """Vectors that are stacked when a batch needs them, since each frame would otherwise be stored P times.
+    """Vectors that are stacked only when a batch needs them, since each frame would otherwise be stored P times.
 
-    `log_mel` `(all T, M)`; `starts` `(V,)` int64, first frame of each vector; `is_target` `(V,)` bool on the CPU.
+    Attributes:
+        log_mel: `(all T, M)`, the frames of all clips.
+        starts: `(V,)` int64, the first frame of each vector.
+        is_target: `(V,)` bool on the CPU.
+        num_frames: number P of frames in a vector.
     """
 
     log_mel: torch.Tensor
@@ -287,14 +294,14 @@ class _VectorDataset:
         return _VectorDataset(self.log_mel, self.starts[indices], self.is_target[indices], self.num_frames)
 
     def batches(self, batch_size: int, smallest: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`(vectors (V, P * M), is_target (V,))` in order, without batches of fewer than `smallest` vectors."""
+        """Yield `(vectors (V, P * M), is_target (V,))` in order, without batches of fewer than `smallest` vectors."""
         for starts, is_target in zip(self.starts.split(batch_size), self.is_target.split(batch_size), strict=True):
             if len(starts) >= smallest:
                 frames = starts[:, None] + torch.arange(self.num_frames)  # (V, P)
                 yield self.log_mel[frames.to(self.log_mel.device)].flatten(1), is_target
 
 
-def _several(recordings: Iterable[Any]) -> list[Any]:
+def _several(recordings: Iterable[RecordingSource]) -> list[RecordingSource]:
     if is_single_recording(recordings):
         raise ValueError("recordings must be a list of recordings, got a single one.")
     sources = list(recordings)
@@ -304,7 +311,7 @@ def _several(recordings: Iterable[Any]) -> list[Any]:
 
 
 def _close_channel(recording: Recording, two_channel: bool) -> torch.Tensor:
-    """`(N,)` float, full scale 1.0, or a ValueError that names the recording and the rule."""
+    """Return the close channel, `(N,)` float64 with full scale 1.0; a ValueError names the recording and the rule."""
     name, samples = recording.name, recording.samples
     samples = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if recording.sampling_rate != SAMPLING_RATE:

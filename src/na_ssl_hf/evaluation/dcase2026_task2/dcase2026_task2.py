@@ -1,7 +1,7 @@
-"""The official numbers of DCASE 2026 Task 2 for `evaluate.load`; the formulas are in `na_ssl_hf.evaluation.metrics`.
+"""This script gives `evaluate.load` the official numbers of DCASE 2026 Task 2, by the formulas of `evaluation.metrics`.
 
-`evaluate` copies this file into a cache of its own before it runs: imports are absolute, and one module a line, for
-more than its parser of imports cannot read.
+`evaluate` copies this file into a cache of its own before it runs, so imports are absolute; they name one module a
+line, because its parser of imports reads no more.
 """
 
 from dataclasses import asdict

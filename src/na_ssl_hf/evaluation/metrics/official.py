@@ -1,4 +1,4 @@
-"""Official numbers of DCASE 2026 Task 2, and bootstrap intervals for them.
+"""The official numbers of DCASE 2026 Task 2 and bootstrap intervals for them are computed here.
 
 Everywhere a higher score means more anomalous. Letters: N clips, R bootstrap draws, G groups of clips with equal score.
 """
@@ -28,11 +28,11 @@ class MachineMetrics:
 
     @property
     def official_score(self) -> float:
-        """Harmonic mean of the three values, each clamped from below to the float epsilon."""
+        """Compute the harmonic mean of the three values, each clamped from below to the float epsilon."""
         return official_score([self])
 
     def as_dict(self) -> dict[str, float]:
-        """The three values and their official score, by name."""
+        """Return the three values and their official score, by name."""
         return {**asdict(self), "official_score": self.official_score}
 
 
@@ -47,7 +47,7 @@ class DecisionMetrics:
 
 @dataclass(frozen=True)
 class BootstrapInterval:
-    """Percentile interval of the official score; `draws` (R,) allow paired differences between systems."""
+    """A percentile interval of the official score; `draws` (R,) allow paired differences between systems."""
 
     estimate: float
     low: float
@@ -56,10 +56,16 @@ class BootstrapInterval:
 
 
 def machine_metrics(scores: np.ndarray, is_anomaly: np.ndarray, is_target: np.ndarray) -> MachineMetrics:
-    """AUC source, AUC target and pAUC of one machine.
+    """Compute AUC source, AUC target and pAUC of one machine.
 
-    scores (N,) float, higher = more anomalous; is_anomaly (N,) and is_target (N,) bool or 0/1. Raises ValueError on NaN
-    or infinite scores, unequal lengths, labels other than 0/1, no anomaly, or no normal clip of one of the domains.
+    Args:
+        scores: `(N,)` float, higher = more anomalous.
+        is_anomaly: `(N,)` bool or 0/1.
+        is_target: `(N,)` bool or 0/1.
+
+    Raises:
+        ValueError: scores are NaN or infinite, lengths are unequal, labels are others than 0 and 1, or there is no
+            anomaly or no normal clip of one of the domains.
     """
     scores, is_anomaly, is_target = _checked(scores, is_anomaly, is_target)
     values = _weighted_metrics(scores, is_anomaly, is_target, np.ones((1, len(scores))))[0]
@@ -67,7 +73,13 @@ def machine_metrics(scores: np.ndarray, is_anomaly: np.ndarray, is_target: np.nd
 
 
 def official_score(metrics: Iterable[MachineMetrics] | Mapping[str, MachineMetrics]) -> float:
-    """Harmonic mean over 3 values x number of machines, each clamped from below to the float epsilon (2.2e-16)."""
+    """Compute the harmonic mean over the 3 values of all machines.
+
+    Each value is clamped from below to the float epsilon (2.2e-16).
+
+    Raises:
+        ValueError: there are no machines.
+    """
     machines = list(metrics.values()) if isinstance(metrics, Mapping) else list(metrics)
     if not machines:
         raise ValueError("metrics must hold at least one machine, got none")
@@ -76,10 +88,15 @@ def official_score(metrics: Iterable[MachineMetrics] | Mapping[str, MachineMetri
 
 
 def decision_metrics(is_alarm: np.ndarray, is_anomaly: np.ndarray) -> DecisionMetrics:
-    """Precision, recall and F1 of N decisions in one domain of one machine; without any alarm all are 0.
+    """Compute precision, recall and F1 of N decisions in one domain of one machine; without any alarm all are 0.
 
-    is_alarm (N,) and is_anomaly (N,) bool or 0/1. Raises ValueError on labels other than 0/1, unequal lengths, or no
-    anomaly, which leaves the recall undefined.
+    Args:
+        is_alarm: `(N,)` bool or 0/1.
+        is_anomaly: `(N,)` bool or 0/1.
+
+    Raises:
+        ValueError: labels are others than 0 and 1, lengths are unequal, or there is no anomaly, which leaves the recall
+            undefined.
     """
     alarm, anomaly = np.asarray(is_alarm), np.asarray(is_anomaly)
     if alarm.ndim != 1:
@@ -97,7 +114,7 @@ def decision_metrics(is_alarm: np.ndarray, is_anomaly: np.ndarray) -> DecisionMe
 def domain_decision_metrics(
     is_alarm: np.ndarray, is_anomaly: np.ndarray, is_target: np.ndarray
 ) -> dict[str, DecisionMetrics]:
-    """`decision_metrics` of the "source" and of the "target" clips of one machine; is_target (N,) bool or 0/1."""
+    """Compute `decision_metrics` of the "source" and of the "target" clips of one machine; all arguments are `(N,)`."""
     is_target = np.asarray(is_target).astype(bool)
     return {
         domain: decision_metrics(is_alarm[members], is_anomaly[members])
@@ -106,9 +123,12 @@ def domain_decision_metrics(
 
 
 def mean_decision_metrics(metrics: Iterable[DecisionMetrics]) -> DecisionMetrics:
-    """Harmonic means over all machines and domains, as the challenge's tables; each value clamped to the float epsilon.
+    """Compute harmonic means over all machines and domains, as in the challenge's tables.
 
-    Raises ValueError where there are none.
+    Each value is clamped from below to the float epsilon.
+
+    Raises:
+        ValueError: there are no metrics.
     """
     values = np.array([[each.precision, each.recall, each.f1] for each in metrics])
     if not len(values):
@@ -122,11 +142,20 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> BootstrapInterval:
-    """Official score over machines, percentile bootstrap over clips (Efron and Tibshirani 1993).
+    """Compute the official score over machines with a percentile bootstrap over clips (Efron and Tibshirani 1993).
 
-    clips: machine name -> (scores, is_anomaly, is_target) as for `machine_metrics`. Clips are redrawn inside domain x
-    label. Equal seed, machine names and clip order give equal draws, so systems scored on the same clips are compared
-    pairwise through `a.draws - b.draws`. Raises ValueError as `machine_metrics` does, naming the machine.
+    Clips are redrawn inside each domain and label. Equal seed, machine names and clip order give equal draws, so that
+    systems scored on the same clips are compared pairwise through `a.draws - b.draws`.
+
+    Args:
+        clips: name of a machine -> (scores, is_anomaly, is_target) as for `machine_metrics`.
+        num_draws: number R of draws.
+        confidence: share of the draws inside the interval, in (0, 1).
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: there are no machines, an argument is out of range, or as for `machine_metrics`; the message names
+            the machine.
     """
     if not clips:
         raise ValueError("clips must hold at least one machine, got none")
@@ -151,7 +180,7 @@ def bootstrap_draws(
     num_draws: int = 1000,
     seed: int | list[int] = 0,
 ) -> np.ndarray:
-    """(AUC source, AUC target, pAUC) of `num_draws` stratified redraws of one machine's clips: (R, 3) float64."""
+    """Compute AUC source, AUC target and pAUC of R stratified redraws of one machine's clips: (R, 3) float64."""
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
     scores, is_anomaly, is_target = _checked(scores, is_anomaly, is_target)
@@ -195,7 +224,7 @@ def _as_bool(label: np.ndarray, name: str) -> np.ndarray:
 def _weighted_metrics(
     scores: np.ndarray, is_anomaly: np.ndarray, is_target: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """Metrics when clip n appears counts[r, n] times: (R, N) -> (R, 3). One sort serves every draw."""
+    """Compute the metrics when clip n appears counts[r, n] times: (R, N) -> (R, 3). One sort serves every draw."""
     order = np.argsort(-scores, kind="stable")
     group_end = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # tied clips share one step of the ROC
     counts = counts[:, order]
@@ -216,13 +245,13 @@ def _weighted_metrics(
 
 
 def _rates(weights: np.ndarray, group_end: np.ndarray) -> np.ndarray:
-    """Cumulative rate after every group of equal scores, from 0 to 1: (R, N) -> (R, G + 1)."""
+    """Compute the cumulative rate after every group of equal scores, from 0 to 1: (R, N) -> (R, G + 1)."""
     cumulative = np.cumsum(weights, axis=1)[:, group_end]
     return np.pad(cumulative / cumulative[:, -1:], ((0, 0), (1, 0)))
 
 
 def _area(false_positive_rate: np.ndarray, true_positive_rate: np.ndarray, limit: float) -> np.ndarray:
-    """Area under the ROC polyline from 0 to `limit`: (R, G + 1) twice -> (R,)."""
+    """Compute the area under the ROC polyline from 0 to `limit`: (R, G + 1) twice -> (R,)."""
     left, right = false_positive_rate[:, :-1], false_positive_rate[:, 1:]
     low, high = true_positive_rate[:, :-1], true_positive_rate[:, 1:]
     width = np.clip(limit - left, 0.0, right - left)
@@ -231,7 +260,7 @@ def _area(false_positive_rate: np.ndarray, true_positive_rate: np.ndarray, limit
 
 
 def _standardised(area: np.ndarray, limit: float) -> np.ndarray:
-    """McClish (1989): chance becomes 0.5 and a perfect ranking 1."""
+    """Standardise a partial area after McClish (1989): chance becomes 0.5 and a perfect ranking 1."""
     chance = 0.5 * limit**2
     return 0.5 * (1 + (area - chance) / (limit - chance))
 

@@ -1,4 +1,4 @@
-"""Pictures of the HTML report: SVG as data URIs with alternative texts, drawn without any state of pyplot.
+"""The pictures of the HTML report are SVG in data URIs with alternative texts, drawn without any state of pyplot.
 
 Letters: M test clips, N training clips, F bands, C channels, K frequency rows, T time columns.
 """
@@ -21,11 +21,11 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics.official import MAX_FALSE_POSITIVE_RATE, BootstrapInterval
 from ..systems.machine_scores import MachineScores
 
-# Colours of Okabe and Ito (2008), told apart by colour-blind readers and on grey prints.
+# Colours of Okabe and Ito (2008), which colour-blind readers can tell apart, also on grey prints.
 NORMAL, ANOMALY, TARGET, NEUTRAL = "#0072b2", "#d55e00", "#009e73", "#777777"
-WIDTH = 4.4  # in; shown about as wide on a phone, so that 9 pt stay readable
+WIDTH = 4.4  # inches, about the width of the picture on a phone, so that 9 pt stay readable
 
-# Every figure must be drawn inside it: independent of the user's own style, equal ids and thus bytes in every run.
+# Every figure must be drawn inside it: the style of the user has no influence then, and equal input gives equal bytes.
 report_style = partial(
     style.context,
     {
@@ -50,19 +50,19 @@ _RANGE_DB = 60.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A data URI for `src`, and the text for those who do not see it."""
+    """A data URI for `src`, and the text for readers who do not see the picture."""
 
     source: str
     alt: str
 
 
 def percent(value: float) -> str:
-    """0.7125 -> "71.2 %"."""
+    """Write a share in percent: 0.7125 becomes "71.2 %"."""
     return f"{100 * value:.1f} %"
 
 
 def overview_picture(intervals: Mapping[str, BootstrapInterval]) -> Picture:
-    """Official score of every machine with its interval, in percent."""
+    """Draw the official score of every machine with its interval, in percent."""
     figure = Figure(figsize=(WIDTH, 0.7 + 0.27 * len(intervals)), layout="constrained")
     axis = figure.add_subplot()
     for row, interval in enumerate(intervals.values()):
@@ -80,7 +80,7 @@ def overview_picture(intervals: Mapping[str, BootstrapInterval]) -> Picture:
 
 
 def roc_points(scores: np.ndarray, is_anomaly: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rate, `(P,)` each, from (0, 0) to (1, 1) with a point for every distinct score."""
+    """Compute the false and the true positive rate, `(P,)` each, from (0, 0) to (1, 1) a point for each score."""
     limits = np.unique(scores)[::-1]
     rates = [
         np.append(0.0, 1.0 - np.searchsorted(np.sort(scores[members]), limits) / members.sum())
@@ -90,7 +90,11 @@ def roc_points(scores: np.ndarray, is_anomaly: np.ndarray) -> tuple[np.ndarray, 
 
 
 def roc_picture(machine: MachineScores) -> Picture:
-    """Normal clips of each domain, and of both, against all anomalies; ValueError where the metrics are undefined."""
+    """Draw ROC curves: normal clips of each domain, and of both, against all anomalies.
+
+    Raises:
+        ValueError: the metrics are undefined.
+    """
     scores, is_anomaly, is_target = machine.labelled_scores
     metrics = machine.metrics
     figure, (axis,) = _subplots(3.6)
@@ -119,7 +123,7 @@ def roc_picture(machine: MachineScores) -> Picture:
 
 
 def histogram_picture(machine: MachineScores) -> Picture:
-    """Scores of the normal training clips and of the test clips by domain and label, as far as these are known."""
+    """Draw histograms of the scores of training clips, and of test clips by domain and label where these are known."""
     groups = _histogram_groups(machine)
     bins = np.histogram_bin_edges(np.concatenate([machine.scores, machine.normal_scores]), bins=30).tolist()
     figure, axes = _subplots(3.6, rows=len(groups))
@@ -145,7 +149,7 @@ def histogram_picture(machine: MachineScores) -> Picture:
 
 
 def _histogram_groups(machine: MachineScores) -> dict[str, list[tuple[str, str, np.ndarray]]]:
-    """Title of a row -> its (label, colour, scores)."""
+    """Group the scores: title of a row -> its (label, colour, scores)."""
     groups = {"training": [("normal", NORMAL, machine.normal_scores)]}
     domains = {"test": np.ones(len(machine.scores), dtype=bool)}
     if machine.is_target is not None:
@@ -162,7 +166,7 @@ def _histogram_groups(machine: MachineScores) -> dict[str, list[tuple[str, str, 
 
 
 def band_picture(machine: MachineScores) -> Picture:
-    """Mean and standard deviation of every band's score; without labels, clips with and without alarm are compared."""
+    """Draw mean and deviation of every band's score; without labels, clips with and without alarm are compared."""
     assert machine.band_scores is not None
     if machine.is_anomaly is None:
         names, members = ("below threshold", "above threshold"), machine.is_alarm
@@ -187,19 +191,19 @@ def band_picture(machine: MachineScores) -> Picture:
 
 
 def spectrogram_picture(name: str, samples: np.ndarray, sampling_rate: int) -> Picture:
-    """Spectrograms of all channels `(C, N)` on one colour scale, dB of a full-scale sine, with a mel frequency axis."""
+    """Draw spectrograms of all channels `(C, N)` on one colour scale, in dB of a full-scale sine, on a mel axis."""
     channels = {1: ("the only channel",), 2: ("close microphone", "far microphone")}.get(
         len(samples), tuple(f"channel {number}" for number in range(1, len(samples) + 1))
     )
     seconds = samples.shape[1] / sampling_rate
     levels = [_mel_levels(channel, sampling_rate) for channel in samples]  # (K, T) each
-    # A single click would leave all else dark.
+    # The scale leaves out the highest values, because a single click would make everything else dark.
     highest = 5.0 * math.ceil(max(np.percentile(level, 99.5) for level in levels) / 5.0)
     figure, axes = _subplots(0.8 + 1.35 * len(samples), rows=len(samples), right=0.55)
     top = _mel(sampling_rate / 2)
     for axis, level, title in zip(axes, levels, channels, strict=True):
         image = axis.imshow(
-            # Whole dB need half the bytes, and nobody sees the difference.
+            # Rounding to whole dB halves the size of the file, and the difference is not visible.
             np.round(level),
             origin="lower",
             aspect="auto",
@@ -229,7 +233,7 @@ def _mel(hertz: float) -> float:
 
 
 def _mel_levels(channel: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Mean power in mel-spaced rows and at most _MAX_COLUMNS columns, in dB: `(N,)` -> `(K, T)`."""
+    """Compute the mean power in mel-spaced rows and at most _MAX_COLUMNS columns, in dB: `(N,)` -> `(K, T)`."""
     padded = np.pad(channel.astype(np.float64), (0, max(0, _FFT - len(channel))))
     window = np.hanning(_FFT)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP] * window  # (frames, _FFT)
@@ -238,13 +242,13 @@ def _mel_levels(channel: np.ndarray, sampling_rate: int) -> np.ndarray:
     power = np.add.reduceat(power, starts, axis=0) / np.diff(starts, append=len(power))[:, None]  # (T, bins)
     hertz = 700.0 * (10.0 ** (np.linspace(0.0, _mel(sampling_rate / 2), _ROWS + 1) / 2595.0) - 1.0)
     edges = np.minimum(hertz / sampling_rate * _FFT, power.shape[1] - 1).astype(int)
-    # Rows narrower than a bin, at high rates, repeat their bin.
+    # At high sampling rates a row can be narrower than a bin; it then repeats the bin.
     width = np.maximum(1, np.diff(edges))
     return 10.0 * np.log10(np.add.reduceat(power, edges[:-1], axis=1) / width + 1e-12).T
 
 
 def _subplots(height: float, rows: int = 1, right: float = 0.15) -> tuple[Figure, list[Axes]]:
-    """A figure `height` in tall with fixed margins in inches: fitting them to the texts takes as long as drawing."""
+    """Make a figure of `height` inches with fixed margins, as fitting them to the texts takes as long as drawing."""
     figure = Figure(figsize=(WIDTH, height))
     margins = {"left": 0.75 / WIDTH, "right": 1 - right / WIDTH, "bottom": 0.45 / height, "top": 1 - 0.25 / height}
     axes = figure.subplots(rows, sharex=True, squeeze=False, gridspec_kw={**margins, "hspace": 0.35})
@@ -255,5 +259,5 @@ def _data_uri(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
-    # Percent-encoded: base64 would wrap the pictures inside a second time.
+    # The text is percent-encoded, because base64 would encode the images inside it, which are base64, once more.
     return "data:image/svg+xml," + quote(svg[svg.index("<svg") :], safe=" /;,=()+-'!$*@?")

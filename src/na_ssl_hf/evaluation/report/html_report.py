@@ -1,4 +1,4 @@
-"""What one system says about every machine, as one HTML file that needs neither network nor scripts."""
+"""The report of one system on all machines is one HTML file that needs neither network nor scripts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...data.dcase.names import NO_ATTRIBUTE
+from ...hub.fbank import SAMPLING_RATE
 from ...hub.recording import load_recording
 from ...hub.whole_files import whole_file
 from ..metrics.official import BootstrapInterval, MachineMetrics, bootstrap_interval, decision_metrics
@@ -103,25 +104,26 @@ def write_html_report(
     seed: int = 0,
     num_worst: int = 2,
 ) -> Path:
-    """Writes the report of one system beside `file`, renames it, and returns its path; equal input gives equal bytes.
+    """Write the report of one system, whole or not at all, and return its path; equal input gives equal bytes.
 
-    Official numbers with bootstrap intervals, and for every machine ROC curves, score histograms, the band profile and
-    the clips that were judged worst, with spectrograms. Higher score = more anomalous. Without labels it shows what
-    can be shown without; a clip that cannot be read any more is named in place of its picture.
+    The report shows official numbers with bootstrap intervals, and for every machine ROC curves, score histograms, the
+    band profile, and the spectrograms of the clips that were judged worst. A higher score is more anomalous. Where
+    there are no labels, everything that needs them is missing. A clip that cannot be read any more is named in place of
+    its picture.
 
     Args:
-        file: the HTML file; its folder is made.
-        system: the title, "fujimura_merl_task2_3, least squares".
+        file: the HTML file; its folder is made if missing.
+        system: the title, such as "fujimura_merl_task2_3, least squares".
         facts: label -> text of the table at the top; an empty text is shown as not known.
-        machines: the results, shown in this order.
-        seed: of the bootstrap.
-        num_worst: highest-scoring normal clips, and lowest-scoring anomalies, of each machine; without labels twice as
-            many of the highest-scoring clips.
+        machines: the scores of the machines, which are shown in this order.
+        seed: seed of the bootstrap.
+        num_worst: number of highest-scoring normal clips, and of lowest-scoring anomalies, of each machine; without
+            labels twice as many of the highest-scoring clips are shown.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: no machine, one twice, scores or labels that are not one for each clip, scores that are not
-            finite, or `num_worst` below 0.
+        ValueError: there is no machine, or two of one name; scores or labels are not one for each clip; scores are not
+            finite; or `num_worst` is below 0.
     """
     _check(machines)
     if num_worst < 0:
@@ -191,7 +193,7 @@ def _metrics(machine: MachineScores) -> MachineMetrics | None:
 
 
 def _interval(clips: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], seed: int) -> BootstrapInterval:
-    """Draws and confidence are those that the page speaks of."""
+    """Compute an interval with the draws and the confidence that the page names."""
     return bootstrap_interval(clips, num_draws=1000, confidence=0.95, seed=seed)
 
 
@@ -260,7 +262,7 @@ def _results_table(
 def _numbers(
     machine: MachineScores, metrics: MachineMetrics | None, interval: BootstrapInterval | None
 ) -> dict[str, str]:
-    """Column title -> text, both HTML."""
+    """Write the numbers of a machine: title of a column -> text, both HTML."""
     alarm, anomaly = machine.is_alarm, machine.is_anomaly
     score = "official score [95&nbsp;%]"
     numbers = dict.fromkeys((score, "AUC source", "AUC target", "pAUC"), NOT_KNOWN)
@@ -337,7 +339,7 @@ def _machine_section(
 
 
 def _worst(machine: MachineScores, num_worst: int) -> dict[str, list[int]]:
-    """Heading -> indices of its clips, the worst first."""
+    """Choose the clips that are shown: heading -> indices of its clips, the worst first."""
     if not num_worst:
         return {}
     falling = np.argsort(-machine.scores, kind="stable")
@@ -368,7 +370,7 @@ def _clip_figure(machine: MachineScores, index: int) -> str:
         f"anomalous); {verdict}<br>domain: {domain}; attributes: {escape(attributes)}"
     )
     try:
-        recording = load_recording(clip.path, 16000)
+        recording = load_recording(clip.path, SAMPLING_RATE)
     except OSError:
         missing = "No picture: the file was missing or unreadable when this report was written."
         return f'<figure>\n<p class="missing">{missing}</p>\n<figcaption>{caption}</figcaption>\n</figure>\n'
@@ -377,6 +379,6 @@ def _clip_figure(machine: MachineScores, index: int) -> str:
 
 
 def _figure(picture: Picture, caption: str) -> str:
-    """`caption` is HTML."""
+    """Write a figure; `caption` is HTML already."""
     alt = escape(picture.alt)
     return f'<figure>\n<img src="{picture.source}" alt="{alt}">\n<figcaption>{caption}</figcaption>\n</figure>\n'

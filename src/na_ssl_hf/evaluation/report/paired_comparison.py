@@ -1,4 +1,4 @@
-"""Many systems on the same clips: official scores, and their differences to one system over the same redrawn clips."""
+"""Systems that scored the same clips are compared by their official scores, over the same redrawn clips."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +9,12 @@ from ..systems.machine_scores import MachineScores
 
 
 def comparison_table(rows: Mapping[str, Sequence[MachineScores]], reference: str, seed: int = 0) -> str:
-    """Markdown, in %: official score, difference to `reference`, and on how many machines that is positive.
+    """Make a Markdown table of official scores and of their differences to those of one row, in %.
 
     Args:
-        rows: name of the row -> its scored machines, the same ones with the same clips in every row.
-        reference: a row.
-        seed: of the bootstrap over clips (95 % intervals).
+        rows: title of a row -> its scores of all machines; every row has the same machines and clips.
+        reference: title of the row that the others are compared to.
+        seed: seed of the bootstrap over clips, for the 95 % intervals.
     """
     intervals = {
         row: bootstrap_interval({one.machine: one.labelled_scores for one in machines}, seed=seed)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: the submission's CSVs, its numbers, and one table of all runs in a folder."""
+"""The files of a run are written here: CSVs of the submission, its numbers, and one table of all runs in a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from ...hub.whole_files import whole_file
 from ..metrics.official import bootstrap_interval
@@ -20,17 +20,34 @@ TABLE_NAME = "results"
 PUBLISHED_SPLITS: tuple[Literal["dev", "eval"], ...] = ("dev", "eval")
 
 
-def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 0) -> dict[str, Any]:
+class _Facts(TypedDict):
+    system: str
+    far_cancellation: str | None
+    checkpoints: dict[str, list[str]]
+    data: str
+    clips: dict[str, dict[str, int]]
+    published: dict[str, float | None]
+    official_score: float | None
+
+
+class RunMetrics(_Facts, total=False):
+    """The content of `metrics.json`; without labels the official score is `None`, and the fields below are missing."""
+
+    interval: dict[str, float]
+    machines: dict[str, dict[str, float]]
+
+
+def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 0) -> RunMetrics:
     """Write `anomaly_score_*` and `decision_result_*` CSVs as the challenge wants them, and `metrics.json`.
 
     Args:
-        folder: made if missing; a run of the same name that was there before is replaced file by file.
-        run: what to write.
-        data: where the clips came from, for the record.
-        seed: of the bootstrap over clips.
+        folder: the folder of the run, made if missing; the files of an earlier run are replaced one by one.
+        run: the scores to write.
+        data: the folder that the clips came from, which `metrics.json` names.
+        seed: seed of the bootstrap over clips.
 
     Returns:
-        what `metrics.json` holds; without labels the official score is `None`.
+        the content of `metrics.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,13 +62,18 @@ def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 
 
 
 def write_table(folder: str | Path) -> list[dict[str, str]]:
-    """Gather `*/metrics.json` into `results.csv` and `results.md`, in the order of the papers' tables; gives the rows.
+    """Gather `*/metrics.json` into `results.csv` and `results.md`, in the order of the papers' tables.
 
-    Scores are in %, with the 95 % bootstrap interval over clips. Published ones stand beside them only where
-    published: they are of the challenge's data with the authors' checkpoints.
+    Scores are in %, with the 95 % bootstrap interval over clips. Published scores, where there are any, stand beside
+    them; those are of the challenge's data with the authors' checkpoints.
+
+    Returns:
+        the rows: title of a column -> text.
     """
     folder = Path(folder)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
+    found: list[RunMetrics] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))
+    ]
     order = list(SYSTEMS)
     found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or ""))
     rows = [_row(one) for one in found]
@@ -69,8 +91,8 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def describe(metrics: dict[str, Any]) -> dict[str, str]:
-    """The facts of `metrics.json` that head a report: label -> text."""
+def describe(metrics: RunMetrics) -> dict[str, str]:
+    """Return the facts of `metrics.json` that stand at the top of a report: label -> text."""
     sizes = [f"{name} {clips['train']} + {clips['test']}" for name, clips in metrics["clips"].items()]
     facts = {
         "data": metrics["data"],
@@ -89,9 +111,9 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def _metrics(run: SystemRun, data: str, seed: int) -> dict[str, Any]:
+def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
     recipe = SYSTEMS[run.system]
-    metrics: dict[str, Any] = {
+    metrics: RunMetrics = {
         "system": run.system,
         "far_cancellation": run.far_cancellation,
         "checkpoints": {name: list(seeds) for name, seeds in run.checkpoints.items()},
@@ -113,7 +135,7 @@ def _submission_name(machine: MachineScores) -> str:
     return f"{machine.machine}{section}_test.csv"
 
 
-def _row(metrics: dict[str, Any]) -> dict[str, str]:
+def _row(metrics: RunMetrics) -> dict[str, str]:
     row = {"system": metrics["system"], "far cancellation": metrics["far_cancellation"] or ""}
     row["official score"] = _percent(metrics["official_score"])
     if "interval" in metrics:
@@ -124,7 +146,7 @@ def _row(metrics: dict[str, Any]) -> dict[str, str]:
     return {**row, "checkpoints": _checkpoints(metrics), "data": metrics["data"]}
 
 
-def _checkpoints(metrics: dict[str, Any]) -> str:
+def _checkpoints(metrics: RunMetrics) -> str:
     return ", ".join(f"{name}: {' + '.join(seeds)}" for name, seeds in metrics["checkpoints"].items())
 
 

@@ -15,7 +15,7 @@ Scores = Mapping[str, "np.ndarray | torch.Tensor"]
 
 @dataclass
 class ScoreEnsemble:
-    """Fuses the scores of members (frontends) for one machine, as the systems of Fujimura et al. (DCASE 2026) do.
+    """An ensemble fuses the scores of its members (frontends) for one machine, as in Fujimura et al. (DCASE 2026).
 
     The seeds of a member are averaged first; members are then fused. Letters: S seeds, M clips, N normal clips.
 
