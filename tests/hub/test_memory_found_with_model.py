@@ -69,8 +69,8 @@ def test_a_class_of_its_own_finds_it_too(scorers, cache):
 
 def test_options_of_the_pipelines_model_count(scorers, cache):
     extractor = AutoFeatureExtractor.from_pretrained("acme/fan", cache_dir=cache)
-    options = {"cache_dir": str(cache), "revision": "v1"}
-    scorer = pipeline("anomaly-scoring", model="acme/fan", feature_extractor=extractor, model_kwargs=options)
+    options = {"revision": "v1", "model_kwargs": {"cache_dir": str(cache)}}
+    scorer = pipeline("anomaly-scoring", model="acme/fan", feature_extractor=extractor, **options)
     assert scorer(clip(50)) == scorers["v1"](clip(50))
 
 
