@@ -1,12 +1,13 @@
-"""Every published system on one data set, from tiny checkpoints: fine-tune the Dis frontends, score, compare.
+"""Compare every published system on one data set, from tiny checkpoints whose "dis" variants are fine-tuned first.
 
     na-ssl simulate dcase --out benchmark --preset small --seed 0
     python examples/compare_published_systems.py benchmark --out published
 
 The rows are Table 3 (single frontends) and Table 5 (the challenge's baselines and the four submissions) of Fujimura et
 al., DCASE 2026 Task 2, and log-mel statistics, which need no network. Four frontends are fine-tuned on the data's
-training clips, once a seed, by finetune_discriminative.py; the seeds' scores are averaged. Whatever is finished is kept
-in --out, so that a killed run goes on. Half of the CPU time is fine-tuning; words behind `--` go to it:
+training clips by finetune_discriminative.py, once for each seed, and the scores of the seeds are averaged. Finished
+steps are kept in --out, so that a killed run continues there. Half of the CPU time is fine-tuning; its options follow
+after `--`:
 
     python examples/compare_published_systems.py benchmark --seeds 0 -- --epochs 25
 """
@@ -40,7 +41,8 @@ TABLE_3 = (
 TABLE_5 = ("baseline_mse", "baseline_mahala", *(f"fujimura_merl_task2_{number}" for number in range(1, 5)))
 NO_NETWORK = (("logmel", None), ("logmel-centred", None), ("logmel-centred", "spectral_subtraction"))
 ROWS = (*((system, None) for system in (*TABLE_3, *TABLE_5)), *NO_NETWORK)
-# For models of a hundredth of the published size and data of a tenth: shorter crops, fewer steps, larger rates.
+# The models have a hundredth of the published size and the data a tenth, which suits shorter crops, fewer steps and
+# larger learning rates.
 FINE_TUNING = (
     *("--duration", "3", "--epochs", "5", "--lr", "1e-3", "--warmup_steps", "50", "--mixed_precision", "bf16"),
     *("--num_clusters", "4"),
@@ -48,10 +50,10 @@ FINE_TUNING = (
 
 
 def fine_tune(base: str, seed: int, data: Path, folder: Path, options: Sequence[str]) -> None:
-    """Trains the adapter of one frontend and seed, unless it is there already.
+    """Train the adapter of one frontend and seed, unless it is there already.
 
     Raises:
-        ValueError: what is there was trained by another command.
+        ValueError: the adapter that is there was trained by another command.
         RuntimeError: the training failed.
     """
     script = Path(__file__).with_name("finetune_discriminative.py")
@@ -73,7 +75,7 @@ def fine_tune(base: str, seed: int, data: Path, folder: Path, options: Sequence[
 
 
 def write_base(noise_aware: str, folder: Path) -> Path:
-    """The single-channel base inside of a noise-aware checkpoint, as a checkpoint of its own."""
+    """Write the base inside a noise-aware checkpoint as a checkpoint of its own, and return its folder."""
     model = AutoModel.from_pretrained(noise_aware, dtype=torch.float32)
     model.to_base().save_pretrained(folder)
     extractor = AutoFeatureExtractor.from_pretrained(noise_aware)
@@ -82,7 +84,7 @@ def write_base(noise_aware: str, folder: Path) -> Path:
 
 
 def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]]) -> dict[str, list[MachineScores]]:
-    """Title of the row -> scored machines; the submission files of every row are written beside."""
+    """Score every system and write its submission files; returns title of the row -> scores of its machines."""
     settings = RunSettings(options.out / "cache", num_epochs=options.autoencoder_epochs, show_progress=False)
     rows = {}
     for system, far_cancellation in tqdm(ROWS, "systems"):
@@ -96,15 +98,19 @@ def score(options: argparse.Namespace, checkpoints: Mapping[str, Sequence[str]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="DCASE-shaped folder with labelled test clips")
-    parser.add_argument("--out", type=Path, default=Path("published"), help="keeps adapters, embeddings and tables")
-    parser.add_argument("--na-beats", default="na-beats-tiny", help="NA-BEATs, with its base inside")
-    parser.add_argument("--na-eat", default="na-eat-tiny", help="NA-EAT, with its base inside")
-    parser.add_argument("--eat-large", default="eat-tiny-deep", help="a second size of EAT")
-    parser.add_argument("--reference", default="na-beats", help="row that differences are taken to")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the fine-tuning")
-    parser.add_argument("--autoencoder-epochs", type=int, default=100, help="of the challenge's baselines")
-    parser.add_argument("--jobs", type=int, default=2, help="fine-tunings side by side")
+    parser.add_argument(
+        "data", type=Path, help="folder of <machine>/train and <machine>/test, with labelled test clips"
+    )
+    parser.add_argument("--out", type=Path, default=Path("published"), help="folder of adapters, embeddings and tables")
+    parser.add_argument("--na-beats", default="na-beats-tiny", help="NA-BEATs checkpoint")
+    parser.add_argument("--na-eat", default="na-eat-tiny", help="NA-EAT checkpoint")
+    parser.add_argument("--eat-large", default="eat-tiny-deep", help="EAT checkpoint of a second size")
+    parser.add_argument("--reference", default="na-beats", help="row that the others are compared to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the fine-tuning")
+    parser.add_argument(
+        "--autoencoder-epochs", type=int, default=100, help="number of epochs of the challenge's baselines"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="number of fine-tunings at a time")
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:end])
@@ -112,7 +118,7 @@ def main() -> None:
 
     if options.reference not in (names := [f"{name}+{how}" if how else name for name, how in ROWS]):
         parser.error(f"--reference must be one of {names}, got {options.reference!r}")
-    list_machines(options.data)  # says what is wrong with it before any work
+    list_machines(options.data)  # raises an error before any work where the folder is not right
     given = {"na-beats": options.na_beats, "na-eat": options.na_eat}
     noise_aware = {name: resolve_checkpoint(path) for name, path in given.items()}
     bases = {}

@@ -1,12 +1,13 @@
-"""What does the far microphone give, used in each way? Every way on one data set, with paired bootstrap intervals.
+"""Compare the ways of using the far microphone on one data set, with paired bootstrap intervals.
 
     na-ssl simulate dcase --out benchmark --preset small --seed 0
     python examples/compare_systems.py benchmark --noise-aware na-beats=na-beats-tiny --out comparison
 
-One row for each way: no network, the checkpoint's base and the NA model itself, on the close microphone as it is and
-after each kind of far-microphone cancellation (the NA model then hears the cancelled close and the raw far channel),
-and means of scores in units of each member's normal clips. Differences are to one row, over the same redrawn clips;
-higher is better. Several data sets stand side by side as machines. Embeddings stay in --out.
+Each way is a row: log-mel statistics without a network, the base of the checkpoint and the NA model itself, on the
+close microphone as it is and after each kind of far-microphone cancellation (the NA model then hears the cancelled
+close and the raw far channel), and means of scores in units of each member's normal clips. All rows are compared to one
+of them, over the same redrawn clips; higher is better. The machines of several data sets stand side by side. Embeddings
+are kept in --out.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SHORT = {None: "close only", LEAST_SQUARES: "least squares", SUBTRACTION: "subtr
 
 
 def fuse(*runs: Sequence[MachineScores]) -> list[MachineScores]:
-    """Mean of the scores, each in units of the spread of its own normal clips."""
+    """Average the scores of several systems, each in units of the spread of its own normal clips."""
     fused = []
     for machines in zip(*runs, strict=True):
         ensemble = ScoreEnsemble({str(member): 1.0 for member in range(len(machines))}, z_normalize=True)
@@ -43,8 +44,8 @@ def fuse(*runs: Sequence[MachineScores]) -> list[MachineScores]:
 
 def score_all(
     data: Sequence[Path], noise_aware: str, checkpoint: str, settings: RunSettings, rescaling: RescalingName | None
-) -> dict[str, list]:
-    """Row -> its scored machines; the machines of several data sets stand side by side."""
+) -> dict[str, list[MachineScores]]:
+    """Score in every way: title of a row -> its machines, those of several data sets side by side."""
     base = AutoConfig.for_model(noise_aware).base_model_type
     checkpoints = {noise_aware: [checkpoint], base: [checkpoint]}
 
@@ -74,19 +75,24 @@ def score_all(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", type=Path, help="DCASE-shaped folders with labelled test clips")
     parser.add_argument(
-        "--noise-aware", default="na-beats=na-beats-tiny", metavar="NAME=CHECKPOINT", help="na-beats=... or na-eat=..."
+        "data", nargs="+", type=Path, help="folders of <machine>/train and <machine>/test, with labelled test clips"
     )
-    parser.add_argument("--reference", default="base, close only", help="row that differences are taken to")
+    parser.add_argument(
+        "--noise-aware",
+        default="na-beats=na-beats-tiny",
+        metavar="NAME=CHECKPOINT",
+        help="noise-aware checkpoint: na-beats=CHECKPOINT or na-eat=CHECKPOINT",
+    )
+    parser.add_argument("--reference", default="base, close only", help="row that the others are compared to")
     parser.add_argument(
         "--rescaling",
         choices=("none", *get_args(RescalingName)),
         default="none",
-        help="of the memory: none for plain distances (default), variance_min as published, ratio, difference, lof",
+        help="rescaling of the distances: none (default), variance_min (as published), ratio, difference or lof",
     )
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="keeps embeddings and gets the table")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder of the embeddings and the table")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     options = parser.parse_args()
 
     name, _, checkpoint = options.noise_aware.partition("=")

@@ -1,9 +1,10 @@
-"""Pack what a training wrote into a checkpoint that ships with the package: data only, no code and no pointer to it.
+"""Pack the result of a training into a checkpoint that ships with the package and contains data only, no code.
 
     python examples/pack_checkpoint.py OUT src/na_ssl_hf/checkpoints/na-beats-tiny --card model_cards/na-beats-tiny.md
 
-OUT is a folder of train_na_distillation.py or pretrain_tiny_base.py. Weights, configuration, extractor and, as
-README.md, the card with its pictures are copied; the code that `save_pretrained` puts beside them is this package.
+OUT is a folder of train_na_distillation.py or pretrain_tiny_base.py. Weights, configuration and extractor are copied,
+and the card with its pictures becomes README.md. The code that `save_pretrained` puts beside them is not needed,
+because the package contains it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from transformers import AutoModel
 import na_ssl_hf  # noqa: F401  (registers the models)
 
 CONFIGS = ("config.json", "preprocessor_config.json")
-# Where code and weights came from on the machine that trained them.
+# These fields say where code and weights were on the machine that trained them.
 LOCAL_FIELDS = ("auto_map", "custom_pipelines", "_name_or_path")
 
 
@@ -26,8 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder that a training wrote")
     parser.add_argument("destination", type=Path, help="folder to write")
-    parser.add_argument("--card", type=Path, required=True, help="model card")
-    parser.add_argument("--fp16-weights", action="store_true", help="halves the file; they load as float32")
+    parser.add_argument("--card", type=Path, required=True, help="file of the model card")
+    parser.add_argument(
+        "--fp16-weights",
+        action="store_true",
+        help="weights in half precision, which halves the file; they load as float32",
+    )
     options = parser.parse_args()
 
     options.destination.mkdir(parents=True, exist_ok=True)
@@ -36,7 +41,7 @@ def main() -> None:
         content = {field: value for field, value in content.items() if field not in LOCAL_FIELDS}
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (options.destination / name).write_text(text, encoding="utf-8")
-    # Written anew rather than copied, for ordinary file permissions.
+    # The file is written again rather than copied, because trainings save it readable for its owner only.
     weights = load_file(options.source / "model.safetensors")
     if options.fp16_weights:
         weights = {name: weight.half() for name, weight in weights.items()}
