@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -178,6 +180,49 @@ def test_table_with_validation_of_its_own_is_not_divided(folder, tmp_path):
     write_rows(table, [["path", "split"], [names[0], "val"], *([name, "train"] for name in names[1:])])
     prepared = prepare(folder, tmp_path / "out", manifest_csv=table, validation_share=0.5)
     assert splits(prepared) == {os.path.splitext(name)[0]: "train" for name in names} | {names[0][:-4]: "validation"}
+
+
+def test_table_of_windows_with_latin_1_names(tmp_path):
+    source = tmp_path / "mine"
+    write(source / "room 1" / "L\u00fcfter.wav")
+    write(source / "b.WAV")
+    table = source / "split.csv"
+    rows = ["path,split", "room 1\\L\u00fcfter.WAV,train", "b.wav,val", "room 1\\gone.wav,train"]
+    table.write_bytes("\r\n".join(rows).encode("latin-1"))
+    prepared = prepare(source, tmp_path / "out", manifest_csv=table)
+    assert splits(prepared) == {"room 1/L\u00fcfter": "train", "b": "validation"}
+    assert [(sound.path, sound.reason) for sound in prepared.rejected] == [("room 1/gone.wav", "missing")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+@pytest.mark.parametrize("convert", [True, False])
+def test_files_with_names_in_another_encoding(tmp_path, convert):
+    source = tmp_path / "mine"
+    write(source / "good.wav")
+    for name, content in (("L\u00fcfter.wav", (source / "good.wav").read_bytes()), ("\u00e4.wav", b"")):
+        with open(os.fsencode(source) + b"/" + name.encode("latin-1"), "wb") as file:
+            file.write(content)
+    prepared = prepare(source, tmp_path / "out", convert=convert)
+    sounds = read_manifest(prepared.manifest)
+    assert [os.fsencode(Path(sound.path).stem) for sound in sounds] == [b"L\xfcfter", b"good"]
+    assert np.array_equal(read_crop(sounds[0], 0, 8000), read_crop(sounds[1], 0, 8000))
+    assert b"\xe4.wav,empty,0 bytes" in (tmp_path / "out" / "rejected.csv").read_bytes()
+    assert prepare(source, tmp_path / "out", convert=convert).num_kept == 2 * convert
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,split\na\0.wav,train\n", "line 2: must be CSV, got a line with a NUL character"),
+        (b"path,split\n" + b"a" * 200_000 + b",train\n", "line 2: must be CSV, got a line with field larger"),
+    ],
+    ids=["NUL", "huge"],
+)
+def test_tables_that_are_no_csv_are_one_error(tmp_path, content, message):
+    write(tmp_path / "a" / "1.wav")
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"table\.csv, {message}"):
+        prepare(tmp_path / "a", tmp_path / "out", manifest_csv=tmp_path / "table.csv")
 
 
 @pytest.mark.parametrize(
@@ -394,6 +439,64 @@ def test_unusable_sounds_are_listed_with_the_reason(tmp_path):
     assert np.abs(soundfile.read(tmp_path / "out-True" / "audio" / "loud.flac")[0]).max() >= 0.999
 
 
+@pytest.mark.parametrize("convert", [True, False])
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "RF64", "W64", "AIFF", "AU", "MP3", "WAV"])
+def test_truncated_files_of_every_format_are_rejected_by_name(tmp_path, kind, convert):
+    name = f"cut.{kind.lower()}"
+    write(tmp_path / "a" / "good.wav", noise(4))
+    write(tmp_path / "a" / name, noise(4), format=kind)
+    content = (tmp_path / "a" / name).read_bytes()
+    (tmp_path / "a" / name).write_bytes(content[: len(content) * 2 // 3])
+    (rejected,) = prepare(tmp_path / "a", tmp_path / "out", convert=convert).rejected
+    assert (rejected.path, rejected.reason) == (name, "unreadable" if kind == "FLAC" else "truncated")
+    assert "truncated" in rejected.detail
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 1000])
+def test_a_header_that_was_never_finished_is_read_whole_with_a_warning(tmp_path, caplog, monkeypatch, size):
+    monkeypatch.setattr("na_ssl_hf.hub.sound_reader.logger.propagate", True)
+    write(tmp_path / "a" / "x.wav", noise(1))
+    (whole,) = prepare(tmp_path / "a", tmp_path / "whole", convert=False).sounds
+    crop = read_crop(whole, 9000, 2000)
+    content = bytearray((tmp_path / "a" / "x.wav").read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", size)
+    (tmp_path / "a" / "x.wav").write_bytes(content)
+    assert not caplog.records
+    for convert in (False, True):
+        (sound,) = prepare(tmp_path / "a", tmp_path / f"out {convert}", convert=convert).sounds
+        assert sound.num_frames == 16000
+        np.testing.assert_array_equal(read_crop(sound, 9000, 2000), crop)
+    assert all("x.wav has an unfinished header" in message for message in caplog.messages)
+    assert len(caplog.messages) >= 2
+
+
+def test_links_and_suffixes_in_capitals(tmp_path):
+    write(tmp_path / "a" / "one.WAV")
+    write(tmp_path / "disk" / "two.Flac", format="FLAC")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "gone.wav").symlink_to(tmp_path / "gone.wav")
+    prepared = prepare(tmp_path / "a", tmp_path / "out")
+    assert sorted(splits(prepared)) == ["linked/two", "one"]
+    assert [(sound.path, sound.reason) for sound in prepared.rejected] == [("gone.wav", "missing")]
+
+
+def test_files_have_the_modes_of_the_umask_and_links_are_written_through(tmp_path):
+    write(tmp_path / "a" / "1.wav")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rejected.csv").symlink_to(tmp_path / "disk" / "rejected.csv")
+    before = os.umask(0o027)
+    try:
+        prepared = prepare(tmp_path / "a", tmp_path / "out")
+    finally:
+        os.umask(before)
+    for path in (prepared.manifest, Path(prepared.sounds[0].path), tmp_path / "disk" / "rejected.csv"):
+        assert path.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "out" / "rejected.csv").is_symlink()
+
+
 def test_nothing_usable_is_an_error_that_says_why(tmp_path):
     write(tmp_path / "a" / "1.wav", np.zeros(8000))
     write(tmp_path / "a" / "2.wav", np.zeros(8000))
@@ -540,6 +643,8 @@ def test_manifest_moves_with_its_folder(tmp_path):
         ({"split": "dev"}, r"split must be one of .*, got 'dev'"),
         ({"num_frames": 0}, "num_frames must be an integer of at least 1, got 0"),
         ({"num_frames": 1.5}, "num_frames must be an integer of at least 1, got 1.5"),
+        ({"num_frames": 10**30}, "num_frames must be at most"),
+        ({"sampling_rate": 10**12}, "sampling_rate must be at most"),
         ({"sampling_rate": True}, "sampling_rate must be an integer of at least 1, got True"),
         ({"path": ""}, "path must be absolute, got ''"),
         ({"corpus": None}, "corpus must be a name, got None"),
@@ -555,7 +660,7 @@ def test_bad_line_of_a_manifest_is_named(tmp_path, change, message):
         read_manifest(path)
 
 
-@pytest.mark.parametrize("line", [b"[1]", b"{", b"\xff\xfe", b'{"path": "a.wav"}'])
+@pytest.mark.parametrize("line", [b"[1]", b"{", b"\xff\xfe", b'{"path": "a.wav"}', b"[" * 100_000, b"9" * 5000])
 def test_line_that_is_no_sound(tmp_path, line):
     (tmp_path / "manifest.jsonl").write_bytes(line)
     with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1: "):
@@ -609,5 +714,5 @@ def test_bad_crops(tmp_path):
     with pytest.raises(OSError, match=r"x\.wav cannot be read as a sound file"):
         read_crop(sound, 0, 10)
     (tmp_path / "x.wav").unlink()
-    with pytest.raises(OSError, match=r"x\.wav cannot be read as a sound file"):
+    with pytest.raises(FileNotFoundError, match=r"No sound file at .*x\.wav"):
         read_crop(sound, 0, 10)

@@ -1,4 +1,5 @@
 import csv
+import os
 import signal
 import struct
 import subprocess
@@ -201,6 +202,15 @@ def test_links_hidden_files_and_suffixes_in_capitals(sounds, tmp_path):
     (targets / "normal" / "gone.wav").symlink_to(tmp_path / "gone.wav")
     with pytest.raises(FileNotFoundError, match=r"gone\.wav"):
         simulate_recordings(targets, noises, out, overwrite=True, **SETTINGS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_names_in_another_encoding_are_kept(sounds):
+    targets, noises, out = sounds
+    os.rename(targets / "normal" / "a.wav", os.fsencode(targets / "normal") + "/L\u00fcfter.wav".encode("latin-1"))
+    manifest = simulate_recordings(targets, noises, out, **SETTINGS)
+    assert b"L\xfcfter.wav" in os.listdir(os.fsencode(out / "clean" / "normal"))
+    assert b"clean/normal/L\xfcfter.wav,normal/L\xfcfter.wav," in manifest.read_bytes()
 
 
 def test_a_kill_leaves_the_old_or_the_new_folder(sounds):

@@ -75,6 +75,15 @@ def find_sound_files(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def libsndfile_path(path: str | Path) -> str | bytes:
+    """Return a path as soundfile takes it; it refuses texts for names in another encoding than the system's."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
+
+
 def _files_below(root: Path) -> list[Path]:
     """List the sound files below a folder, those that only links lead to last."""
     entered = {os.path.realpath(root)}

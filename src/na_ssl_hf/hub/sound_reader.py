@@ -65,7 +65,8 @@ class SoundReader:
             patches = _repairs(stream, name)
             stream.seek(0)
             # libsndfile reads a path without calling Python, but only the stream can be repaired.
-            readable = source if isinstance(source, str) and not patches else _PatchedStream(stream, patches)
+            is_plain = isinstance(source, str) and not patches and _is_encodable(source)
+            readable = source if is_plain else _PatchedStream(stream, patches)
             self._file = stack.enter_context(self._opened(readable))
             self._stack = stack.pop_all()
         if self._file.format not in CHECKED_FORMATS:
@@ -130,6 +131,15 @@ class SoundReader:
             return soundfile.SoundFile(readable)
         except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
             raise OSError(f"{self.name} cannot be read as a sound file: {error}") from error
+
+
+def _is_encodable(path: str) -> bool:
+    """Tell whether soundfile accepts a path; it refuses names in another encoding than the system's."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _PatchedStream(io.RawIOBase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def simulate_recordings(
     peak, rows = 0.0, []
     with staged_folder(out_dir, overwrite) as folder, _open_readers(_OPEN_FILES) as reader_of:
         for name, path in tqdm(targets.items(), desc="simulating", unit="file", disable=not show_progress):
-            rng = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)])
+            rng = np.random.default_rng([seed, int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16)])
             target = _read_target(path, level_match)
             room_index = int(rng.integers(num_rooms))
             crops, sources = _noise_crops(noises, len(target), rng, reader_of)

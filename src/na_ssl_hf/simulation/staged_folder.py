@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from ..data.sound_files import libsndfile_path
 from ..hub.whole_files import whole_folder
 
 MANIFEST = "manifest.csv"
@@ -55,7 +56,7 @@ def common_gain(peak: float) -> float:
 def reduce_to_pcm16(folder: Path, gain: float) -> None:
     """Write every float WAV below `folder` again as 16-bit PCM, multiplied by `gain`."""
     for path in sorted(folder.rglob("*.wav")):
-        samples, sampling_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, sampling_rate = soundfile.read(libsndfile_path(path), dtype="float32", always_2d=True)
         # A peak within half a step of full scale would round to 32768.
         codes = np.minimum(np.rint(samples * np.float32(gain * 32768)), 32767).astype(np.int16)
         _write_wav(path, codes, sampling_rate, "PCM_16")
@@ -63,7 +64,7 @@ def reduce_to_pcm16(folder: Path, gain: float) -> None:
 
 def write_manifest(folder: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write `rows` with a header as manifest.csv."""
-    with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as file:
+    with (folder / MANIFEST).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -71,7 +72,7 @@ def write_manifest(folder: Path, rows: Sequence[dict[str, object]]) -> None:
 
 def _write_wav(path: Path, samples: np.ndarray, sampling_rate: int, subtype: str) -> None:
     try:
-        soundfile.write(path, samples, sampling_rate, subtype=subtype, format="WAV")
+        soundfile.write(libsndfile_path(path), samples, sampling_rate, subtype=subtype, format="WAV")
     except soundfile.SoundFileError as error:
         # libsndfile does not pass on what the system said, and it answers a full disk with a bare "System error".
         raise OSError(f"{path.name} cannot be written to {path.parent}, is the disk full? {error}") from error

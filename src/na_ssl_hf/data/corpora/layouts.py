@@ -1,20 +1,21 @@
-"""Which sounds a corpus holds, as its publishers lay it out; no sound is opened here."""
+"""List the sounds of a corpus as its publishers lay it out; no sound is opened here."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..sound_files import find_sound_files
+from ..tables import file_named_in_table, read_columns
+
 KINDS = ("folder", "fsd50k", "wham", "demand", "qut-noise", "dataset")
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
 _READ_BYTES = 1 << 20
 _SPLITS = {
@@ -32,10 +33,13 @@ class ListedSound:
     """A sound as its corpus lists it.
 
     Attributes:
-        name: path within the corpus with forward slashes, wherever the corpus lies.
+        name: path within the corpus with forward slashes, which is the same wherever the corpus lies.
         source: a file, which may turn out to be missing; its content; or None where a data set has an empty row.
-        split: as the corpus says, None where it leaves the division into train and validation to others.
-        licence: as the corpus says for this sound.
+        split: as the corpus says, or None where it leaves the division into train and validation to others.
+        licence: as the corpus says for this sound, or None.
+
+    Raises:
+        ValueError: `name` leads outside the corpus.
     """
 
     name: str
@@ -50,10 +54,12 @@ class ListedSound:
 
 
 def list_fsd50k(source: Path) -> list[ListedSound]:
-    """FSD50K (Fonseca et al., 2022): `FSD50K.dev_audio`, `FSD50K.eval_audio`, `FSD50K.ground_truth/{dev,eval}.csv`.
+    """List FSD50K (Fonseca et al., 2022).
 
-    The development set keeps its own train and validation clips (no uploader is in both), the evaluation set is
-    "test". One of the two sets is enough. Licences are those of `FSD50K.metadata`, if it is there.
+    Its folders are `FSD50K.dev_audio`, `FSD50K.eval_audio` and `FSD50K.ground_truth` with `dev.csv` and `eval.csv`.
+
+    The development set keeps its own train and validation clips (no uploader is in both), and the evaluation set is
+    "test". One of the two sets is enough. The licences are those of `FSD50K.metadata`, if it is there.
     """
     root = _folder_with(source, ["", "FSD50K"], lambda root: any(root.glob("FSD50K.*_audio")), "FSD50K.dev_audio/")
     sounds = []
@@ -63,62 +69,68 @@ def list_fsd50k(source: Path) -> list[ListedSound]:
             continue
         table = root / "FSD50K.ground_truth" / f"{part}.csv"
         licences = _fsd50k_licences(root / "FSD50K.metadata" / f"{part}_clips_info_FSD50K.json")
-        for row in _read_csv(table, {"fname", "split"} if part == "dev" else {"fname"}):
+        for row in _filled_rows(table, {"fname", "split"} if part == "dev" else {"fname"}):
             split = _own_split(row["split"], table) if part == "dev" else "test"
-            path = folder / f"{row['fname']}.wav"
+            path = file_named_in_table(folder, f"{row['fname']}.wav")
             sounds.append(ListedSound(f"{folder.name}/{path.name}", path, split, licences.get(row["fname"])))
     return sounds
 
 
 def list_wham(source: Path) -> list[ListedSound]:
-    """WHAM!48kHz (Wichern et al., 2019): `high_res_wham/audio/*.wav`, unsegmented binaural recordings."""
+    """List WHAM!48kHz (Wichern et al., 2019), whose `high_res_wham/audio/*.wav` are unsegmented binaural recordings."""
     names = ["high_res_wham/audio", "audio"]
     return _wav_files(_folder_with(source, names, _has_wav_files, "high_res_wham/audio/*.wav"))
 
 
 def list_qut_noise(source: Path) -> list[ListedSound]:
-    """QUT-NOISE (Dean et al., 2010): `QUT-NOISE/*.wav`, two sessions at each of ten locations."""
+    """List QUT-NOISE (Dean et al., 2010), whose `QUT-NOISE/*.wav` are two sessions at each of ten locations."""
     names = ["QUT-NOISE/QUT-NOISE", "QUT-NOISE", ""]
     return _wav_files(_folder_with(source, names, _has_wav_files, "QUT-NOISE/*.wav"))
 
 
 def list_demand(source: Path) -> list[ListedSound]:
-    """DEMAND (Thiemann et al., 2013): `<ENVIRONMENT>/ch01.wav` to `ch16.wav`.
+    """List DEMAND (Thiemann et al., 2013), which has `ch01.wav` to `ch16.wav` in a folder for each environment.
 
-    Only channel 1 is listed: the sixteen hear the same sound at the same time, and noises that are meant to be
+    Only channel 1 is listed, because the sixteen hear the same sound at the same time. Noises that are meant to be
     different, or unseen in training, must not be copies of each other.
     """
-    environments = sorted(folder for folder in source.iterdir() if any(folder.glob("ch[0-9][0-9].wav")))
+    environments = sorted(folder for folder in source.iterdir() if _has_names(folder, r"ch\d\d\.wav"))
     if not environments:
         raise FileNotFoundError(f"source must hold DEMAND's <ENVIRONMENT>/ch01.wav, got {source} without any")
-    return [ListedSound(f"{folder.name}/ch01.wav", folder / "ch01.wav") for folder in environments]
+    return [ListedSound(f"{folder.name}/ch01.wav", file_named_in_table(folder, "ch01.wav")) for folder in environments]
 
 
 def list_folder(
     source: Path, manifest_csv: str | os.PathLike | None = None, manifest_split: str | None = None
 ) -> list[ListedSound]:
-    """All sound files below a folder, or those of them that a table names.
+    """List all sound files below a folder, or those of them that a table names.
+
+    `sound_files` says which files of a folder are taken, and `tables` how a table is read.
 
     Args:
+        source: the folder.
         manifest_csv: table with columns `path` (relative to the table; rows that lead outside of `source` are passed
-            over), `split` and perhaps `licence`. Splits are train, validation (val, valid) and test (eval); empty
-            ones, and train where the table has no validation, are left to be divided.
-        manifest_split: takes only the rows whose split is written so; another label than those above is then allowed,
-            and left to be divided.
+            over), `split` and perhaps `licence`. Splits are train, validation (val, valid) and test (eval). Rows
+            without a split, and train where the table has no validation, are left to be divided.
+        manifest_split: takes only the rows whose split is written so. Another label than those above is then allowed,
+            and its rows are left to be divided.
+
+    Raises:
+        FileNotFoundError: the folder holds no sound files, or there is no such table.
+        ValueError: the table is wrong, or names no file below `source`.
     """
     if manifest_csv is None:
-        files = (path for path in sorted(source.rglob("*")) if path.suffix.lower() in SOUND_SUFFIXES)
-        sounds = [ListedSound(path.relative_to(source).as_posix(), path) for path in files if path.is_file()]
-        sounds = [sound for sound in sounds if not any(part[0] == "." for part in PurePosixPath(sound.name).parts)]
-        if not sounds:
-            raise FileNotFoundError(f"source must hold {', '.join(SOUND_SUFFIXES)} files, got {source} without any")
-        return sounds
+        try:
+            files = find_sound_files([source])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"source must hold sound files: {error}") from error
+        return [ListedSound(path.relative_to(source).as_posix(), path) for path in files]
     table = Path(os.path.abspath(manifest_csv))
-    rows = _read_csv(table, {"path", "split"})
+    rows = _filled_rows(table, {"path", "split"})
     has_validation = any(_SPLITS.get(row["split"]) == "validation" for row in rows)
     sounds = []
     for row in rows:
-        path = Path(os.path.normpath(table.parent / row["path"]))
+        path = Path(os.path.normpath(file_named_in_table(table.parent, row["path"])))
         if not path.is_relative_to(source) or manifest_split not in (None, row["split"]):
             continue
         label = row["split"]
@@ -136,14 +148,17 @@ def list_folder(
 
 
 def list_dataset(source: Any, audio_column: str = "audio") -> Iterator[ListedSound]:
-    """The rows of a `datasets` data set, or of a dict of them by split, one after the other.
+    """List the rows of a `datasets` data set, or of a dict of them by split, one after the other.
 
-    Sounds are not decoded by `datasets`: each is the path or the bytes of a file. They are named by their content, as
-    rows have neither a fixed place nor names of their own.
+    `datasets` does not decode the sounds, each of which is the path or the bytes of a file. They are named by their
+    content, because rows have neither a fixed place nor names of their own.
 
     Args:
         source: (iterable) data set, dict of those, or the folder of one that was saved with `save_to_disk`.
         audio_column: an `Audio` column, or one of paths.
+
+    Raises:
+        ValueError: there is no such column, it holds something else, or a split has an unknown name.
     """
     from datasets import Audio, load_from_disk
 
@@ -169,7 +184,7 @@ def _dataset_sound(value: Any, split: str | None) -> ListedSound:
     elif not isinstance(value, dict) and value is not None:
         raise ValueError(f"audio_column must hold paths or undecoded sounds, got {type(value).__name__}")
     path, content = (value or {}).get("path"), (value or {}).get("bytes")
-    # Only the last part: the rest of a path says where a data set lies, not what it holds.
+    # The rest of a path says where a data set lies, not what it holds.
     name = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", path or "sound")[-1]).lstrip(".") or "sound"
     stem, suffix = os.path.splitext(name)
     source = content if content is not None or path is None else Path(os.path.abspath(path))
@@ -192,8 +207,8 @@ def _own_split(label: str, place: Any) -> str:
     return _SPLITS[label]
 
 
-def _folder_with(source: Path, names: Iterable[str], holds, layout: str) -> Path:
-    """The first of the sub-folders of `source` that holds what is looked for."""
+def _folder_with(source: Path, names: Iterable[str], holds: Callable[[Path], bool], layout: str) -> Path:
+    """Return the first of the sub-folders of `source` that holds what is looked for."""
     for name in names:
         if (folder := source / name).is_dir() and holds(folder):
             return folder
@@ -201,11 +216,16 @@ def _folder_with(source: Path, names: Iterable[str], holds, layout: str) -> Path
 
 
 def _has_wav_files(folder: Path) -> bool:
-    return any(folder.glob("*.wav"))
+    return _has_names(folder, r"[^.].*\.wav")
+
+
+def _has_names(folder: Path, pattern: str) -> bool:
+    return folder.is_dir() and any(re.fullmatch(pattern, name, re.IGNORECASE) for name in os.listdir(folder))
 
 
 def _wav_files(folder: Path) -> list[ListedSound]:
-    return [ListedSound(path.name, path) for path in sorted(folder.glob("*.wav")) if path.name[0] != "."]
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".wav" and not path.is_dir())
+    return [ListedSound(path.name, path) for path in paths if path.name[0] != "."]
 
 
 def _fsd50k_licences(path: Path) -> dict[str, str]:
@@ -217,14 +237,11 @@ def _fsd50k_licences(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} must give a licence for every clip: {error!r}") from error
 
 
-def _read_csv(path: Path, columns: set[str]) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := columns - set(reader.fieldnames or ()):
-            raise ValueError(f"{path} must have the columns {sorted(columns)}, {sorted(missing)} missing")
-        rows = []
-        for row in reader:
-            if any(row[column] is None for column in columns) or not row.get("path", row.get("fname")):
-                raise ValueError(f"{path}, line {reader.line_num}: must fill {sorted(columns)}, got {row}")
-            rows.append(row)
+def _filled_rows(path: Path, columns: set[str]) -> list[dict[str, str]]:
+    """Read the rows of a table, in which none of `columns` may be missing and the name of the file may not be empty."""
+    rows = []
+    for line, row in read_columns(path, columns):
+        if not columns <= set(row) or not row.get("path", row.get("fname")):
+            raise ValueError(f"{path}, line {line}: must fill {sorted(columns)}, got {row}")
+        rows.append(row)
     return rows
