@@ -30,6 +30,7 @@ HOUSE = [
     "convert",
     "checkpoints",
     "registration",
+    "tables",
     "hub",
     "one_thread",
     "quiet_checkpoints",

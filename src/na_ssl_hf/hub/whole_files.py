@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -35,7 +36,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise IsADirectoryError(f"{path} must be a file to write, got a folder.")
         yield target
         return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{_short(target.name)}.{os.getpid()}.partial")
     try:
         with _naming(path):
             mode = _mode_of_new_files(target.parent)
@@ -64,7 +65,7 @@ def whole_folder(folder: str | os.PathLike[str], keeps: Callable[[str], bool] = 
     target = Path(folder).resolve() if os.path.islink(folder) else Path(folder)
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{folder} must be a folder to write, got a file.")
-    prefix = f".{target.name}.staging-"
+    prefix = f".{_short(target.name)}.staging-"
     with _naming(folder):
         # A mount point's neighbours are on another file system.
         beside = target if os.path.ismount(target) else target.parent
@@ -91,8 +92,16 @@ def whole_folder(folder: str | os.PathLike[str], keeps: Callable[[str], bool] = 
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _short(name: str) -> str:
+    """Return a name that leaves room for more in the 255 bytes of a file's name, and differs where long names do."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 128 else f"{name[:20]}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
 def _remove_left_over(beside: Path, prefix: str) -> None:
-    for left_over in beside.glob(f"{prefix}*"):
+    for left_over in beside.iterdir():
+        if not left_over.name.startswith(prefix):
+            continue
         owner = left_over.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not _is_running(int(owner)):
             shutil.rmtree(left_over, ignore_errors=True)
