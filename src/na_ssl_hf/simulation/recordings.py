@@ -72,9 +72,8 @@ def simulate_recordings(
         snr_db: SNRs at the close microphone in dB.
         num_rooms: number of different rooms; every target gets one of them.
         seed: of the rooms and of all that is drawn for a target.
-        level_match: whether every target is first scaled to an RMS of 0.05. This is needed where loudness gives the
-            label away (in the fan recordings of MIMII the faulty clips are simply louder), because a fixed SNR would
-            keep that difference.
+        level_match: whether every target is first scaled to an RMS of 0.05, because a fixed SNR would keep a loudness
+            that gives the label away, as in the fan recordings of MIMII, whose faulty clips are simply louder.
         noise_coherence: 0 for independent noises from the four corners, 1 for the same noise from all.
         overwrite: whether a folder that an earlier call wrote is replaced. A call that is stopped leaves it as it was.
         show_progress: whether a progress bar is shown.
