@@ -360,7 +360,7 @@ def test_wrong_input_is_an_error_of_one_line(folder, scorer, tmp_path, capsys, m
         (("score", default_checkpoint(), today), "not fitted"),
         (("score", tmp_path / "no_scorer", today), "no_scorer"),
         (("score", scorer / "config.json", today), "no checkpoint directory"),
-        (("score", "nobody/no-such-model", today), "nobody/no-such-model cannot be loaded"),
+        (("score", "nobody/no-such-model", today), "there is no folder nobody/no-such-model"),
         (("score", scorer, today, "--device", "cuda:99"), "--device cuda:99"),
         (("score", scorer, today, "--device", "abacus"), "--device abacus"),
         (("fit", normal, "--out", new, "--model", tmp_path / "no_model"), "no_model"),
@@ -386,7 +386,13 @@ def test_interrupt_is_told_in_one_line(monkeypatch, capsys):
 def test_checkpoints_are_found_by_directory_then_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_checkpoint("na-eat-tiny") == str(shipped_checkpoint("na-eat-tiny"))
-    assert resolve_checkpoint("user/na-beats") == "user/na-beats"
+    for name in ("user/na-beats", "user/na beats"):
+        with pytest.raises(FileNotFoundError, match=f"there is no folder {name}, and it"):
+            resolve_checkpoint(name)
+    cached = {("user/na-beats", "config.json"), ("user/adapter", "adapter_config.json")}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *of: "file" if of in cached else None)
+    for name in ("user/na-beats", "user/adapter"):
+        assert resolve_checkpoint(name) == name
     (tmp_path / "na-eat-tiny").mkdir()
     assert resolve_checkpoint("na-eat-tiny") == "na-eat-tiny"
     assert resolve_checkpoint(tmp_path) == str(tmp_path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ POOLINGS = ("mean", "rdp", "gem", "rdp_gem", "gwrp", "max")
 RESCALINGS = ("none", "variance_min", "ratio", "difference", "lof")
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
 COLUMNS = ("file", "score", "is_anomaly", "threshold", "p_value")
+WORST_COLUMNS = ("worst_window_start", "worst_window_end")
+WINDOW_COLUMNS = ("file", "start", "end", "score")
 
 
 def add_commands(commands: Any) -> None:
@@ -66,8 +70,19 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--false-alarm-rate", type=float, help="asked share of normal recordings that raise an alarm (default: 0.05)"
     )
-    _add_resample_option(parser)
-    add_inference_options(parser)
+    parser.add_argument(
+        "--groups",
+        metavar="folder|REGEX",
+        help="groups (rooms, days, machines) that are left out together when the threshold is set, for new conditions: "
+        "folder, or a pattern whose match in a file's path names its group",
+    )
+    _add_window_options(parser)
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="permission to leave out, and list, recordings that cannot be read",
+    )
+    _add_common_options(parser)
 
     parser = add_command(
         commands,
@@ -81,14 +96,51 @@ def add_commands(commands: Any) -> None:
         "recordings", nargs="+", type=Path, metavar="FILES_OR_DIR", help="recordings: sound files, or folders of them"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the table (default: the screen)")
-    _add_resample_option(parser)
-    add_inference_options(parser)
+    _add_window_options(parser)
+    parser.add_argument(
+        "--window-csv", type=Path, metavar="FILE", help="file for the scores of all windows of long recordings"
+    )
+    parser.add_argument(
+        "--fail-fast",
+        action="store_true",
+        help="end at the first recording that cannot be scored, instead of a row with its error",
+    )
+    _add_common_options(parser)
 
 
-def _add_resample_option(parser: CommandParser) -> None:
+def _add_window_options(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--window",
+        type=float,
+        metavar="S",
+        help="length of the windows that recordings are cut into, in seconds (default: 10 above 60 s, else uncut)",
+    )
+    parser.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: their length)")
+    parser.add_argument(
+        "--aggregate",
+        type=_aggregate,
+        metavar="max|mean|Q",
+        help="score of a recording from those of its windows: max, mean or a quantile such as 0.9 (default: max)",
+    )
+
+
+def _add_common_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
+    )
+    add_inference_options(parser)
+
+
+def _aggregate(text: str) -> str | float:
+    try:
+        return text if text in ("max", "mean") else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be max, mean or a quantile in (0, 1), got {text!r}") from error
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -97,41 +149,117 @@ def _fit(options: argparse.Namespace) -> None:
     if options.out.is_file():
         raise FileExistsError(f"--out must be a directory, got the file {options.out}")
     files = find_sound_files(options.recordings)
+    groups = None if options.groups is None else _groups(files, options.groups)
     scorer = _load_scorer(options.model or str(default_checkpoint()), options)
     if options.far_cancellation is not None:
         method = None if options.far_cancellation == "none" else options.far_cancellation
         scorer.feature_extractor.far_cancellation = method
     scorer.fit(
         files,
+        groups=groups,
         pooling=options.pooling,
         gamma=options.gamma,
         p=options.p,
         r=options.r,
+        window=options.window,
+        hop=options.hop,
+        aggregate=options.aggregate,
         memory_bank=MemoryBank(rescaling=None if options.rescaling == "none" else options.rescaling),
         threshold_method=options.threshold_method,
         false_alarm_rate=options.false_alarm_rate,
+        skip_unreadable=options.skip_unreadable,
         batch_size=options.batch_size,
     )
     scorer.save_pretrained(options.out)
-    print(f"{len(files)} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
+    calibration: Any = scorer.memory_bank and scorer.memory_bank.calibration
+    num_recordings = len(calibration.self_scores)
+    print(f"{num_recordings} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
+    for name, why in scorer.left_out:
+        print(f"left out: {name}: {why}")
+    if calibration.threshold_method != "gamma":
+        conditions = (
+            f"in conditions that differ as the {calibration.num_groups} groups do"
+            if calibration.num_groups
+            else "of the same machine, place, microphones and conditions; for others, see --groups"
+        )
+        print(f"The false-alarm rate of {100 * calibration.false_alarm_rate:.3g} % is for new recordings {conditions}.")
 
 
-def _score(options: argparse.Namespace) -> None:
-    if options.csv is not None and options.csv.is_dir():
-        raise IsADirectoryError(f"--csv must be a file, got the directory {options.csv}")
+def _groups(files: Sequence[Path], rule: str) -> list[str]:
+    """Return the group of every file: its folder, or what a pattern finds in its path."""
+    if rule == "folder":
+        return [str(file.parent) for file in files]
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise ValueError(f"--groups must be 'folder' or a regular expression, got {rule!r}: {error}") from error
+    matches = [pattern.search(str(file)) for file in files]
+    for file, match in zip(files, matches, strict=True):
+        if match is None:
+            raise ValueError(f"--groups must match in the path of every recording, got {rule!r} for {file}")
+    return [match.group(1 if pattern.groups else 0) for match in matches if match is not None]
+
+
+def _score(options: argparse.Namespace) -> int:
+    for option in ("csv", "window_csv"):
+        path = getattr(options, option)
+        if path is not None and path.is_dir():
+            raise IsADirectoryError(f"--{option.replace('_', '-')} must be a file, got the directory {path}")
     files = find_sound_files(options.recordings)
     scorer = _load_scorer(options.scorer, options)
-    results: Any = scorer(files, batch_size=options.batch_size, progress="score")
-    rows = [
-        [str(file), *(result[column] for column in COLUMNS[1:])] for file, result in zip(files, results, strict=True)
+    results: Any = scorer(
+        files,
+        batch_size=options.batch_size,
+        progress="score",
+        window=options.window,
+        hop=options.hop,
+        aggregate=options.aggregate,
+        errors="raise" if options.fail_fast else "return",
+    )
+    num_failed = sum("error" in result for result in results)
+    if num_failed == len(files):
+        raise OSError(results[0]["error"] + (f" (and {num_failed - 1} other recordings)" if num_failed > 1 else ""))
+    columns, rows = _table(files, results)
+    if options.window_csv is not None:
+        _write_table(options.window_csv, WINDOW_COLUMNS, _window_rows(files, results))
+    _write_table(options.csv, columns, rows)
+    if options.csv is not None:
+        anomalies = sum(result.get("is_anomaly", False) for result in results)
+        print(f"{len(files) - num_failed} recordings, {anomalies} anomalous, scores in {options.csv}")
+    if num_failed:
+        first = next(result["error"] for result in results if "error" in result)
+        failed = f"{num_failed} of {len(files)} recordings could not be scored, the first of them: {first}"
+        print(f"{options.program}: error: {failed}", file=sys.stderr)
+    return 1 if num_failed else 0
+
+
+def _table(files: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows; the last columns are there only where a recording has something to say in them."""
+    was_cut = any("worst_window" in result for result in results)
+    has_failed = any("error" in result for result in results)
+    columns = [*COLUMNS, *(WORST_COLUMNS if was_cut else ()), *(("error",) if has_failed else ())]
+    rows = []
+    for file, result in zip(files, results, strict=True):
+        worst = result.get("worst_window", {})
+        found = {"file": str(file), "worst_window_start": worst.get("start"), "worst_window_end": worst.get("end")}
+        rows.append([{**result, **found}.get(column, "") for column in columns])
+    return columns, rows
+
+
+def _window_rows(files: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    return [
+        [str(file), *(window[column] for column in WINDOW_COLUMNS[1:])]
+        for file, result in zip(files, results, strict=True)
+        for window in result.get("windows", ())
     ]
-    if options.csv is None:
-        csv.writer(sys.stdout).writerows([COLUMNS, *rows])
+
+
+def _write_table(path: Path | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if path is None:
+        csv.writer(sys.stdout).writerows([columns, *rows])
         return
-    with whole_file(options.csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    anomalies = sum(result["is_anomaly"] for result in results)
-    print(f"{len(files)} recordings, {anomalies} anomalous, scores in {options.csv}")
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
@@ -152,8 +280,15 @@ def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
             raise ValueError(f"--device {options.device} cannot be used: {_first_line(error)}") from error
     try:
         with quiet_checkpoints():
-            scorer: Any = pipeline("anomaly-scoring", model=source, device=options.device)  # type: ignore[call-overload]
+            make: Any = pipeline  # its overloads know only the tasks of transformers
+            # Without an answer, transformers would ask on the terminal whether to run a checkpoint's code.
+            trust = options.trust_remote_code
+            scorer = make("anomaly-scoring", model=source, device=options.device, trust_remote_code=trust)
     except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise OSError(
+                f"{checkpoint} brings code of its own along, which runs only with --trust-remote-code"
+            ) from error
         raise OSError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
     assert isinstance(scorer, AnomalyScorer)
     if options.resample:

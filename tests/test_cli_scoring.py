@@ -1,0 +1,180 @@
+"""`na-ssl fit` and `na-ssl score` among bad, long and repeated recordings, and checkpoints that bring code along."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from na_ssl_hf import AnomalyScorer
+from na_ssl_hf.cli import main
+
+RATE = 16000
+
+
+def write_clip(path, seed, seconds=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.05 * np.random.default_rng(seed).standard_normal((int(seconds * RATE), 2))
+    soundfile.write(path, samples, RATE)
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`normal/room_{0..4}/` with four recordings each, and a scorer of them."""
+    folder = tmp_path_factory.mktemp("scoring")
+    for room in range(5):
+        for index in range(4):
+            write_clip(folder / "normal" / f"room_{room}" / f"{index}.wav", 10 * room + index)
+    assert run("fit", folder / "normal", "--out", folder / "scorer", "--device", "cpu") == 0
+    return folder
+
+
+def test_good_scores_are_kept_and_a_bad_file_has_a_row_with_its_error(folder, tmp_path, capsys):
+    good = [write_clip(tmp_path / "today" / f"{index}.wav", 100 + index) for index in range(3)]
+    bad = write_clip(tmp_path / "today" / "half.wav", 200)
+    bad.write_bytes(bad.read_bytes()[:5000])
+    gone = tmp_path / "today" / "link.wav"
+    gone.symlink_to(tmp_path / "nowhere.wav")
+    assert run("score", folder / "scorer", tmp_path / "today", "--csv", tmp_path / "scores.csv") == 1
+    captured = capsys.readouterr()
+    assert "3 recordings, " in captured.out
+    assert "2 of 5 recordings could not be scored, the first of them: " in captured.err.splitlines()[-1]
+    table = {row["file"]: row for row in rows(tmp_path / "scores.csv")}
+    assert "truncated" in table[str(bad)]["error"]
+    assert table[str(bad)]["score"] == ""
+    assert "link.wav" in table[str(gone)]["error"]
+    assert run("score", folder / "scorer", *good, "--csv", tmp_path / "good.csv") == 0
+    for row in rows(tmp_path / "good.csv"):
+        assert "error" not in row
+        assert float(table[row["file"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-6)
+    capsys.readouterr()
+    assert run("score", folder / "scorer", tmp_path / "today", "--fail-fast") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "half.wav is truncated" in captured.err
+
+
+def test_fit_can_leave_out_what_it_cannot_read_and_says_what(folder, tmp_path, capsys):
+    for index in range(20):
+        write_clip(tmp_path / "normal" / f"{index:02}.wav", index)
+    (tmp_path / "normal" / "bad.wav").write_bytes(b"RIFF")
+    write_clip(tmp_path / "normal" / "copy.wav", 3)
+    assert run("fit", tmp_path / "normal", "--out", tmp_path / "scorer") == 1
+    assert "bad.wav" in capsys.readouterr().err
+    assert run("fit", tmp_path / "normal", "--out", tmp_path / "scorer", "--skip-unreadable") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("20 normal recordings, threshold")
+    assert "left out: " in out
+    assert "bad.wav" in out
+    assert "copy.wav: it is a duplicate of" in out
+
+
+def test_long_recordings_have_their_worst_window_in_the_table(folder, tmp_path, capsys):
+    samples = soundfile.read(write_clip(tmp_path / "long.wav", 7, seconds=3.0))[0]
+    samples[RATE : 2 * RATE] *= 8
+    soundfile.write(tmp_path / "long.wav", np.clip(samples, -1, 1), RATE)
+    options = ["--window", "0.5", "--hop", "0.25", "--csv", tmp_path / "scores.csv", "--window-csv", tmp_path / "w.csv"]
+    assert run("score", folder / "scorer", tmp_path / "long.wav", *options) == 0
+    (row,) = rows(tmp_path / "scores.csv")
+    assert 0.75 <= float(row["worst_window_start"]) < float(row["worst_window_end"]) <= 2.25
+    over_time = rows(tmp_path / "w.csv")
+    assert [float(each["start"]) for each in over_time] == [0.25 * index for index in range(11)]
+    assert max(float(each["score"]) for each in over_time) == float(row["score"])
+    options = [*options[:4], "--aggregate", "0.5", "--csv", tmp_path / "median.csv"]
+    assert run("score", folder / "scorer", tmp_path / "long.wav", *options) == 0
+    assert float(rows(tmp_path / "median.csv")[0]["score"]) < float(row["score"])
+    with pytest.raises(SystemExit):
+        run("score", folder / "scorer", tmp_path / "long.wav", "--aggregate", "median")
+    assert "must be max, mean or a quantile" in capsys.readouterr().err
+
+
+def test_windows_of_fit_are_those_of_score(folder, tmp_path):
+    for index in range(20):
+        write_clip(tmp_path / "normal" / f"{index:02}.wav", index, seconds=1.0)
+    assert run("fit", tmp_path / "normal", "--out", tmp_path / "scorer", "--window", "0.5", "--aggregate", "mean") == 0
+    new = write_clip(tmp_path / "new.wav", 99, seconds=1.0)
+    assert run("score", tmp_path / "scorer", new, "--window-csv", tmp_path / "w.csv", "--csv", tmp_path / "s.csv") == 0
+    scores = [float(row["score"]) for row in rows(tmp_path / "w.csv")]
+    assert len(scores) == 2
+    assert float(rows(tmp_path / "s.csv")[0]["score"]) == pytest.approx(np.mean(scores))
+
+
+@pytest.mark.parametrize("rule", ["folder", r"room_\d", r"room_(\d)"])
+def test_groups_are_folders_or_what_a_pattern_finds(folder, tmp_path, capsys, rule):
+    assert run("fit", folder / "normal", "--out", tmp_path / "scorer", "--groups", rule) == 0
+    assert "in conditions that differ as the 5 groups do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [("room_(", "regular expression"), ("hall", "must match in the path"), ("normal", "two groups")],
+)
+def test_bad_groups_are_named(folder, tmp_path, capsys, rule, message):
+    assert run("fit", folder / "normal", "--out", tmp_path / "scorer", "--groups", rule) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "scorer").exists()
+
+
+def test_fit_says_what_its_false_alarm_rate_holds_for(folder, tmp_path, capsys):
+    assert run("fit", folder / "normal", "--out", tmp_path / "scorer") == 0
+    out = capsys.readouterr().out
+    assert "The false-alarm rate of 5 % is for new recordings of the same machine, place" in out
+
+
+FOREIGN = """
+print("the code of the checkpoint runs")
+from transformers import PretrainedConfig, PreTrainedModel
+class ForeignConfig(PretrainedConfig):
+    model_type = "foreign-encoder"
+class ForeignModel(PreTrainedModel):
+    config_class = ForeignConfig
+"""
+
+
+@pytest.mark.parametrize("answer", ["y\n", "n\n", ""])
+def test_no_code_of_a_checkpoint_runs_unless_it_is_asked_for(folder, tmp_path, answer):
+    scorer = tmp_path / "scorer"
+    scorer.mkdir()
+    (scorer / "foreign.py").write_text(FOREIGN)
+    auto_map = {"AutoConfig": "foreign.ForeignConfig", "AutoModel": "foreign.ForeignModel"}
+    (scorer / "config.json").write_text(json.dumps({"model_type": "foreign-encoder", "auto_map": auto_map}))
+    recording = write_clip(tmp_path / "new.wav", 1)
+    for command in (
+        ["score", scorer, recording],
+        ["fit", folder / "normal", "--model", scorer, "--out", tmp_path / "o"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "na_ssl_hf.cli", *map(str, command)], input=answer, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "the code of the checkpoint runs" not in done.stdout + done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "which runs only with --trust-remote-code" in done.stderr
+
+
+def test_code_is_not_asked_for_where_it_is_known(folder, tmp_path, monkeypatch):
+    seen = []
+    original = AnomalyScorer.__init__
+
+    def spy(self, *arguments, **options):
+        original(self, *arguments, **options)
+        seen.append(type(self.model).__module__)
+
+    monkeypatch.setattr(AnomalyScorer, "__init__", spy)
+    recording = write_clip(tmp_path / "new.wav", 1)
+    for trust in ([], ["--trust-remote-code"]):
+        assert run("score", folder / "scorer", recording, "--csv", tmp_path / "s.csv", *trust) == 0
+    assert all(module.startswith("na_ssl_hf.hub.") for module in seen)
