@@ -17,6 +17,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 def load_model(checkpoint: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Load a model as `AutoModel.from_pretrained` does, with the base of an adapter found as `adapter_base` says.
 
+    No code that the checkpoint brings along runs, unless `trust_remote_code=True` is given.
+
     Args:
         checkpoint: a directory, the name of a checkpoint of the package, or a name on the hub.
         **kwargs: arguments of `AutoModel.from_pretrained`, such as `dtype`.
@@ -26,6 +28,8 @@ def load_model(checkpoint: str | os.PathLike[str], **kwargs: Any) -> PreTrainedM
         OSError: the base of an adapter is not found; else as `AutoModel.from_pretrained`.
         ValueError: the configuration of an adapter names no base.
     """
+    # Without an answer, transformers would ask on the terminal whether to run a checkpoint's code.
+    kwargs = {"trust_remote_code": False, **kwargs}
     source = resolve_checkpoint(checkpoint)
     base = adapter_base(source)
     if base is None or (Path(source) / "config.json").is_file():

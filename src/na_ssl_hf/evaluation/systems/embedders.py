@@ -177,7 +177,9 @@ def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
     source = resolve_checkpoint(checkpoint)
     try:
         with quiet_checkpoints():
-            return merge_adapter(load_model(source)), AutoFeatureExtractor.from_pretrained(source)
+            return merge_adapter(load_model(source)), AutoFeatureExtractor.from_pretrained(
+                source, trust_remote_code=False
+            )
     except (ValueError, OSError, SafetensorError) as error:
         raise OSError(f"checkpoint {source} cannot be loaded: {' '.join(str(error).split())}") from error
 
