@@ -1,3 +1,4 @@
+import os
 import stat
 import zipfile
 
@@ -62,8 +63,10 @@ def test_a_second_run_rewrites_only_what_differs(tmp_path):
         (with_name("fan\\..\\..\\outside.wav"), "upwards"),
         (special("fan/link.wav", stat.S_IFLNK | 0o777), "a link"),
         (special("fan/pipe.wav", stat.S_IFIFO | 0o666), "special file"),
+        (with_name("fan/.good.wav.part"), "unfinished file"),
+        (with_name("fan/.good.wav.123.partial"), "unfinished file"),
     ],
-    ids=["root", "backslash", "drive", "up", "inner up", "backslash up", "link", "pipe"],
+    ids=["root", "backslash", "drive", "up", "inner up", "backslash up", "link", "pipe", "part", "partial"],
 )
 def test_unsafe_members_are_refused_before_anything_is_written(tmp_path, member, reason):
     archive = archive_of(tmp_path / "dev_fan.zip", {"fan/good.wav": b"good", member: b"bad"})
@@ -125,3 +128,58 @@ def test_an_archive_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="has room for"):
         extract_zip(archive, tmp_path / "out", show_progress=False)
     assert files_below(tmp_path / "out") == []
+
+
+def test_a_file_that_is_also_a_folder_is_refused(tmp_path):
+    archive = archive_of(tmp_path / "dev_fan.zip", {"fan": b"file", "fan/train/a.wav": b"a"})
+    with pytest.raises(ValueError, match=r"dev_fan\.zip must not name 'fan' as a file and as the folder of another"):
+        extract_zip(archive, tmp_path / "out", show_progress=False)
+    assert files_below(tmp_path) == ["dev_fan.zip"]
+
+
+def test_bombs_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.wav", b"a")
+        archive.writestr("zeros.wav", bytes(1 << 20))
+    monkeypatch.setattr("na_ssl_hf.data.archive_extraction._ALLOWED_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"bomb\.zip must unpack to at most 100 times its size.*'zeros\.wav'"):
+        extract_zip(tmp_path / "bomb.zip", tmp_path / "out", show_progress=False)
+    monkeypatch.undo()
+    # Silence compresses as well, so little of it is nothing to refuse.
+    extract_zip(tmp_path / "bomb.zip", tmp_path / "out", show_progress=False)
+    assert files_below(tmp_path / "out") == ["a.wav", "zeros.wav"]
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path):
+    archive = archive_of(tmp_path / "bomb.zip", {f"{letter}.wav": bytes(1000) for letter in "abcd"})
+    content = archive.read_bytes()
+    # The content of three members is cut out, and all entries of the directory name the first.
+    first, directory, end = content.index(b"b.wav") - 30, content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entries = bytearray(content[directory:end])
+    for start in range(0, len(entries), len(entries) // 4):
+        entries[start + 42 : start + 46] = bytes(4)
+    tail = bytearray(content[end:])
+    tail[16:20] = first.to_bytes(4, "little")
+    archive.write_bytes(content[:first] + entries + tail)
+    with pytest.raises(ValueError, match=r"bomb\.zip must hold every member in bytes of its own, got 4000 bytes in"):
+        extract_zip(archive, tmp_path / "out", show_progress=False)
+    assert files_below(tmp_path) == ["bomb.zip"]
+
+
+def test_content_that_is_longer_than_the_archive_says_is_refused(tmp_path):
+    archive = archive_of(tmp_path / "dev_fan.zip", {"a.wav": b"abcdefgh"})
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace((8).to_bytes(4, "little") * 2, (4).to_bytes(4, "little") * 2))
+    with pytest.raises(OSError, match=r"dev_fan\.zip cannot be unpacked"):
+        extract_zip(archive, tmp_path / "out", show_progress=False)
+    assert files_below(tmp_path / "out") == []
+
+
+def test_unpacked_files_have_the_modes_of_the_umask(tmp_path):
+    archive = archive_of(tmp_path / "dev_fan.zip", {special("a.wav", stat.S_IFREG | 0o600): b"a"})
+    before = os.umask(0o027)
+    try:
+        (written,) = extract_zip(archive, tmp_path / "out", show_progress=False)
+    finally:
+        os.umask(before)
+    assert written.stat().st_mode & 0o777 == 0o640

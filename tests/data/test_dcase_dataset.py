@@ -175,3 +175,52 @@ def test_without_datasets_the_error_says_how_to_install(development, monkeypatch
     with pytest.raises(ImportError, match=r"pip install 'na-ssl-hf\[train\]'"):
         load_dcase2026(development, "train")
     assert len(list_dcase_clips(development, "train")) == 6
+
+
+def test_tables_of_windows_in_latin_1(development):
+    table = development / "fan/attributes_00.csv"
+    for encoding in ("latin-1", "utf-8", "utf-8-sig", "utf-16"):
+        rows = ["file_name,d1p,d1v", "C:\\fan\\train\\section_00_source_train_normal_0000_spd_0.WAV,T\u00fcr,zu"]
+        table.write_bytes("\r\n".join(rows).encode(encoding))
+        assert list_dcase_clips(development, "train")[0].attributes == "T\u00fcr_zu"
+    table.rename(development / "fan/ATTRIBUTES_00.CSV")
+    assert list_dcase_clips(development, "train")[0].attributes == "T\u00fcr_zu"
+
+
+@pytest.mark.parametrize(
+    "row", [b"a\0.wav,spd,1", b"a.wav," + b"1" * 200_000, b'"a.wav,spd,1'], ids=["NUL", "huge", "quote"]
+)
+def test_tables_that_are_no_csv_are_one_error(development, row):
+    (development / "fan/attributes_00.csv").write_bytes(b"file_name,d1p,d1v\n" + row + b"\n")
+    with pytest.raises(ValueError, match=r"attributes_00\.csv, line [23]: must be CSV"):
+        load_dcase2026(development, "train")
+
+
+def test_suffixes_in_capitals_and_folders_named_as_files(development):
+    clip = development / "fan/train/section_00_source_train_normal_0000_spd_0.wav"
+    clip.rename(clip.with_suffix(".WAV"))
+    (development / "fan/train/section_00_source_train_normal_0009_spd_0.wav").mkdir()
+    assert load_dcase2026(development, "train", ["fan"])["index"] == [0, 1, 2]
+
+
+def test_linked_folders_count_once_and_loops_end(development, tmp_path_factory, caplog, monkeypatch):
+    monkeypatch.setattr("na_ssl_hf.data.dcase.clips.logger.propagate", True)
+    disk = tmp_path_factory.mktemp("disk") / "valveEmu"
+    (development / "valveEmu").rename(disk)
+    (development / "valveEmu").symlink_to(disk)
+    (development / "alias").symlink_to(development / "fan")
+    (development / "fan/up").symlink_to(development)
+    assert load_dcase2026(development, "train")["machine"] == ["fan"] * 3 + ["valveEmu"] * 3
+    assert len(caplog.messages) == 2
+    assert "alias leads to a folder that is listed already" in caplog.text
+
+
+def test_damaged_files_are_named(development):
+    clip = development / "fan/train/section_00_source_train_normal_0000_spd_0.wav"
+    clip.write_bytes(clip.read_bytes()[:-100])
+    with pytest.raises(OSError, match=r"0000_spd_0\.wav is truncated"):
+        load_dcase2026(development, "train")
+    clip.unlink()
+    clip.symlink_to("nowhere.wav")
+    with pytest.raises(FileNotFoundError, match=r"0000_spd_0\.wav"):
+        load_dcase2026(development, "train")

@@ -3,13 +3,21 @@
 import hashlib
 import io
 import json
+import os
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from na_ssl_hf.data.dcase.download import RECORDS, download_dcase2026, download_file, list_record, select_archives
+from na_ssl_hf.data.dcase.download import (
+    RECORDS,
+    _write,
+    download_dcase2026,
+    download_file,
+    list_record,
+    select_archives,
+)
 
 CONTENT = bytes(range(256)) * 2000  # several reads of the server, one of the client
 
@@ -154,6 +162,23 @@ def test_what_is_there_is_not_downloaded_again(dcase, tmp_path):
     (tmp_path / "archives/dev_fan.zip").write_bytes(b"damaged on disk")
     download(dcase, tmp_path)
     assert [path.split("/")[-2] for path, _ in dcase.requests if path.endswith("/content")] == ["dev_fan.zip"]
+
+
+def test_archives_are_written_through_links(dcase, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "dev_fan.zip").symlink_to(tmp_path / "disk" / "fan.zip")
+    (tmp_path / "disk" / "fan.zip.part").write_bytes(b"")
+    for _ in range(2):
+        assert download(dcase, tmp_path, machines=["fan"]) == [tmp_path / "archives" / "dev_fan.zip"]
+    assert (tmp_path / "archives" / "dev_fan.zip").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["fan.zip"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match=r"x\.zip\.part cannot be written"):
+        _write(full, b"x", tmp_path / "x.zip.part")
 
 
 def test_machines_and_sets_are_chosen_by_name(dcase, tmp_path):

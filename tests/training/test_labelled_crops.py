@@ -57,3 +57,13 @@ def test_headers_are_checked(tmp_path):
     good.path.write_bytes(b"nothing")
     with pytest.raises(OSError, match="cannot be read as a sound file"):
         check_recordings([replace(good)], two_channels=True)
+
+
+def test_files_that_were_cut_off_are_named_before_the_training(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (16000, 2))
+    for kind in ("FLAC", "WAV"):
+        clip = write(tmp_path / kind, 0, noise)
+        soundfile.write(clip.path, noise, 16000, format=kind)
+        clip.path.write_bytes(clip.path.read_bytes()[:20000])
+        with pytest.raises(OSError, match=r"section_00.*truncated"):
+            check_recordings([clip], two_channels=True)

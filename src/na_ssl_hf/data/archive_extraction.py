@@ -1,8 +1,7 @@
-"""ZIP archives of others unpacked so that nothing is written outside the folder that was asked for."""
+"""Unpack ZIP archives of others so that nothing is written outside the folder that was asked for."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import stat
@@ -12,25 +11,32 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..hub.whole_files import whole_file
+
 _ENCRYPTED = 0x1
 _COPY_BYTES = 1 << 20
+# Sounds shrink to a half or so and tables to a tenth. Deflate reaches a thousand, which only bombs and silence use.
+_LARGEST_RATIO, _ALLOWED_BYTES = 100, 1 << 30
 
 
 def extract_zip(archive: str | Path, folder: str | Path, show_progress: bool = True) -> list[Path]:
-    """Unpacks all files of `archive` below `folder` and returns their paths.
+    """Unpack all files of `archive` below `folder` and return their paths.
 
-    Every member is looked at before the first is written. Files appear whole or not at all, and one that is there with
-    the archive's content is left alone, so that a killed run goes on where it stopped. Folders `__MACOSX` are left out.
+    Every member is looked at before the first is written. Files appear whole or not at all. A file that is there with
+    the archive's content is left as it is, so that a run after a kill writes only what is missing. Folders `__MACOSX`
+    are left out.
 
     Raises:
         ValueError: a member is absolute, leads outside (`..`, a drive, a link on disk), is a link or another special
-            file, is encrypted or named twice.
-        OSError: not a ZIP archive, a checksum of a member is wrong, or the disk has no room for it.
+            file, is encrypted, is named twice, as the folder of another one, or as an unfinished file of this package;
+            or the archive is a bomb, which holds far more than its size, or several members in the same bytes.
+        OSError: `archive` is no ZIP archive, a checksum of a member is wrong, or the disk has no room for it.
     """
     archive, folder = Path(archive), Path(folder)
     try:
         with zipfile.ZipFile(archive) as source:
             members = [member for member in source.infolist() if not member.filename.startswith("__MACOSX/")]
+            _refuse_bombs(archive, members)
             targets = _targets(archive, folder, members)
             _check_room(archive, folder, targets)
             bar = tqdm(targets.items(), f"unpack {archive.name}", unit="file", disable=not show_progress)
@@ -43,11 +49,11 @@ def extract_zip(archive: str | Path, folder: str | Path, show_progress: bool = T
 
 
 def _targets(archive: Path, folder: Path, members: list[zipfile.ZipInfo]) -> dict[Path, zipfile.ZipInfo]:
-    """Where each file goes; raises ValueError for the first member that must not be written."""
+    """Return where each file goes; raise ValueError for the first member that must not be written."""
     root = folder.resolve()
     targets: dict[Path, zipfile.ZipInfo] = {}
     for member in members:
-        # zipfile cuts names at a NUL and mends some separators; what the archive says is what counts.
+        # zipfile cuts names at a NUL and mends some separators, but what the archive says is what counts.
         if reason := _refusal(member.orig_filename) or _special(member):
             raise ValueError(f"{archive} must hold plain files only, got {member.orig_filename!r}: {reason}")
         target = root / member.filename
@@ -58,7 +64,23 @@ def _targets(archive: Path, folder: Path, members: list[zipfile.ZipInfo]) -> dic
         if target in targets:
             raise ValueError(f"{archive} must name every file once, got {member.filename!r} twice")
         targets[target] = member
+    for target in targets:
+        if folders := [parent for parent in target.parents if parent in targets]:
+            raise ValueError(f"{archive} must not name {folders[0].name!r} as a file and as the folder of another one")
     return targets
+
+
+def _refuse_bombs(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    size = archive.stat().st_size
+    unpacked, packed = (sum(getattr(member, name) for member in members) for name in ("file_size", "compress_size"))
+    if packed > size:
+        raise ValueError(f"{archive} must hold every member in bytes of its own, got {packed} bytes in {size}")
+    if unpacked > max(_ALLOWED_BYTES, _LARGEST_RATIO * size):
+        largest = max(members, key=lambda member: member.file_size)
+        raise ValueError(
+            f"{archive} must unpack to at most {_LARGEST_RATIO} times its size, got {unpacked} bytes from {size}, most "
+            f"of them in {largest.filename!r}"
+        )
 
 
 def _refusal(name: str) -> str | None:
@@ -69,12 +91,14 @@ def _refusal(name: str) -> str | None:
         return "an absolute path"
     if ".." in parts:
         return "a path that leads upwards"
+    if re.fullmatch(r"\..*\.(part|partial)", parts[-1]):
+        return "named like an unfinished file"
     return None
 
 
 def _special(member: zipfile.ZipInfo) -> str | None:
     mode = member.external_attr >> 16
-    # Archives written elsewhere than on Unix carry no mode at all.
+    # Archives that were written elsewhere than on Unix have no mode.
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link" if stat.S_ISLNK(mode) else "a special file"
     return "encrypted" if member.flag_bits & _ENCRYPTED else None
@@ -90,7 +114,8 @@ def _check_room(archive: Path, folder: Path, targets: dict[Path, zipfile.ZipInfo
 def _is_there(target: Path, member: zipfile.ZipInfo) -> bool:
     if not target.is_file() or target.stat().st_size != member.file_size:
         return False
-    checksum = 0  # revisions of an archive hold other sounds of the same length
+    # Size and name are not enough, because revisions of an archive hold other sounds of the same length.
+    checksum = 0
     with target.open("rb") as file:
         while chunk := file.read(_COPY_BYTES):
             checksum = zlib.crc32(chunk, checksum)
@@ -98,11 +123,5 @@ def _is_there(target: Path, member: zipfile.ZipInfo) -> bool:
 
 
 def _write(source: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
-    try:
-        with source.open(member) as content, partial.open("wb") as file:
-            shutil.copyfileobj(content, file, _COPY_BYTES)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(target) as partial, source.open(member) as content, partial.open("wb") as file:
+        shutil.copyfileobj(content, file, _COPY_BYTES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 from ..data.dcase.clips import DcaseClip
 from ..hub.fbank import SAMPLING_RATE
 from ..hub.recording import load_recording
+from ..hub.sound_reader import SoundReader
 
 
 class LabelledCrops(Dataset):
@@ -52,19 +52,18 @@ def check_recordings(clips: Sequence[DcaseClip], two_channels: bool) -> None:
         two_channels: whether mono files are refused, as for noise-aware models and far-microphone cancellation.
 
     Raises:
-        OSError: a file has no readable header.
+        OSError: a file has no readable header, or is shorter than its header says.
         ValueError: a file has another number of channels, another rate than 16 kHz, or no samples.
     """
     channels = (2,) if two_channels else (1, 2)
     for clip in tqdm(clips, "headers", unit="clip", delay=5):
-        try:
-            header = soundfile.info(clip.path)
-        except soundfile.SoundFileError as error:
-            raise OSError(f"{clip.path} cannot be read as a sound file: {error}") from error
-        if header.channels not in channels:
-            wanted = "two channels, close and far, for this model" if two_channels else "one or two channels"
-            raise ValueError(f"{clip.path} must have {wanted}, got {header.channels}")
-        if header.samplerate != SAMPLING_RATE:
-            raise ValueError(f"{clip.path} must have {SAMPLING_RATE} Hz, got {header.samplerate} Hz")
-        if not header.frames:
-            raise ValueError(f"{clip.path} must have samples, got none")
+        with SoundReader(str(clip.path), str(clip.path)) as file:
+            if file.num_channels not in channels:
+                wanted = "two channels, close and far, for this model" if two_channels else "one or two channels"
+                raise ValueError(f"{clip.path} must have {wanted}, got {file.num_channels}")
+            if file.sampling_rate != SAMPLING_RATE:
+                raise ValueError(f"{clip.path} must have {SAMPLING_RATE} Hz, got {file.sampling_rate} Hz")
+            if not file.num_frames:
+                raise ValueError(f"{clip.path} must have samples, got none")
+            # Opening does not notice every FLAC that was cut off, and a crop may lie before that place.
+            file.read(file.num_frames - 1, 1)

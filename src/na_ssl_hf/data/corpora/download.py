@@ -1,4 +1,4 @@
-"""FSD50K and DEMAND from their Zenodo records; for the other corpora, what to fetch from where."""
+"""Download FSD50K and DEMAND from their Zenodo records, and say for the other corpora what to fetch from where."""
 
 from __future__ import annotations
 
@@ -31,23 +31,26 @@ def download_corpus(
     retry_delay_s: float = 2.0,
     show_progress: bool = True,
 ) -> list[Path]:
-    """Downloads the archives of a corpus to `out/archives` and unpacks them so that `prepare_corpus` can read `out`.
+    """Download the archives of a corpus to `out/archives` and unpack them so that `prepare_corpus` can read `out`.
 
-    Run again after an interruption, it goes on: files with the right size and MD5 are kept, a `.part` is continued.
-    Of DEMAND the 48 kHz archives are taken. FSD50K's audio is a ZIP archive in parts, which is joined by the program
-    `zip` first and needs room for the joined archive (25 GB) beside the parts and the sounds.
+    When a call is repeated after an interruption, files with the right size and MD5 are kept, and a `.part` is
+    continued. DEMAND is taken at 48 kHz. FSD50K's audio is a ZIP archive in parts, which the program `zip` joins first;
+    this needs room for the joined archive (25 GB) beside the parts and the sounds.
 
     Args:
         kind: "fsd50k" or "demand".
-        base_url: a server with Zenodo's records API.
+        out: folder to write.
+        extract: whether the archives are unpacked.
+        base_url: address of a server with Zenodo's records API.
         retry_delay_s: seconds before the second of five tries, doubled for each further one.
+        show_progress: whether progress bars are shown.
 
     Returns:
-        paths of the archives.
+        The paths of the archives.
 
     Raises:
-        ValueError: a corpus that cannot be had this way (the message says how else), or a refused archive.
-        OSError: as `download_file` and `extract_zip`, or the program `zip` is missing or fails.
+        ValueError: the corpus cannot be had this way (the message says how else), or an archive is refused.
+        OSError: as `download_file` and `extract_zip` raise it, or the program `zip` is missing or fails.
     """
     if kind not in RECORDS:
         raise ValueError(MANUAL.get(kind) or f"kind must be one of {sorted([*RECORDS, *MANUAL])}, got {kind!r}")
@@ -67,16 +70,17 @@ def download_corpus(
 
 
 def join_split_zip(archive: Path) -> Path:
-    """One archive `<name>.joined.zip` from `<name>.z01`, ..., `<name>.zip`; Python reads no archives in parts.
+    """Join `<name>.z01`, ..., `<name>.zip` to `<name>.joined.zip`, because Python reads no archives in parts.
 
-    Raises OSError when the program `zip` is missing or fails.
+    Raises:
+        OSError: the program `zip` is missing or fails.
     """
     joined = archive.with_name(f"{archive.stem}.joined.zip")
     command = ["zip", "-s", "0", archive.name, "--out", joined.name]
     if shutil.which("zip") is None:
         raise OSError(f"{archive} is in parts, which needs the program zip, not found: {' '.join(command)}")
-    joined.unlink(missing_ok=True)  # half of an earlier run
-    # It asks where a missing part is, for ever: "q" quits.
+    joined.unlink(missing_ok=True)  # an earlier run may have left a half
+    # The program asks without end where a missing part is, until it reads "q".
     done = subprocess.run(command, cwd=archive.parent, input="q\n", capture_output=True, text=True)
     if done.returncode:
         joined.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Counts and damage of a DCASE Task 2 folder: every file is read once."""
+"""Count the clips of a DCASE Task 2 folder and find damaged ones; every file is read once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...hub.fbank import SAMPLING_RATE
 from ...hub.recording import load_recording
 from .clips import SPLITS, SplitFolder, find_split_folders, read_attribute_tables
 from .names import DcaseName, dcase_stem, parse_dcase_name
 
-SAMPLING_RATE = 16000
 DEVELOPMENT_MACHINES = ("ToyCar", "ToyCarEmu", "bearingEmu", "fan", "gearboxEmu", "sliderEmu", "valveEmu")
 EVALUATION_MACHINES = ("BlowerDustCollector", "Sander", "SewingMachine", "ToothBrush", "ToyDrone")
 
@@ -45,7 +45,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ClipCount:
-    """Number of clips of one group beside the published one (None for machines that are not of DCASE 2026).
+    """The number of clips of one group beside the published one, which is None for machines that are not of DCASE 2026.
 
     `domain` and `label` are None for anonymous test clips.
     """
@@ -59,6 +59,7 @@ class ClipCount:
 
     @property
     def differs(self) -> bool:
+        """Whether there is a published number and it is another one."""
         return self.published is not None and self.count != self.published
 
 
@@ -67,10 +68,10 @@ class DcaseReport:
     """What `check_dcase` found.
 
     Attributes:
-        root: absolute path.
-        counts: by machine, split, domain and label; a published group without any clip has count 0.
-        missing_machines: of a published set of which `root` holds some machines but not these.
-        damage: kind (a key of `DAMAGE`) -> files; empty when nothing is wrong.
+        root: the absolute path of the folder.
+        counts: counts by machine, split, domain and label; a published group without any clip has count 0.
+        missing_machines: machines that `root` lacks although it holds others of the same published set.
+        damage: the files of every kind of damage (a key of `DAMAGE`); empty when nothing is wrong.
     """
 
     root: str
@@ -80,7 +81,7 @@ class DcaseReport:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no file is damaged; counts do not matter."""
+        """Whether no file is damaged, whatever the counts."""
         return not self.damage
 
     @property
@@ -89,11 +90,11 @@ class DcaseReport:
         return not self.missing_machines and not any(count.differs for count in self.counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes, `is_sound` and `is_complete`."""
+        """Return the attributes, `is_sound` and `is_complete` as a dictionary for JSON."""
         return {**asdict(self), "is_sound": self.is_sound, "is_complete": self.is_complete}
 
     def lines(self) -> list[str]:
-        """The report for reading: a table of counts, then every kind of damage with its first files."""
+        """Return the report as lines to read: a table of counts, then every kind of damage with its first files."""
         lines = [self.root]
         width = max((len(count.machine) for count in self.counts), default=0)
         for count in self.counts:
@@ -113,12 +114,15 @@ class DcaseReport:
 
 
 def check_dcase(root: str | Path, num_workers: int | None = None, show_progress: bool = True) -> DcaseReport:
-    """Reads every clip below `root` (layouts as in `load_dcase2026`) and counts clips and damage.
+    """Read every clip below `root` and count clips and damage.
 
     Args:
-        num_workers: threads that read; default the number of CPU cores, at most 8.
+        root: folder of the data set, with a layout that `load_dcase2026` knows.
+        num_workers: number of threads that read, by default the number of CPU cores, at most 8.
+        show_progress: whether a progress bar is shown.
 
-    Raises FileNotFoundError when `root` is missing or holds no `<machine>/<train|test>`.
+    Raises:
+        FileNotFoundError: `root` is missing or holds no `<machine>/<train|test>`.
     """
     folders = find_split_folders(root)
     report = DcaseReport(root=os.path.abspath(root))
@@ -140,7 +144,7 @@ def check_dcase(root: str | Path, num_workers: int | None = None, show_progress:
                 damage[kind].append(str(path))
     report.damage = {kind: damage[kind] for kind in DAMAGE if damage[kind]}
     for published in (DEVELOPMENT_MACHINES, EVALUATION_MACHINES):
-        if len(present := set(published) & set(names)) > 1:  # one name alone may be of another year, such as `fan`
+        if len(present := set(published) & set(names)) > 1:  # one name alone, such as `fan`, may be of another year
             report.missing_machines += sorted(set(published) - present)
     return report
 
@@ -162,10 +166,10 @@ def _counts(machine: str, splits: set[str], names: Iterable[DcaseName]) -> list[
     if machine in DEVELOPMENT_MACHINES:
         published = _TRAIN | _TEST
     elif machine in EVALUATION_MACHINES:
-        # Named by hand after the published ground truth, the test clips look like development ones.
+        # Test clips that were renamed after the published ground truth look like development ones.
         labelled = any(split == "test" and label for split, _, label in found)
         published = _TRAIN | (_TEST if labelled else _ANONYMOUS_TEST)
-    # Training and test clips of the evaluation set come in different archives: no folder is not yet a lack.
+    # Training and test clips of the evaluation set come in different archives, so one of the folders may be absent.
     partial = machine in EVALUATION_MACHINES
     expected = {group: count for group, count in published.items() if group[0] in splits or not partial}
     groups = sorted(set(found) | set(expected), key=lambda group: (SPLITS.index(group[0]), *map(str, group[1:])))
@@ -180,7 +184,7 @@ def _duplicates(clips: list[tuple[Path, DcaseName]]) -> list[str]:
     first: dict[tuple[str, str], Path] = {}
     duplicates = []
     for path, name in clips:
-        # In 2020 training and test clips had the same names.
+        # Training and test clips of 2020 have the same names.
         earlier = first.setdefault((name.split, dcase_stem(path.name).lower()), path)
         if earlier is not path:
             duplicates.append(f"{path} = {earlier}")
@@ -190,7 +194,7 @@ def _duplicates(clips: list[tuple[Path, DcaseName]]) -> list[str]:
 def _compare_with_tables(
     folders: list[SplitFolder], clips: list[tuple[Path, DcaseName]], damage: dict[str, list[str]]
 ) -> None:
-    """Attribute rows without file and labelled files without row, for the splits that both know."""
+    """Report attribute rows without file and labelled files without row, for the splits that both know."""
     rows: set[str] = set()
     for machine_folder in sorted({folder.path.parent for folder in folders}):
         try:

@@ -1,4 +1,4 @@
-"""DCASE Task 2 folders as `datasets.Dataset`s."""
+"""Load DCASE Task 2 folders as `datasets.Dataset`s."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import soundfile
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ...hub.sound_reader import SoundReader
 from .clips import SPLITS, DcaseClip, find_split_folders, list_dcase_clips
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 def load_dcase2026(
     root: str | Path, split: str | None = None, machines: Sequence[str] | None = None
 ) -> Dataset | DatasetDict:
-    """The clips of DCASE 2026 Task 2 below `root`, development and evaluation layout alike; folders of 2020-2025 too.
+    """Load the clips of DCASE 2026 Task 2 below `root`, in either of its layouts, or those of the years 2020 to 2025.
 
     ```python
     train = load_dcase2026("dcase2026/development", "train", machines=["fan"])
@@ -30,25 +30,23 @@ def load_dcase2026(
     ```
 
     Args:
-        root: holds `<machine>/train`, `<machine>/test` and `<machine>/attributes_00.csv`, directly or up to two
-            folders deeper (`dev_data/raw/<machine>`). Supplemental folders are not read.
+        root: folder that holds `<machine>/train`, `<machine>/test` and `<machine>/attributes_00.csv`, directly or up to
+            two folders deeper (`dev_data/raw/<machine>`). Supplemental folders are not read.
         split: "train" or "test"; `None` gives a `DatasetDict` of the splits that are there.
-        machines: which ones; default all.
+        machines: names of the machines, by default all.
 
     Returns:
-        rows sorted by machine and file name, with columns
-        `audio`: `{"path", "bytes": None}`, an undecoded `datasets.Audio`, which the anomaly scorer reads;
-        `path`: absolute; `machine`; `section` and `index`: integers; `split`;
-        `domain` ("source", "target"), `label` ("normal", "anomaly"), `attributes` ("spd_1_pow_2", "noAttribute"):
-        `None` where an anonymous evaluation clip does not say; `num_channels`: as the file's header says.
+        A data set of rows sorted by machine and file name. Its columns are `audio` (`{"path", "bytes": None}`, an
+        undecoded `datasets.Audio`, which the anomaly scorer reads), `path` (absolute), `machine`, `section` and `index`
+        (integers), `split`, `num_channels` (as the file's header says), and `domain` ("source", "target"), `label`
+        ("normal", "anomaly") and `attributes` ("spd_1_pow_2", "noAttribute"), which are `None` where an anonymous
+        evaluation clip does not say. Files of one channel (the challenges 2020 to 2025) load with one warning.
 
     Raises:
         ImportError: the `datasets` package is missing.
         FileNotFoundError: `root` or folders of the split are missing, all of them named, or empty.
-        OSError: a file has no readable header.
-        ValueError: an unknown split, a name that is not DCASE's, or more than two channels.
-
-    Files of one channel (the challenges 2020-2025) load with one warning.
+        OSError: a file has no readable header, or is shorter than its header says.
+        ValueError: the split is unknown, a name is not DCASE's or not in UTF-8, or a file has more than two channels.
     """
     try:
         from datasets import Audio, Dataset, DatasetDict, Features, Value
@@ -60,7 +58,7 @@ def load_dcase2026(
         present = {
             folder.split for folder in find_split_folders(root) if machines is None or folder.machine in machines
         }
-        # Where none is there, asking for training clips names what is missing.
+        # Where none is there, the request for training clips raises the error that names what is missing.
         splits = [name for name in SPLITS if name in present] or ["train"]
         return DatasetDict({name: load_dcase2026(root, name, machines) for name in splits})
     rows = [_row(clip) for clip in tqdm(list_dcase_clips(root, split, machines), "headers", unit="clip", delay=5)]
@@ -68,15 +66,17 @@ def load_dcase2026(
     kinds = {"section": "int32", "index": "int32", "num_channels": "int32"}
     features = Features({name: Value(kinds.get(name, "string")) for name in rows[0]})
     dataset = Dataset.from_list(rows, features=features)
-    # A cast of paths: encoding rows as Audio would ask for torchcodec.
+    # Paths are cast, because encoding rows as Audio would ask for torchcodec.
     return dataset.cast_column("audio", Audio(decode=False))
 
 
 def _row(clip: DcaseClip) -> dict[str, Any]:
     try:
-        num_channels = soundfile.info(clip.path).channels
-    except soundfile.SoundFileError as error:
-        raise OSError(f"{clip.path} cannot be read as a sound file: {error}") from error
+        str(clip.path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(clip.path)!r} must be a path in UTF-8, which a data set can hold") from error
+    with SoundReader(str(clip.path), str(clip.path)) as file:
+        num_channels = file.num_channels
     if num_channels > 2:
         raise ValueError(f"{clip.path} must have two channels, close and far, got {num_channels}")
     return {

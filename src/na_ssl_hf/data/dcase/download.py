@@ -1,7 +1,8 @@
-"""DCASE 2026 Task 2 from its Zenodo records: checksums, resume, and archives unpacked with care."""
+"""Download DCASE 2026 Task 2 from its Zenodo records, resume what was interrupted, check it and unpack it."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
@@ -29,12 +31,13 @@ _ARCHIVE = re.compile(r"(?P<base>.+?)(?:_r(?P<revision>\d+))?\.zip")
 _TIMEOUT_S = 60
 _MAX_TRIES = 5
 _READ_BYTES = 1 << 20
+_MOST_RECORD_BYTES = 1 << 26
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a record: its plain name, size in bytes, MD5 in hexadecimal, and address."""
+    """A file of a record, with its plain name, size in bytes, MD5 in hexadecimal digits, and address."""
 
     name: str
     size: int
@@ -51,22 +54,25 @@ def download_dcase2026(
     retry_delay_s: float = 2.0,
     show_progress: bool = True,
 ) -> list[Path]:
-    """Downloads archives to `out/archives` and unpacks them to `out/development` and `out/evaluation`.
+    """Download archives to `out/archives` and unpack them to `out/development` and `out/evaluation`.
 
-    Run again after an interruption, it goes on: files that are there with the right checksum are kept, a `.part` is
-    continued. Of archives with revisions (`dev_ToyCar.zip`, `dev_ToyCar_r2.zip`) only the latest is taken.
+    When a call is repeated after an interruption, files with the right checksum are kept and a `.part` is continued.
+    Where an archive has revisions (`dev_ToyCar.zip`, `dev_ToyCar_r2.zip`), the latest is taken.
 
     Args:
-        sets: of "development", "evaluation-train", "evaluation-test".
-        machines: which ones; default all.
-        base_url: a server with Zenodo's records API.
+        out: folder to write.
+        sets: some of "development", "evaluation-train", "evaluation-test".
+        machines: names of the machines, by default all.
+        extract: whether the archives are unpacked.
+        base_url: address of a server with Zenodo's records API.
         retry_delay_s: seconds before the second of five tries, doubled for each further one.
+        show_progress: whether progress bars are shown.
 
     Returns:
-        paths of the archives.
+        The paths of the archives.
 
     Raises:
-        ValueError: an unknown set or machine, or an archive or record that names files outside its folder.
+        ValueError: a set or machine is unknown, or an archive or record names files outside its folder.
         OSError: the server cannot be reached or does not answer as Zenodo does, a checksum is wrong, an archive is
             broken, or the disk has no room.
     """
@@ -92,25 +98,26 @@ def download_dcase2026(
 
 
 def list_record(record: int, base_url: str = ZENODO) -> list[RemoteFile]:
-    """The files of a Zenodo record, by name.
+    """Return the files of a Zenodo record, sorted by name.
 
-    Raises OSError when the server cannot be reached or answers otherwise than Zenodo does, and ValueError for a file
-    name with a path in it or an address that is not HTTP.
+    Raises:
+        OSError: the server cannot be reached, or answers otherwise than Zenodo does.
+        ValueError: the name of a file has a path in it, or an address is not HTTP.
     """
     url = f"{base_url.rstrip('/')}/api/records/{record}"
     try:
         with _open(url) as response:
-            entries = json.load(response)["files"]
+            entries = json.loads(response.read(_MOST_RECORD_BYTES))["files"]
         files = [_remote_file(entry, url) for entry in entries]
     except _NETWORK_ERRORS as error:
         raise OSError(f"{url} cannot be read: {error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{url} does not list files as Zenodo does: {error!r}") from error
     return sorted(files, key=lambda file: file.name)
 
 
 def select_archives(files: Sequence[RemoteFile]) -> list[RemoteFile]:
-    """The ZIP archives among `files`, the latest revision of each: `dev_ToyCar_r2.zip` before `dev_ToyCar.zip`."""
+    """Return the ZIP archives among `files`, of each its latest revision: not `dev_fan.zip` but `dev_fan_r2.zip`."""
     latest: dict[str, tuple[int, RemoteFile]] = {}
     for file in files:
         if match := _ARCHIVE.fullmatch(file.name):
@@ -121,20 +128,26 @@ def select_archives(files: Sequence[RemoteFile]) -> list[RemoteFile]:
 
 
 def download_file(file: RemoteFile, folder: str | Path, retry_delay_s: float = 2.0, show_progress: bool = True) -> Path:
-    """Downloads `file` into `folder` beside a `.part` that a later call continues, and checks size and MD5.
+    """Download `file` into `folder` through a `.part`, which a later call continues, and check size and MD5.
 
-    Raises OSError when five tries in a row bring nothing more, the content does not match, or the disk has no room.
+    A link in the place of the file is followed.
+
+    Raises:
+        OSError: five tries in a row bring nothing more, the content does not match, or the disk has no room.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path, partial = folder / file.name, folder / f"{file.name}.part"
+    path = folder / file.name
+    if path.is_symlink():
+        path = path.resolve()
+    partial = path.with_name(f"{path.name}.part")
     if path.is_file() and path.stat().st_size == file.size and _md5(path, show_progress) == file.md5:
-        return path
+        return folder / file.name
     if partial.exists() and partial.stat().st_size > file.size:
-        partial.unlink()  # of another version of the file
+        partial.unlink()  # it belongs to another version of the file
     have = partial.stat().st_size if partial.exists() else 0
-    if file.size - have > (free := shutil.disk_usage(folder).free):
-        raise OSError(f"{file.name} has {file.size / 1e9:.1f} GB, but {folder} has room for {free / 1e9:.1f} GB")
+    if file.size - have > (free := shutil.disk_usage(path.parent).free):
+        raise OSError(f"{file.name} has {file.size / 1e9:.1f} GB, but {path.parent} has room for {free / 1e9:.1f} GB")
     with tqdm(
         desc=file.name, total=file.size, initial=have, unit="B", unit_scale=True, disable=not show_progress
     ) as bar:
@@ -143,11 +156,11 @@ def download_file(file: RemoteFile, folder: str | Path, retry_delay_s: float = 2
         partial.unlink()
         raise OSError(f"{file.url} must have the MD5 {file.md5}, got {md5}; it was removed, run again")
     os.replace(partial, path)
-    return path
+    return folder / file.name
 
 
 def _fetch(file: RemoteFile, partial: Path, retry_delay_s: float, bar: tqdm) -> None:
-    """Appends to `partial` until it has the file's size; a connection that breaks off is opened again."""
+    """Append to `partial` until it has the file's size; a connection that breaks off is opened again."""
     tries = 0
     partial.touch()
     while (have := partial.stat().st_size) < file.size:
@@ -155,7 +168,7 @@ def _fetch(file: RemoteFile, partial: Path, retry_delay_s: float, bar: tqdm) -> 
         try:
             _append(file, partial, bar)
         except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):  # will not pass by waiting
+            if error.code < 500 and error.code not in (408, 429):  # waiting would not help
                 raise OSError(f"{file.url} cannot be downloaded: {error}") from error
             reason = error
         except _NETWORK_ERRORS as error:
@@ -175,13 +188,22 @@ def _append(file: RemoteFile, partial: Path, bar: tqdm) -> None:
     with _open(file.url, {"Range": f"bytes={have}-"} if have else {}) as response:
         continues = response.status == 206 and (response.headers["Content-Range"] or "").startswith(f"bytes {have}-")
         if have and not continues:
-            # The server sends everything: what is there does not count.
+            # The server sends the file from its beginning.
             bar.reset()
         with partial.open("ab" if continues else "wb") as target:
             # A server that sends more than announced must not fill the disk.
             while target.tell() <= file.size and (chunk := response.read(_READ_BYTES)):
-                target.write(chunk)
+                _write(target, chunk, partial)
                 bar.update(len(chunk))
+
+
+def _write(target: BinaryIO, chunk: bytes, path: Path) -> None:
+    try:
+        target.write(chunk)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, f"{path} cannot be written: No space left on device") from error
+        raise
 
 
 def _open(url: str, headers: dict[str, str] | None = None) -> http.client.HTTPResponse:
@@ -193,7 +215,7 @@ def _remote_file(entry: dict, record_url: str) -> RemoteFile:
     name, checksum = entry["key"], entry["checksum"]
     if not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
         raise ValueError(f"{record_url} must list plain file names, got {name!r}")
-    if not isinstance(entry["size"], int):
+    if type(entry["size"]) is not int or entry["size"] < 0:
         raise OSError(f"{record_url} must give the size of {name} in bytes, got {entry['size']!r}")
     if not re.fullmatch(r"md5:[0-9a-f]{32}", checksum):
         raise OSError(f"{record_url} must give an MD5 for {name}, got {checksum!r}")

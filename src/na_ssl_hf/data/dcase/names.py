@@ -1,4 +1,7 @@
-"""File names of DCASE Task 2: `<machine>/<train|test>/section_00_<domain>_<split>_<label>_<nnnn>_<attributes>.wav`."""
+"""Read and write the file names of DCASE Task 2.
+
+They are `<machine>/<train|test>/section_00_<domain>_<split>_<label>_<nnnn>_<attributes>.wav`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import NamedTuple
 
 NO_ATTRIBUTE = "noAttribute"
 
-# 2021 kept the domains of its test clips apart.
+# The challenge of 2021 kept the domains of its test clips apart.
 SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "target_test": "test"}
 
-# Evaluation test clips say less, in every year something else: section_00_0000, section_03_source_test_0000.
+# The names of evaluation test clips say less, and in every year something else: section_00_0000 and
+# section_03_source_test_0000 are two of them.
 _NAME = re.compile(
     r"section_(?P<section>\d{2})(?:_(?P<domain>source|target))?(?:_(?P<split>train|test))?"
     r"(?:_(?P<label>normal|anomaly))?_(?P<index>\d{4})(?:_(?P<attributes>.+))?"
@@ -20,22 +24,25 @@ _NAME_2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2})_(
 
 
 class DcaseName(NamedTuple):
-    """What a DCASE path says. Evaluation clips (`section_00_0000.wav`) have no domain, label or attributes."""
+    """What a DCASE path says; evaluation clips (`section_00_0000.wav`) have no domain, label or attributes."""
 
     machine: str
     domain: str | None
     split: str
     label: str | None
-    index: int  # type: ignore[assignment]  # hides tuple.index, which has no use here
+    index: int  # type: ignore[assignment]  # it hides tuple.index, which has no use here
     attributes: str | None
     section: int = 0
 
 
 def parse_dcase_name(path: str | Path) -> DcaseName:
-    """The parts of a path `.../<machine>/<split>/<name>.wav`; the machine is the folder above the split folder.
+    """Return the parts of a path `.../<machine>/<split>/<name>.wav`; the machine is the folder above the split folder.
 
-    Names of the challenges since 2020 are understood (2020: no domains, and the machine's id is the section). Raises
-    ValueError, naming the path, when the name or its folder does not follow the rule.
+    The names of all challenges since 2020 are understood; in 2020 they had no domains, and the machine's id counts as
+    the section.
+
+    Raises:
+        ValueError: the name or its folder does not follow the rule; the message names the path.
     """
     path = Path(path)
     match = _NAME.fullmatch(path.stem) or _NAME_2020.fullmatch(path.stem)
@@ -60,14 +67,14 @@ def parse_dcase_name(path: str | Path) -> DcaseName:
 
 
 def format_dcase_name(name: DcaseName) -> str:
-    """Relative path `<machine>/<split>/<file>.wav` of a labelled clip; the inverse of `parse_dcase_name`."""
+    """Return the relative path `<machine>/<split>/<file>.wav` of a labelled clip, as `parse_dcase_name` reads it."""
     attributes = name.attributes or NO_ATTRIBUTE
     file = f"section_{name.section:02d}_{name.domain}_{name.split}_{name.label}_{name.index:04d}_{attributes}.wav"
     return f"{name.machine}/{name.split}/{file}"
 
 
 def dcase_stem(name: str) -> str:
-    """What to compare file names by: published tables mix folders, a leading slash and names without `.wav`."""
+    """Return what file names are compared by, as published tables mix folders, slashes and names without `.wav`."""
     base = name.strip().replace("\\", "/").rsplit("/", 1)[-1]
-    # Not Path.stem: a value like `flow_1.5` has a dot of its own.
+    # Path.stem would cut a value like `flow_1.5`, which has a dot of its own.
     return base[:-4] if base.lower().endswith(".wav") else base
