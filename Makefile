@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-cpu lint bench clean
+.PHONY: demo test test-cpu lint bench fuzz kill clean
 
 demo: $(VENV)/installed
 	$(BIN)/na-ssl demo --out demo_output
@@ -29,6 +29,14 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
+
+# 10,000 good, odd and damaged inputs; tests/fuzz is the short run of the same.
+fuzz: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.fuzz
+
+# 200 kills in the midst of writing.
+kill: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.kill
 
 clean:
 	rm -rf $(VENV) demo_output

@@ -7,6 +7,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from lzma import LZMAError
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -43,7 +44,9 @@ def extract_zip(archive: str | Path, folder: str | Path, show_progress: bool = T
             for target, member in bar:
                 if not _is_there(target, member):
                     _write(source, member, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, OSError) as error:
+        if str(archive) in str(error):
+            raise
         raise OSError(f"{archive} cannot be unpacked: {error}") from error
     return list(targets)
 

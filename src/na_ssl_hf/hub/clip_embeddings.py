@@ -109,8 +109,9 @@ def as_is_target(domains: Sequence[str] | np.ndarray | None, num_clips: int) -> 
     """
     if domains is None:
         return None
-    if isinstance(domains, str) or len(domains) != num_clips:
-        got = repr(domains) if isinstance(domains, str) else f"{len(domains)} entries"
+    is_list = hasattr(domains, "__len__") and not isinstance(domains, str)
+    if not is_list or len(domains) != num_clips:
+        got = f"{len(domains)} entries" if is_list else repr(domains)
         raise ValueError(f"`domains` must have one entry for each of the {num_clips} clips, got {got}.")
     for clip, domain in enumerate(domains):
         if domain not in ("source", "target"):

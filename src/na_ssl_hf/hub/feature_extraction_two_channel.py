@@ -33,6 +33,7 @@ _MIN_SAMPLES = {"beats": FRAME_LENGTH + 15 * FRAME_SHIFT, "eat": FRAME_LENGTH}
 _SILENT_RMS = 1e-6  # a tenth of the root mean square of 16 bit rounding
 _FULL_SCALE = 1 - 2.0**-15
 _CLIPPED_SHARE = 1e-3
+_LARGEST_SAMPLE = 1e9
 
 # These belong to far_leads_and_is_louder.
 _LAG_FRAME = 1024
@@ -385,6 +386,11 @@ def _recording(audio: Any, label: str) -> torch.Tensor:
     if not wave.sum().isfinite() and not wave.isfinite().all():
         raise ValueError(
             f"`audio` must be finite. {label} has {int((~wave.isfinite()).sum())} NaN or infinite samples."
+        )
+    # The power of such samples would overflow float32, many steps later.
+    if float(wave.abs().amax()) > _LARGEST_SAMPLE:
+        raise ValueError(
+            f"`audio` must have its full scale at 1. {label} has a sample of {float(wave.abs().amax()):.3g}."
         )
     return wave
 

@@ -518,7 +518,8 @@ class MemoryBank:
 
     def _check_parameters(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in tuple(choices):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)) or value not in tuple(choices):
                 raise ValueError(f"`{name}` must be one of {tuple(choices)}, got {getattr(self, name)!r}.")
         for name in ("normalize", "separate_domains"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):

@@ -38,6 +38,9 @@ class NormalRecordings:
     num_groups: int | None
 
     def __init__(self, domains: Iterable[str] | None, groups: Iterable[Hashable] | None):
+        for name, labels in (("domains", domains), ("groups", groups)):
+            if labels is not None and (isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable)):
+                raise ValueError(f"`{name}` must be a list with one entry for each recording, got {labels!r}.")
         self._given = {
             name: list(labels) for name, labels in (("domains", domains), ("groups", groups)) if labels is not None
         }

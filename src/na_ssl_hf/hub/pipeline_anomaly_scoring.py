@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, replace
 from itertools import islice
@@ -206,6 +207,8 @@ class AnomalyScorer(Pipeline):
         """
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
+        if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
+            raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
         pooled = Pooling().changed(pooling, gamma=gamma, p=p, r=r)
         windows = self._windows(None, window, hop, aggregate)
         normal = NormalRecordings(domains, groups)
@@ -590,7 +593,7 @@ class AnomalyScorer(Pipeline):
     def _checked_batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
             batch_size = 1 if self._batch_size is None else self._batch_size
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or not 1 <= batch_size <= sys.maxsize:
             raise ValueError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
         return batch_size
 

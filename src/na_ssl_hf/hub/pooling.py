@@ -4,6 +4,7 @@ Letters: N clips, T frames, F bands, D channels.
 """
 
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -34,15 +35,15 @@ class Pooling:
     r: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.method not in POOLING_METHODS:
-            raise ValueError(f"method must be one of {POOLING_METHODS}, got {self.method!r}.")
+        if not isinstance(self.method, str) or self.method not in POOLING_METHODS:
+            raise ValueError(f"pooling method must be one of {POOLING_METHODS}, got {self.method!r}.")
         for name, is_legal, rule in (
             ("gamma", lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0"),
             ("p", lambda value: 0.0 < value < float("inf"), "a finite number above 0"),
             ("r", lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
         ):
             value = getattr(self, name)
-            if isinstance(value, (bool, str)) or not is_legal(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not is_legal(value):
                 raise ValueError(f"{name} must be {rule}, got {value!r}.")
 
     def __call__(self, grid: torch.Tensor) -> torch.Tensor:

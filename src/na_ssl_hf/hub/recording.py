@@ -84,14 +84,15 @@ class Windows:
                 f"`hop` must be at most `window`, so that nothing is left out, got {self.hop!r} and {self.length!r}."
             )
         is_quantile = isinstance(self.aggregate, Real) and not isinstance(self.aggregate, bool)
-        if self.aggregate not in ("max", "mean") and not (is_quantile and 0.0 < float(self.aggregate) < 1.0):
+        is_name = isinstance(self.aggregate, str) and self.aggregate in ("max", "mean")
+        if not is_name and not (is_quantile and 0.0 < float(self.aggregate) < 1.0):
             raise ValueError(f"`aggregate` must be 'max', 'mean' or a quantile in (0, 1), got {self.aggregate!r}.")
 
     def starts(self, num_samples: int, sampling_rate: int) -> list[tuple[int, int]]:
         """First sample and number of samples of every window of a recording."""
-        length = max(1, round(self.length * sampling_rate))
-        if num_samples <= length:
+        if num_samples <= self.length * sampling_rate:
             return [(0, num_samples)]
+        length = max(1, round(self.length * sampling_rate))
         hop = length if self.hop is None else max(1, round(self.hop * sampling_rate))
         starts = list(range(0, num_samples - length + 1, hop))
         if starts[-1] + length < num_samples:
@@ -178,6 +179,8 @@ def is_single_recording(recordings: RecordingSources) -> bool:
     if isinstance(recordings, np.ndarray) and recordings.dtype.kind in "OSU":
         return recordings.ndim == 0
     if isinstance(recordings, (np.ndarray, torch.Tensor)):
+        if recordings.ndim == 0:
+            raise ValueError("`recordings` must be arrays (2, samples), got an array without axes.")
         return recordings.ndim != 3
     if isinstance(recordings, Mapping):
         return not isinstance(recordings.get("audio"), list)
@@ -185,7 +188,8 @@ def is_single_recording(recordings: RecordingSources) -> bool:
         return True
     if hasattr(recordings, "get_all_samples") or hasattr(recordings, "read"):
         return True
-    if not hasattr(recordings, "__iter__") and not hasattr(recordings, "__getitem__"):
+    is_iterable = hasattr(recordings, "__iter__") or hasattr(recordings, "__getitem__")
+    if not is_iterable or isinstance(recordings, np.generic):  # a number of numpy has a `__getitem__` that fails
         raise ValueError(f"`recordings` must be one recording or several, got {type(recordings).__name__}.")
     return False
 
