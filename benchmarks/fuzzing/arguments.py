@@ -35,7 +35,17 @@ def _named(arguments: dict[str, Any]) -> tuple[str, ...]:
 
 
 # Messages about several arguments at once name the one that the user would change.
-_ALSO = ("recordings", "domains", "rescaling", "false_alarm_rate", "method", "pooling", "num_neighbors", "embeddings", "smote_neighbors")
+_ALSO = (
+    "recordings",
+    "domains",
+    "rescaling",
+    "false_alarm_rate",
+    "method",
+    "pooling",
+    "num_neighbors",
+    "embeddings",
+    "smote_neighbors",
+)
 
 BANK: dict[str, tuple[Any, ...]] = {
     "distance": ("cosine", "euclidean"),
