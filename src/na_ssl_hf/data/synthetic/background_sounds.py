@@ -1,4 +1,4 @@
-"""Synthetic backgrounds of a workshop: every seed is another place, so that unseen seeds are unseen noise.
+"""Synthesise the backgrounds of a workshop: every seed is another place, so that unseen seeds are unseen noise.
 
 Levels are absolute (an RMS of about 0.05 of full scale, a few dB of variation); mixing sets them through the SNR.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...hub.fbank import SAMPLING_RATE
 from .sound_synthesis import harmonic_sum, impulse_train, resonate, rotation_phase, shaped_noise, slow_curve
 
 BACKGROUND_TYPES = ("ventilation", "voices", "conveyor", "traffic", "clatter")
@@ -36,7 +37,7 @@ class _Scene:
         return harmonic_sum(phase, amplitudes, self.rng.uniform(0, 2 * np.pi, size=len(amplitudes)))
 
     def hits(self, per_second: float, low: float, high: float, decay: float) -> np.ndarray:
-        """Impacts at random times on a random metal body with resonances between `low` and `high` Hz."""
+        """Hit a random metal body at random times; its resonances lie between `low` and `high` Hz."""
         count = self.rng.poisson(per_second * self.duration_s)
         force = self.rng.exponential(1.0, size=count) * self.rng.choice([-1.0, 1.0], size=count)
         train = impulse_train(
@@ -48,11 +49,18 @@ class _Scene:
 
 
 def synthesize_background(
-    kind: str, seed: int | Sequence[int], duration_s: float = 10.0, sampling_rate: int = 16000
+    kind: str, seed: int | Sequence[int], duration_s: float = 10.0, sampling_rate: int = SAMPLING_RATE
 ) -> np.ndarray:
-    """One background: (N,) float32 with N = round(duration_s * sampling_rate); `kind` is one of BACKGROUND_TYPES.
+    """Synthesise a background of one of BACKGROUND_TYPES, (N,) float32 with N = round(duration_s * sampling_rate).
 
-    Raises ValueError for an unknown kind, a duration under 0.1 s or a sampling rate under 8000 Hz.
+    Args:
+        kind: one of BACKGROUND_TYPES.
+        seed: the place.
+        duration_s: duration in s, at least 0.1.
+        sampling_rate: rate in Hz, at least 8000.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
     if kind not in BACKGROUND_TYPES:
         raise ValueError(f"kind must be one of {BACKGROUND_TYPES}, got {kind!r}")
@@ -68,7 +76,7 @@ def synthesize_background(
 
 
 def _ventilation(scene: _Scene) -> np.ndarray:
-    """Mains hum and a duct with a random colour."""
+    """Mix mains hum and a duct with a random colour."""
     rng = scene.rng
     hum = scene.tones(rng.choice([100.0, 120.0]), rng.uniform(0.1, 1.0, size=10) / np.arange(1, 11))
     peak = rng.uniform(150, 900)
@@ -77,7 +85,7 @@ def _ventilation(scene: _Scene) -> np.ndarray:
 
 
 def _voices(scene: _Scene) -> np.ndarray:
-    """Babble: voiced and unvoiced streams that are switched at syllable rate; no words."""
+    """Mix babble without words: voiced and unvoiced streams are switched at the rate of syllables."""
     rng = scene.rng
     total = np.zeros(scene.num_samples, np.float32)
     for _ in range(int(rng.integers(2, 5))):
@@ -93,7 +101,7 @@ def _voices(scene: _Scene) -> np.ndarray:
 
 
 def _conveyor(scene: _Scene) -> np.ndarray:
-    """Rollers that rumble at their own rate, and knocks of what lies on the belt."""
+    """Mix rollers that rumble at their own rate and the knocks of what lies on the belt."""
     rng = scene.rng
     rate = rng.uniform(4, 14)
     rumble = scene.noise(
@@ -105,7 +113,7 @@ def _conveyor(scene: _Scene) -> np.ndarray:
 
 
 def _traffic(scene: _Scene) -> np.ndarray:
-    """Vehicles that pass: rumble and tyre noise that swell and fade, one idling engine."""
+    """Mix passing vehicles, whose rumble and tyre noise swell and fade, and an idling engine."""
     rng = scene.rng
     swell = np.exp(0.8 * scene.wander(0.05, 0.4))
     tyres = scene.noise((60, -8), (rng.uniform(500, 1100), 0), (2500, -9), (8000, -22))
@@ -115,7 +123,7 @@ def _traffic(scene: _Scene) -> np.ndarray:
 
 
 def _clatter(scene: _Scene) -> np.ndarray:
-    """Tools and metal parts over a quiet floor, now and then compressed air."""
+    """Mix tools and metal parts over a quiet floor, now and then with compressed air."""
     rng = scene.rng
     floor = scene.noise((60, 0), (500, -4), (3000, -12), (8000, -24))
     air = np.maximum(scene.wander(0.1, 0.7) - 0.9, 0) * scene.noise((800, -20), (4000, 0), (8000, -4))

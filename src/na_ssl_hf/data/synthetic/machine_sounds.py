@@ -1,9 +1,10 @@
-"""Five synthetic machines with natural variation, two domains, and faults of adjustable severity.
+"""Synthesise five machines with natural variation, two domains, and faults of adjustable severity.
 
-They stand in for recordings where none are available: a demo, tests, or extra training targets. The models follow the
-vibration literature: blade-pass tones in turbulence (fan), mesh tones with shaft sidebands (gearbox; Randall 1982),
-defect impulses through resonances (bearing; McFadden and Smith 1984), strokes (valve), motor and rattle (toy car).
-Levels are absolute: a source clip has an RMS of about 0.05 of full scale and nothing is normalised per clip.
+The machines stand in where no recordings are available: in the demo, in tests, or as further training targets. The
+models follow the literature on vibration: a fan has blade-pass tones in turbulence, a gearbox has mesh tones with shaft
+sidebands (Randall 1982), a bearing has defect impulses through resonances (McFadden and Smith 1984), a valve has
+strokes, and a toy car has a motor and a rattling shell. Levels are absolute: a source clip has an RMS of about 0.05 of
+full scale, and no clip is normalised.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import lfilter
 
+from ...hub.fbank import SAMPLING_RATE
 from .sound_synthesis import (
     coloured,
     crossings,
@@ -27,10 +29,10 @@ from .sound_synthesis import (
 
 MACHINE_TYPES = ("fan", "gearbox", "bearing", "valve", "toycar")
 
-# Set by scoring the clean targets with per-band log-mel statistics: official score about 85 to 95 on every machine.
+# With these, statistics of the log-mel bands of the clean targets give official scores of about 85 to 95.
 DEFAULT_SEVERITY = {"fan": 1.8, "gearbox": 1.4, "bearing": 0.8, "valve": 2.0, "toycar": 2.5}
 
-# Speed settings (shaft Hz; strokes a second for the valve); the target domain runs at settings the source never saw.
+# Speed settings in shaft Hz, and for the valve in strokes a second. The target domain runs at settings of its own.
 _SPEEDS = {
     "fan": {"source": (23.0, 25.0, 27.0), "target": (29.0,)},
     "gearbox": {"source": (19.0, 21.0, 23.0), "target": (25.0,)},
@@ -45,7 +47,7 @@ _MOUNTING_HZ, _MOUNTING_DB = (100.0, 300.0, 800.0, 2000.0, 4500.0, 8000.0), 0.8
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How the machine runs in one clip: speed setting (1-based), shaft or stroke rate in Hz, load in [0, 1]."""
+    """How the machine runs in one clip: speed setting (from 1), shaft or stroke rate in Hz, and load in [0, 1]."""
 
     setting: int
     rate: float
@@ -54,8 +56,11 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class _Clip:
-    """What a synthesiser needs. Sound, fault and unit draw from generators of their own, so that severity alone changes
-    only the fault, and the seed alone never changes the unit (its resonances and tooth counts)."""
+    """All that a synthesiser needs for one clip.
+
+    Sound, fault and unit draw from generators of their own. Severity therefore changes nothing but the fault, and the
+    seed never changes the unit, which means its resonances and tooth counts.
+    """
 
     sound: np.random.Generator
     fault: np.random.Generator
@@ -66,7 +71,7 @@ class _Clip:
     severity: float
 
     def shaft(self, wander: float) -> np.ndarray:
-        """Phase (N,) of the main shaft whose speed wanders by the fraction `wander`."""
+        """Return the phase (N,) of the main shaft, whose speed wanders by the fraction `wander`."""
         curve = slow_curve(self.sound, self.num_samples, self.sampling_rate, (0.05, 0.8))
         return rotation_phase(self.sound, self.point.rate * (1 + wander * curve), self.sampling_rate)
 
@@ -83,12 +88,12 @@ class _Clip:
         return impulse_train(times, np.asarray(amplitudes), self.num_samples, self.sampling_rate)
 
     def decay(self, train: np.ndarray, seconds: float) -> np.ndarray:
-        """Envelope that rises at every impulse of `train` and falls by 60 dB in `seconds`."""
+        """Return an envelope that rises at every impulse of `train` and falls by 60 dB in `seconds`."""
         pole = np.exp(-6.9 / (seconds * self.sampling_rate))
         return lfilter(np.array([1.0], np.float32), np.array([1.0, -pole], np.float32), train)
 
     def body(self, low: float, high: float, count: int, decay: float) -> list[tuple[float, float, float]]:
-        """`count` resonances of this unit between `low` and `high` Hz with 60 dB decay times around `decay` s."""
+        """Draw `count` resonances of this unit between `low` and `high` Hz with 60 dB decay times around `decay` s."""
         frequencies = np.exp(self.unit.uniform(np.log(low), np.log(high), size=count))
         decays, gains = decay * self.unit.uniform(0.6, 1.6, size=count), self.unit.uniform(0.4, 1.0, size=count)
         return list(zip(frequencies, decays, gains, strict=True))
@@ -100,14 +105,22 @@ def synthesize_machine(
     duration_s: float = 10.0,
     domain: str = "source",
     severity: float = 0.0,
-    sampling_rate: int = 16000,
+    sampling_rate: int = SAMPLING_RATE,
     unit: int = 0,
 ) -> np.ndarray:
-    """One clip of a machine: (N,) float32 with N = round(duration_s * sampling_rate).
+    """Synthesise one clip of a machine, (N,) float32 with N = round(duration_s * sampling_rate).
 
-    `severity` 0 is normal and DEFAULT_SEVERITY[machine] a fault that is audible but not blatant; equal seeds give the
-    same normal sound under every severity. `unit` selects another specimen of the machine type (resonances, tooth
-    counts). Raises ValueError for an unknown machine or domain, a negative severity, a duration or rate too small.
+    Args:
+        machine: one of MACHINE_TYPES.
+        seed: of the clip; equal seeds give the same normal sound under every severity.
+        duration_s: duration in s, at least 0.1.
+        domain: "source" or "target".
+        severity: 0 is normal, and DEFAULT_SEVERITY[machine] is a fault that is audible but not blatant.
+        sampling_rate: rate in Hz, at least 8000.
+        unit: specimen of the machine type, with resonances and tooth counts of its own.
+
+    Raises:
+        ValueError: an argument is unknown or out of its range.
     """
     point = operating_point(machine, seed, domain)
     if not severity >= 0:
@@ -131,8 +144,13 @@ def synthesize_machine(
 
 
 def operating_point(machine: str, seed: int | Sequence[int], domain: str = "source") -> OperatingPoint:
-    """Speed setting and load that `synthesize_machine` uses for this seed; settings of the target domain come after
-    those of the source domain. Raises ValueError for an unknown machine or domain."""
+    """Return the speed setting and load that `synthesize_machine` uses for this seed.
+
+    The settings of the target domain come after those of the source domain.
+
+    Raises:
+        ValueError: the machine or the domain is unknown.
+    """
     if machine not in MACHINE_TYPES:
         raise ValueError(f"machine must be one of {MACHINE_TYPES}, got {machine!r}")
     if domain not in _LOADS:
@@ -151,7 +169,10 @@ def _generator(machine: str, seed: int | Sequence[int], stream: int) -> np.rando
 
 
 def _fan(clip: _Clip) -> np.ndarray:
-    """Blade-pass tones in turbulence. Faults: imbalance (shaft-rate modulation, low orders) or a blade that rubs."""
+    """Synthesise blade-pass tones in turbulence.
+
+    The faults are imbalance, with shaft-rate modulation and low orders, and a blade that rubs.
+    """
     blades, load = int(clip.unit.integers(5, 9)), clip.point.load
     phase = clip.shaft(wander=0.004)
     speed = clip.point.rate / 25.0
@@ -178,7 +199,7 @@ def _fan_fault(clip: _Clip, phase: np.ndarray, sound: np.ndarray) -> np.ndarray:
 
 
 def _gearbox(clip: _Clip) -> np.ndarray:
-    """Mesh tones with sidebands of both shafts. Faults: one damaged tooth, or wear of all teeth."""
+    """Synthesise mesh tones with sidebands of both shafts; the faults are one damaged tooth and wear of all teeth."""
     teeth, mate = int(clip.unit.integers(19, 27)), int(clip.unit.integers(31, 43))
     housing = clip.body(900, 4500, count=5, decay=0.02)
     order = np.arange(1, 9)
@@ -206,7 +227,10 @@ def _gearbox(clip: _Clip) -> np.ndarray:
 
 
 def _bearing(clip: _Clip) -> np.ndarray:
-    """Rolling noise and weak shaft orders. Faults: outer-race or inner-race defect impulses through resonances."""
+    """Synthesise rolling noise and weak shaft orders.
+
+    The faults are defects of the outer or inner race, which strike resonances.
+    """
     outer = clip.unit.uniform(3.2, 4.2)  # ball passes a turn
     inner = outer + clip.unit.uniform(1.4, 2.2)
     housing = clip.body(1800, 5500, count=4, decay=0.012)
@@ -227,7 +251,7 @@ def _bearing(clip: _Clip) -> np.ndarray:
         return sound
     on_inner_race = clip.fault.random() < 0.5
     times = crossings(phase, inner if on_inner_race else outer, clip.sampling_rate)
-    times += clip.fault.normal(0, 0.01 / (outer * clip.point.rate), size=len(times))  # rollers slip by about 1 %
+    times += clip.fault.normal(0, 0.01 / (outer * clip.point.rate), size=len(times))  # the rollers slip by about 1 %
     force = clip.fault.uniform(0.7, 1.0, size=len(times))
     if on_inner_race:  # the defect turns through the load zone
         force *= 0.3 + 1.2 * np.maximum(np.cos(2 * np.pi * clip.point.rate * times), 0)
@@ -235,7 +259,10 @@ def _bearing(clip: _Clip) -> np.ndarray:
 
 
 def _valve(clip: _Clip) -> np.ndarray:
-    """Strokes: opening click, hiss while open, closing click. Faults: a leaking seat, or a sluggish stroke."""
+    """Synthesise strokes with an opening click, a hiss while the valve is open, and a closing click.
+
+    The faults are a seat that leaks and a sluggish stroke.
+    """
     opening = clip.body(700, 3500, count=4, decay=0.03)
     closing = clip.body(400, 2500, count=4, decay=0.05)
     duration = clip.num_samples / clip.sampling_rate
@@ -257,7 +284,7 @@ def _valve(clip: _Clip) -> np.ndarray:
             force = force * clip.fault.uniform(max(0.0, 1 - 0.6 * clip.severity), 1, size=len(starts))
             settle = 1 + 2.0 * clip.severity
     ends = starts + open_time
-    # A stroke that began before the clip still has to open at its first sample, or its end would never be balanced.
+    # A stroke that began before the clip opens at its first sample, or nothing would balance its end.
     gate = np.cumsum(clip.impulses(np.maximum(starts, 0), force) - clip.impulses(np.maximum(ends, 0), force))
     gate = np.maximum(gate, 0) * (1 - np.exp(-1 / (0.004 * clip.sampling_rate)))
     gate = clip.decay(gate.astype(np.float32), seconds=0.004 * 6.9 * settle) / settle
@@ -267,7 +294,10 @@ def _valve(clip: _Clip) -> np.ndarray:
 
 
 def _toycar(clip: _Clip) -> np.ndarray:
-    """Small motor, gear and rattling shell. Faults: a bent axle (wheel-rate modulation and knocks) or a squeal."""
+    """Synthesise a small motor, a gear and a rattling shell.
+
+    The faults are a bent axle, with wheel-rate modulation and knocks, and a squeal.
+    """
     commutator, teeth, reduction = 3 * int(clip.unit.integers(1, 3)), int(clip.unit.integers(9, 13)), 11.0
     shell = clip.body(600, 3800, count=6, decay=0.03)
     order = np.arange(1, 9)

@@ -1,7 +1,7 @@
-"""Random sounds of great variety, for training alone: what a model may meet, without being any machine in particular.
+"""Synthesise random sounds of great variety for training, which are like no machine in particular.
 
-A noise-aware model that has only heard normal machines removes what it has not heard, faults included. These sounds
-keep it from learning what a machine should sound like. Levels are absolute, as those of the synthetic machines.
+A noise-aware model that has heard nothing but normal machines removes all else, faults included. These sounds keep it
+from learning what a machine should sound like. Levels are absolute, as those of the synthetic machines.
 """
 
 from __future__ import annotations
@@ -11,24 +11,31 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.signal import lfilter
 
+from ...hub.fbank import SAMPLING_RATE
 from .sound_synthesis import coloured, harmonic_sum, impulse_train, resonate, rotation_phase, shaped_noise, slow_curve
 
 _MAX_LAYERS = 4
 _LOWEST_HZ, _NYQUIST_SHARE = 40.0, 0.47
 _RMS, _RMS_SPREAD_DB = 0.05, 6.0
-_FADE_S = 0.004  # of the on/off patterns, so that they do not click
+_FADE_S = 0.004  # the on/off patterns fade, so that they do not click
 
 
 def synthesize_random_sound(
-    seed: int | Sequence[int], duration_s: float = 10.0, sampling_rate: int = 16000
+    seed: int | Sequence[int], duration_s: float = 10.0, sampling_rate: int = SAMPLING_RATE
 ) -> np.ndarray:
-    """A mixture of one to four random layers: (N,) float32 with N = round(duration_s * sampling_rate).
+    """Synthesise a mixture of one to four random layers, (N,) float32 with N = round(duration_s * sampling_rate).
 
     Layers are harmonic stacks, frequency-modulated tones, chirps, shaped noise, impulse trains through resonances and
     random bursts, each with an amplitude modulation and an on/off pattern of its own; the mixture is coloured. Its RMS
     is 0.05 of full scale with a spread of 6 dB.
 
-    Raises ValueError for a duration under 0.1 s or a sampling rate under 8000 Hz.
+    Args:
+        seed: of the sound.
+        duration_s: duration in s, at least 0.1.
+        sampling_rate: rate in Hz, at least 8000.
+
+    Raises:
+        ValueError: a duration or rate is too small.
     """
     if not duration_s >= 0.1:
         raise ValueError(f"duration_s must be at least 0.1 s, got {duration_s}")
@@ -51,7 +58,7 @@ def _unit_rms(sound: np.ndarray) -> np.ndarray:
 
 
 def _frequency(rng: np.random.Generator, sampling_rate: int, low: float = _LOWEST_HZ, high: float = np.inf) -> float:
-    """Log-uniform between `low` and `high` Hz, the latter at most just under the Nyquist frequency."""
+    """Draw a log-uniform frequency between `low` and `high` Hz that stays below the Nyquist frequency."""
     return float(np.exp(rng.uniform(np.log(low), np.log(min(high, _NYQUIST_SHARE * sampling_rate)))))
 
 
@@ -99,10 +106,10 @@ def _impulses(rng: np.random.Generator, num_samples: int, sampling_rate: int) ->
     duration_s = num_samples / sampling_rate
     rate = max(1 / duration_s, np.exp(rng.uniform(np.log(0.7), np.log(200.0))))
     times = np.arange(rng.uniform(0, 1), rate * duration_s, 1.0) / rate
-    jitter = rng.choice([0.0, 0.01, 0.1, 1.0])  # from a machine's clockwork to chance
+    jitter = rng.choice([0.0, 0.01, 0.1, 1.0])  # from the regularity of a machine to chance
     times = (times + jitter * rng.normal(0, 1, size=len(times)) / rate) % duration_s
     force = np.exp(rng.uniform(0, 0.8) * rng.standard_normal(len(times)))
-    if rng.random() < 0.3:  # a load zone that turns
+    if rng.random() < 0.3:  # a load zone turns
         turn = rng.uniform(0.05, 0.5) * rate
         force = force * (1 + rng.uniform(0.2, 1.0) * np.cos(2 * np.pi * turn * times))
     train = impulse_train(times, force, num_samples, sampling_rate)
@@ -116,7 +123,7 @@ def _impulses(rng: np.random.Generator, num_samples: int, sampling_rate: int) ->
 
 
 def _bursts(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """Hisses at random times that rise at once and fade."""
+    """Place hisses at random times, which rise at once and fade."""
     duration_s = num_samples / sampling_rate
     count = 1 + rng.poisson(np.exp(rng.uniform(np.log(0.5), np.log(8.0))) * duration_s)
     onsets = impulse_train(
@@ -139,7 +146,7 @@ _LAYERS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 
 
 def _modulation(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray | float:
-    """Amplitude over time: constant, periodic, or wandering."""
+    """Draw an amplitude over time, which is constant, periodic or wandering."""
     kind = rng.integers(3)
     if kind == 0:
         return 1.0
@@ -150,7 +157,7 @@ def _modulation(rng: np.random.Generator, num_samples: int, sampling_rate: int) 
 
 
 def _pattern(rng: np.random.Generator, num_samples: int, sampling_rate: int) -> np.ndarray | float:
-    """1 while the layer sounds and 0 while it rests: always on in half of the cases, else strokes or random pauses."""
+    """Draw when a layer sounds (1) and rests (0); half of them always sound, the others have strokes or pauses."""
     if rng.random() < 0.5:
         return 1.0
     period = min(num_samples / sampling_rate, np.exp(rng.uniform(np.log(0.2), np.log(4.0))))

@@ -1,4 +1,4 @@
-"""Building blocks of the synthetic sounds: phases, harmonics, shaped noise, impulse trains and resonances.
+"""The building blocks of the synthetic sounds: phases, harmonics, shaped noise, impulse trains and resonances.
 
 All signals are float32 arrays of shape (N,); frequencies are in Hz, times in s, gains in dB.
 """
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
-_CONTROL_RATE = 100  # Hz; slow modulations are drawn at this rate and interpolated
+_CONTROL_RATE = 100  # Hz, at which slow modulations are drawn before they are interpolated
 
 
 def slow_curve(
     rng: np.random.Generator, num_samples: int, sampling_rate: int, rates: tuple[float, float]
 ) -> np.ndarray:
-    """Zero-mean random curve of unit RMS with components between `rates` (Hz): wander of speed, load or level."""
+    """Draw a zero-mean curve of unit RMS between `rates` (Hz), which is the wander of a speed, load or level."""
     times = np.arange(int(num_samples / sampling_rate * _CONTROL_RATE) + 2) / _CONTROL_RATE
     frequencies = rng.uniform(*rates, size=4)
     phases = rng.uniform(0, 2 * np.pi, size=4)
@@ -25,12 +25,15 @@ def slow_curve(
 
 
 def rotation_phase(rng: np.random.Generator, frequency: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Phase (N,) in radians, float64, of a shaft that turns with `frequency` (N,) Hz from a random angle."""
+    """Return the phase (N,) in radians, float64, of a shaft that turns with `frequency` (N,) Hz from a random angle."""
     return np.cumsum(frequency, dtype=np.float64) * (2 * np.pi / sampling_rate) + rng.uniform(0, 2 * np.pi)
 
 
 def harmonic_sum(phase: np.ndarray, amplitudes: Sequence[float] | np.ndarray, phases: np.ndarray) -> np.ndarray:
-    """sum_k amplitudes[k] * cos((k + 1) * phase + phases[k]), by complex powers instead of one cosine per harmonic."""
+    """Return sum_k amplitudes[k] * cos((k + 1) * phase + phases[k]).
+
+    Complex powers of one rotation take the place of a cosine for each harmonic.
+    """
     rotation = np.exp(1j * phase).astype(np.complex64)
     total = np.zeros_like(rotation)
     for coefficient in reversed(np.asarray(amplitudes) * np.exp(1j * np.asarray(phases))):  # Horner's rule
@@ -42,7 +45,7 @@ def harmonic_sum(phase: np.ndarray, amplitudes: Sequence[float] | np.ndarray, ph
 def shaped_noise(
     rng: np.random.Generator, num_samples: int, sampling_rate: int, corners: Sequence[tuple[float, float]]
 ) -> np.ndarray:
-    """Gaussian noise of unit RMS whose spectrum follows `corners` (Hz, dB), linear in dB over log frequency."""
+    """Draw Gaussian noise of unit RMS whose spectrum follows `corners` (Hz, dB), linear in dB over log frequency."""
     length = next_fast_len(num_samples, real=True)
     spectrum = rfft(rng.standard_normal(length, dtype=np.float32))
     spectrum *= _gain_curve(length, sampling_rate, corners)
@@ -51,7 +54,7 @@ def shaped_noise(
 
 
 def coloured(signal: np.ndarray, sampling_rate: int, corners: Sequence[tuple[float, float]]) -> np.ndarray:
-    """`signal` (N,) through a zero-phase filter with the gain of `corners` (Hz, dB)."""
+    """Filter `signal` (N,) without phase shift by the gain of `corners` (Hz, dB)."""
     length = next_fast_len(len(signal), real=True)
     spectrum = rfft(signal, length)
     spectrum *= _gain_curve(length, sampling_rate, corners)
@@ -59,7 +62,7 @@ def coloured(signal: np.ndarray, sampling_rate: int, corners: Sequence[tuple[flo
 
 
 def impulse_train(times: np.ndarray, amplitudes: np.ndarray, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """Impulses at fractional `times` (s), each split over its two neighbouring samples."""
+    """Place impulses at fractional `times` (s), each of which is split over its two neighbouring samples."""
     position = np.asarray(times) * sampling_rate
     inside = (position >= 0) & (position < num_samples - 1)
     position, amplitudes = position[inside], np.broadcast_to(amplitudes, inside.shape)[inside]
@@ -73,7 +76,7 @@ def impulse_train(times: np.ndarray, amplitudes: np.ndarray, num_samples: int, s
 def resonate(
     excitation: np.ndarray, sampling_rate: int, modes: Sequence[tuple[float, float, float]], length_s: float = 0.25
 ) -> np.ndarray:
-    """`excitation` (N,) through modes (frequency in Hz, 60 dB decay time in s, amplitude) of a ringing body."""
+    """Send `excitation` (N,) through a ringing body, with modes of frequency in Hz, 60 dB decay in s and amplitude."""
     times = np.arange(int(length_s * sampling_rate), dtype=np.float32) / sampling_rate
     response = np.zeros_like(times)
     for frequency, decay, amplitude in modes:
@@ -85,7 +88,7 @@ def resonate(
 
 
 def crossings(phase: np.ndarray, per_turn: float, sampling_rate: int) -> np.ndarray:
-    """Times (s) at which `per_turn` events a turn happen on a shaft with increasing `phase` (N,) in radians."""
+    """Return the times (s) of `per_turn` events a turn of a shaft with increasing `phase` (N,) in radians."""
     turns = phase * (per_turn / (2 * np.pi))
     events = np.arange(np.ceil(turns[0]), np.floor(turns[-1]) + 1)
     return np.interp(events, turns, np.arange(len(turns)) / sampling_rate)
