@@ -62,6 +62,15 @@ def escape_formula(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
+def unicode_name(name: str) -> str:
+    """Return a file's name as Unicode; the bytes of a name that is no UTF-8 are taken for Latin-1, as in old tables."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("latin-1")
+    return name
+
+
 def _line(cells: Sequence[object], is_for_people: bool) -> str:
     texts = []
     for cell in cells:

@@ -8,6 +8,7 @@ and shell completion answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit status: 0; 1 for an error, which is told in one line; 130 after an interrupt. A wrong command line
         exits with 2.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name that the console cannot show must not cost the result.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options) or 0

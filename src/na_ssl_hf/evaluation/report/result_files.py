@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from ...hub.whole_files import whole_file
+from ... import tables
 from ..metrics.official import bootstrap_interval
 from ..systems.machine_scores import MachineScores
 from ..systems.published_systems import SYSTEMS
@@ -52,12 +49,13 @@ def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for machine in run.machines:
-        file = _submission_name(machine)
-        names = [clip.path.name for clip in machine.clips]
-        _write_csv(folder / f"anomaly_score_{file}", zip(names, machine.scores.tolist(), strict=True))
-        _write_csv(folder / f"decision_result_{file}", zip(names, machine.is_alarm.astype(int).tolist(), strict=True))
+        names = [tables.unicode_name(clip.path.name) for clip in machine.clips]
+        values = {"anomaly_score": machine.scores.tolist(), "decision_result": machine.is_alarm.astype(int).tolist()}
+        for kind, column in values.items():
+            path = folder / f"{kind}_{_submission_name(machine)}"
+            tables.write_table(path, None, zip(names, column, strict=True), is_for_people=False)
     metrics = _metrics(run, str(data), seed)
-    _write(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    tables.write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
@@ -79,15 +77,13 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
     rows = [_row(one) for one in found]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "") for column in columns] for row in rows]
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([columns, *cells])
-    _write(folder / f"{TABLE_NAME}.csv", stream.getvalue())
-    lines = [" | ".join(line) for line in (columns, ["---"] * len(columns), *cells)]
+    tables.write_table(folder / f"{TABLE_NAME}.csv", columns, cells)
+    lines = [" | ".join(map(_markdown_cell, line)) for line in (columns, ["---"] * len(columns), *cells)]
     note = (
         "Official scores in %, 95 % bootstrap interval over clips. Published: the papers' numbers, on the challenge's "
         "data with the authors' checkpoints; on other data or checkpoints they are not comparable.\n"
     )
-    _write(folder / f"{TABLE_NAME}.md", "".join(f"| {line} |\n" for line in lines) + "\n" + note)
+    tables.write_text(folder / f"{TABLE_NAME}.md", "".join(f"| {line} |\n" for line in lines) + "\n" + note)
     return rows
 
 
@@ -104,11 +100,6 @@ def describe(metrics: RunMetrics) -> dict[str, str]:
         if value is not None:
             facts[f"published, {split} set"] = f"{value:.2f} % (the challenge's data, the authors' checkpoints)"
     return facts
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
@@ -131,8 +122,8 @@ def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
 
 
 def _submission_name(machine: MachineScores) -> str:
-    section = "" if "_section_" in machine.machine else "_section_00"
-    return f"{machine.machine}{section}_test.csv"
+    name = machine.clips[0].name
+    return f"{name.machine}_section_{name.section:02d}_test.csv"
 
 
 def _row(metrics: RunMetrics) -> dict[str, str]:
@@ -154,7 +145,5 @@ def _percent(share: float | None) -> str:
     return "no labels" if share is None else f"{100 * share:.2f}"
 
 
-def _write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    _write(path, stream.getvalue())
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

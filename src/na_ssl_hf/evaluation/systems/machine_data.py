@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ...data.dcase.clips import DcaseClip, list_dcase_clips
-from ...data.dcase.names import NO_ATTRIBUTE, dcase_stem
-from ..ground_truth import read_labels
+from ...data.dcase.names import NO_ATTRIBUTE
+from ..ground_truth import LABEL_FOLDER, clip_key, read_section, section_files
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,11 @@ class MachineData:
     name: str
     train: tuple[DcaseClip, ...]
     test: tuple[DcaseClip, ...]
+
+    @property
+    def section_name(self) -> str:
+        """Return `<machine>_section_<nn>`, as submissions and ground truths name their tables."""
+        return f"{self.train[0].name.machine}_section_{self.train[0].name.section:02d}"
 
     @property
     def has_attributes(self) -> bool:
@@ -66,6 +75,29 @@ def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> li
     return found
 
 
+def read_labels_of_machines(
+    machines: Sequence[MachineData], ground_truth: str | Path | None = None
+) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
+    """Read the labels of the test clips of several machines.
+
+    Returns:
+        name of a machine -> as `read_test_labels`.
+
+    Raises:
+        OSError: as `read_test_labels`.
+        ValueError: as `read_test_labels`, or the ground truth has a section of one of the machines that is not among
+            `machines`, so that an official score would leave it out.
+    """
+    labels = {machine.name: read_test_labels(machine, ground_truth) for machine in machines}
+    if ground_truth is not None and not all(_is_labelled(machine) for machine in machines):
+        names = {machine.train[0].name.machine for machine in machines}
+        asked = {machine.section_name for machine in machines}
+        truth = section_files(Path(ground_truth) / LABEL_FOLDER, "ground_truth_", "ground_truth")
+        if absent := [name for name in truth if name not in asked and name.rpartition("_section_")[0] in names]:
+            raise ValueError(f"data must have test clips of all sections of the ground truth, got none of {absent}")
+    return labels
+
+
 def read_test_labels(
     machine: MachineData, ground_truth: str | Path | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -82,19 +114,30 @@ def read_test_labels(
         OSError: a file of the ground truth is missing.
         ValueError: the ground truth is damaged or lacks a clip.
     """
-    if all(clip.name.label and clip.name.domain for clip in machine.test):
+    if _is_labelled(machine):
         return (
             np.array([clip.name.label == "anomaly" for clip in machine.test]),
             np.array([clip.name.domain == "target" for clip in machine.test]),
         )
     if ground_truth is None:
         return None, None
-    known = read_labels(ground_truth, machine.name)
-    stems = [dcase_stem(file.name) for file in machine.test_files]
-    if unknown := [stem for stem in stems if stem not in known]:
+    truth = read_section(ground_truth, machine.section_name)
+    names = [clip_key(file.name) for file in machine.test_files]
+    clips = [truth.anonymous.get(name, name) for name in names]
+    if unknown := [clip for clip in clips if clip not in truth.is_anomaly]:
         raise ValueError(
             f"ground_truth must have the labels of all test clips of {machine.name}, got none for {len(unknown)}, "
             f"first {unknown[0]}"
         )
-    is_anomaly, is_target = zip(*(known[stem] for stem in stems), strict=True)
-    return np.array(is_anomaly), np.array(is_target)
+    if twice := [clip for clip, number in Counter(clips).items() if number > 1]:
+        raise ValueError(f"data must have every test clip once, got {twice[0]} of {machine.name} under two names")
+    if absent := sorted(set(truth.is_anomaly) - set(clips)):
+        logger.warning(
+            f"The data lack {len(absent)} of the {len(truth.is_anomaly)} test clips that the ground truth has of "
+            f"{machine.name}, first {absent[0]}: the scores are those of the others."
+        )
+    return np.array([truth.is_anomaly[clip] for clip in clips]), np.array([truth.is_target[clip] for clip in clips])
+
+
+def _is_labelled(machine: MachineData) -> bool:
+    return all(clip.name.label and clip.name.domain for clip in machine.test)

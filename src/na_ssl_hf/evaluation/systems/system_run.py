@@ -20,7 +20,7 @@ from ...hub.threshold import fit_threshold
 from ..autoencoder.run import run_autoencoder
 from .embedders import Embedder, checkpoint_embedder, log_mel_embedder
 from .embedding_cache import cached_embeddings
-from .machine_data import MachineData, list_machines, read_test_labels
+from .machine_data import MachineData, list_machines, read_labels_of_machines
 from .machine_scores import MachineScores, fit_and_score
 from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
 from .run_settings import RunSettings
@@ -101,7 +101,7 @@ def run_system(
             f"give --frontend {' '.join(f'{name}=CHECKPOINT' for name in missing)}"
         )
     machine_data = list_machines(data, machines)
-    labels = {machine.name: read_test_labels(machine, ground_truth) for machine in machine_data}
+    labels = read_labels_of_machines(machine_data, ground_truth)
     if recipe.autoencoder_score:
         scored = run_autoencoder(recipe.autoencoder_score, machine_data, _method(far_cancellation), settings)
     else:
