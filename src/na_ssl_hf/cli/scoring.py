@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import default_checkpoint, resolve_checkpoint
 from ..data.sound_files import find_sound_files
-from ..hub.whole_files import whole_file
+from ..tables import write_table
 from .command_line import CommandParser, add_command, add_far_cancellation_option, add_inference_options
 
 if TYPE_CHECKING:
@@ -221,8 +220,8 @@ def _score(options: argparse.Namespace) -> int:
         raise OSError(results[0]["error"] + (f" (and {num_failed - 1} other recordings)" if num_failed > 1 else ""))
     columns, rows = _table(files, results)
     if options.window_csv is not None:
-        _write_table(options.window_csv, WINDOW_COLUMNS, _window_rows(files, results))
-    _write_table(options.csv, columns, rows)
+        write_table(options.window_csv, WINDOW_COLUMNS, _window_rows(files, results))
+    write_table(sys.stdout if options.csv is None else options.csv, columns, rows)
     if options.csv is not None:
         anomalies = sum(result.get("is_anomaly", False) for result in results)
         print(f"{len(files) - num_failed} recordings, {anomalies} anomalous, scores in {options.csv}")
@@ -252,14 +251,6 @@ def _window_rows(files: Sequence[Path], results: Sequence[Mapping[str, Any]]) ->
         for file, result in zip(files, results, strict=True)
         for window in result.get("windows", ())
     ]
-
-
-def _write_table(path: Path | None, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    if path is None:
-        csv.writer(sys.stdout).writerows([columns, *rows])
-        return
-    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
 
 
 def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
