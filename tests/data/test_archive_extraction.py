@@ -175,6 +175,15 @@ def test_content_that_is_longer_than_the_archive_says_is_refused(tmp_path):
     assert files_below(tmp_path / "out") == []
 
 
+def test_unfinished_files_of_a_kill_are_removed_and_others_stay(tmp_path):
+    archive = archive_of(tmp_path / "dev_fan.zip", {"fan/a.wav": b"aaaa"})
+    (tmp_path / "out" / "fan").mkdir(parents=True)
+    for name in (".a.wav.123.partial", ".b.wav.123.partial", ".a.wav.mine.partial"):
+        (tmp_path / "out" / "fan" / name).write_bytes(b"aa")
+    extract_zip(archive, tmp_path / "out", show_progress=False)
+    assert files_below(tmp_path / "out") == ["fan/.a.wav.mine.partial", "fan/.b.wav.123.partial", "fan/a.wav"]
+
+
 def test_unpacked_files_have_the_modes_of_the_umask(tmp_path):
     archive = archive_of(tmp_path / "dev_fan.zip", {special("a.wav", stat.S_IFREG | 0o600): b"a"})
     before = os.umask(0o027)

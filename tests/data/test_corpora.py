@@ -360,6 +360,7 @@ def test_resume_keeps_finished_files_and_makes_the_rest(folder, tmp_path):
     os.utime(changed, ns=(1, 1))
     again = prepare(folder, out)
     assert again.num_kept == 37
+    assert not list(out.rglob("*.partial"))
     assert again.sounds == whole.sounds
     assert again.manifest.read_bytes() == manifest
     rewritten = {path for path in files if path.stat().st_mtime_ns != before[path]}

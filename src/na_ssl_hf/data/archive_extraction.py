@@ -7,6 +7,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Collection
 from lzma import LZMAError
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def extract_zip(archive: str | Path, folder: str | Path, show_progress: bool = T
             members = [member for member in source.infolist() if not member.filename.startswith("__MACOSX/")]
             _refuse_bombs(archive, members)
             targets = _targets(archive, folder, members)
+            _remove_left_over(targets)
             _check_room(archive, folder, targets)
             bar = tqdm(targets.items(), f"unpack {archive.name}", unit="file", disable=not show_progress)
             for target, member in bar:
@@ -105,6 +107,15 @@ def _special(member: zipfile.ZipInfo) -> str | None:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link" if stat.S_ISLNK(mode) else "a special file"
     return "encrypted" if member.flag_bits & _ENCRYPTED else None
+
+
+def _remove_left_over(targets: Collection[Path]) -> None:
+    """Remove the unfinished files of runs that were killed."""
+    for parent in {target.parent for target in targets}:
+        for path in parent.glob(".*.partial"):
+            match = re.fullmatch(r"\.(.+)\.\d+\.partial", path.name)
+            if match and parent / match[1] in targets:
+                path.unlink(missing_ok=True)
 
 
 def _check_room(archive: Path, folder: Path, targets: dict[Path, zipfile.ZipInfo]) -> None:
