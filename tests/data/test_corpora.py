@@ -210,6 +210,13 @@ def test_files_with_names_in_another_encoding(tmp_path, convert):
     assert prepare(source, tmp_path / "out", convert=convert).num_kept == 2 * convert
 
 
+def test_the_table_of_rejected_sounds_holds_no_formula(tmp_path):
+    write(tmp_path / "mine" / "good.wav")
+    (tmp_path / "mine" / "=cmd.wav").touch()
+    prepare(tmp_path / "mine", tmp_path / "out")
+    assert "\n'=cmd.wav,empty,0 bytes" in (tmp_path / "out" / "rejected.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,12 +1,13 @@
 """The ground truth beside a data folder with anonymous test clips."""
 
+import csv
 import os
 import sys
 
 import numpy as np
 import pytest
 
-from na_ssl_hf.evaluation.report.result_files import write_run
+from na_ssl_hf.evaluation.report.result_files import write_run, write_table
 from na_ssl_hf.evaluation.report.submission import evaluate_submission
 from na_ssl_hf.evaluation.systems.machine_data import list_machines, read_labels_of_machines
 from na_ssl_hf.evaluation.systems.machine_scores import MachineScores
@@ -121,3 +122,28 @@ def test_names_that_a_disk_holds_in_latin_1_join_and_are_written(tmp_path):
         encoding="utf-8"
     )
     assert evaluate_submission(tmp_path / "run", truth)["official_score"] == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "null", '{"system": "logmel"}', '{"system": "toaster"}', '{"system": []}', "[" * 100_000, "\xff"],
+)
+def test_numbers_that_are_not_those_of_a_run_are_named(tmp_path, content):
+    (tmp_path / "logmel").mkdir()
+    (tmp_path / "logmel" / "metrics.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"logmel/metrics\.json must be the numbers of a run, got"):
+        write_table(tmp_path)
+
+
+def test_the_table_of_all_runs_takes_any_name(tmp_path):
+    machines = list_machines(write_data(tmp_path / "data", 0))
+    run = run_of(machines, read_labels_of_machines(machines, write_truth(tmp_path / "gt", 0)))
+    write_run(tmp_path / "out" / "logmel", run, "=a|b\n\udcfc")
+    (row,) = write_table(tmp_path / "out")
+    assert row["data"] == "=a|b\n\udcfc"
+    with (tmp_path / "out" / "results.csv").open(newline="", encoding="utf-8") as file:
+        (read,) = csv.DictReader(file)
+    assert read["official score"] == "100.00"
+    assert read["data"] == "'=a|b\n\\udcfc"
+    table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert table[2].endswith(r"=a\|b \udcfc |")

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.sound_reader import SoundReader, TruncatedSoundError
 from ...hub.whole_files import whole_file
+from ...tables import escape_formula
 from ..sound_files import libsndfile_path
 from .layouts import (
     KINDS,
@@ -397,7 +398,7 @@ def _write_rejected(path: Path, rejected: list[RejectedSound]) -> None:
     ):
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(RejectedSound)])
-        writer.writerows(astuple(sound) for sound in rejected)
+        writer.writerows(map(escape_formula, astuple(sound)) for sound in rejected)
 
 
 def _check_settings(

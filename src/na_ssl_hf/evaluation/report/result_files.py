@@ -67,11 +67,13 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
 
     Returns:
         the rows: title of a column -> text.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: a `metrics.json` is not that of a run.
     """
     folder = Path(folder)
-    found: list[RunMetrics] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))
-    ]
+    found = [_read_metrics(path) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
     order = list(SYSTEMS)
     found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or ""))
     rows = [_row(one) for one in found]
@@ -100,6 +102,18 @@ def describe(metrics: RunMetrics) -> dict[str, str]:
         if value is not None:
             facts[f"published, {split} set"] = f"{value:.2f} % (the challenge's data, the authors' checkpoints)"
     return facts
+
+
+def _read_metrics(path: Path) -> RunMetrics:
+    try:
+        metrics: RunMetrics = json.loads(path.read_bytes())
+        if metrics["system"] not in SYSTEMS:
+            raise ValueError(f"an unknown system {metrics['system']!r}")
+        _row(metrics)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} must be the numbers of a run, got {why}; remove the file or its folder") from error
+    return metrics
 
 
 def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
