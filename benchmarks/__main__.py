@@ -1,6 +1,6 @@
-"""Speed and memory of na_ssl_hf, each beside the straightforward way to the same result, in one run.
+"""Speed, memory and false alarms of na_ssl_hf, each beside the straightforward way, in one run.
 
-    python -m benchmarks                                # everything, some ten minutes, 4 GB (`make bench`)
+    python -m benchmarks                                # everything, a quarter of an hour, 4 GB (`make bench`)
     python -m benchmarks --only na-beats bank           # the items whose name begins so
     python -m benchmarks --json > benchmarks.json
 
@@ -24,6 +24,7 @@ from . import (
     NUM_THREADS,
     big_memory_bank,
     distillation,
+    false_alarms,
     filter_banks,
     fine_tuning,
     memory_bank,
@@ -34,7 +35,18 @@ from . import (
 )
 from .measuring import SEED, Row, progress
 
-SUBJECTS = (startup, models, mixtures, distillation, fine_tuning, scoring, filter_banks, memory_bank, big_memory_bank)
+SUBJECTS = (
+    startup,
+    models,
+    mixtures,
+    distillation,
+    fine_tuning,
+    scoring,
+    filter_banks,
+    memory_bank,
+    big_memory_bank,
+    false_alarms,
+)
 
 
 def main() -> None:
