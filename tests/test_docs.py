@@ -141,7 +141,7 @@ def parse_command(program: str, arguments: list[str], monkeypatch: pytest.Monkey
             at = next(at for at, word in enumerate(arguments) if word.endswith(".py"))
             parse_arguments_of_script(ROOT / arguments[at], arguments[at + 1 :], monkeypatch)
     elif arguments[:2] == ["-m", "benchmarks"]:
-        assert all(word in ("--json", "--only") or word.isidentifier() for word in arguments[2:])
+        assert all(word in ("--json", "--only") or word.replace("-", "_").isidentifier() for word in arguments[2:])
     else:
         parse_arguments_of_script(ROOT / arguments[0], arguments[1:], monkeypatch)
 

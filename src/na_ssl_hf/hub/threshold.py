@@ -177,7 +177,8 @@ def fit_threshold(
 
     - With `"conformal"` (Laxhammar and Falkman, 2010; Bates et al., Annals of Statistics 2023) the decision agrees
       exactly with `conformal_p_values(...) <= false_alarm_rate`, so that new normal clips raise alarms at most at that
-      rate, whatever their distribution. The threshold is one of the self scores (an order statistic).
+      rate, whatever their distribution. This holds for clips that are exchangeable with the normal ones: same machine,
+      place, microphones and conditions. The threshold is one of the self scores (an order statistic).
     - With `"quantile"` it is the empirical `1 - false_alarm_rate` quantile, linearly interpolated.
     - With `"gamma"` it is the 0.9 quantile of a gamma distribution with free shape, location and scale (maximum
       likelihood), as in the DCASE Task 2 baseline, and `false_alarm_rate` has no influence. Negative scores are legal,
@@ -282,7 +283,8 @@ def fit_domain_thresholds(
 def conformal_p_values(self_scores: torch.Tensor | np.ndarray, scores: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Compute `p = (1 + #{self_scores >= score}) / (1 + N)` for every score.
 
-    A small p-value is anomalous, and so is a high score. For a new normal clip, `P(p <= a) <= a`.
+    A small p-value is anomalous, and so is a high score. For a new normal clip, `P(p <= a) <= a`, if it is exchangeable
+    with the clips of `self_scores`: same machine, place, microphones and conditions.
 
     Args:
         self_scores: `(N,)`, see `fit_threshold`.
