@@ -1,11 +1,13 @@
 """Configuration of the DCASE Task 2 autoencoder baseline."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_noise_aware import CheckedConfig, checked
 
 
+@checked
 @strict
-class AutoencoderConfig(PreTrainedConfig):
+class AutoencoderConfig(CheckedConfig):
     """Configuration of [`AutoencoderModel`] (Harada et al., "First-shot anomaly sound detection for machine condition
     monitoring: a domain generalization baseline", EUSIPCO 2023). The defaults are the published ones; keyword-only.
 
@@ -19,7 +21,7 @@ class AutoencoderConfig(PreTrainedConfig):
             where the covariance of a domain could not be estimated.
 
     Raises:
-        ValueError: a size is below 1, or `batch_norm_eps` is not positive.
+        ValueError: a size is below 1, `batch_norm_eps` is not positive, or a value is outside its [`BOUNDS`].
     """
 
     model_type = "dcase-autoencoder"
@@ -33,13 +35,6 @@ class AutoencoderConfig(PreTrainedConfig):
     two_channel: bool = True
     mse_threshold: float | int | None = None
     mahalanobis_threshold: float | int | None = None
-
-    def validate_autoencoder_sizes(self) -> None:
-        for name in ("num_mel_bins", "num_frames", "hidden_size", "num_hidden_layers", "bottleneck_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not self.batch_norm_eps > 0:
-            raise ValueError(f"`batch_norm_eps` must be positive, got {self.batch_norm_eps}.")
 
 
 __all__ = ["AutoencoderConfig"]

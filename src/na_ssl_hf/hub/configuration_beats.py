@@ -3,17 +3,18 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from .configuration_noise_aware import (
-    drop_registered_pipelines,
+    CheckedConfig,
+    checked,
     resolve_noise_aware_intermediate_size,
     validate_noise_aware_fields,
 )
 
 
+@checked
 @strict
-class BeatsConfig(PreTrainedConfig):
+class BeatsConfig(CheckedConfig):
     """Configuration of [`BeatsModel`] (Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023).
 
     The defaults are those of the published `BEATs_iter3` checkpoint. All arguments are keyword-only.
@@ -35,7 +36,7 @@ class BeatsConfig(PreTrainedConfig):
         initializer_range: standard deviation of the random initialisation.
 
     Raises:
-        ValueError: an argument breaks one of the rules above.
+        ValueError: an argument has a wrong type, breaks one of the rules above, or is outside its `BOUNDS`.
     """
 
     model_type = "beats"
@@ -60,10 +61,6 @@ class BeatsConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        drop_registered_pipelines(kwargs)
-        super().__post_init__(**kwargs)
-
     def validate_beats_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -85,6 +82,7 @@ class BeatsConfig(PreTrainedConfig):
             )
 
 
+@checked
 @strict
 class NABeatsConfig(BeatsConfig):
     """Configuration of [`NABeatsModel`] (Fujimura et al., IWAENC and DCASE 2026): the fields of [`BeatsConfig`] and

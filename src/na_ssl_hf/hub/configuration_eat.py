@@ -3,17 +3,18 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from .configuration_noise_aware import (
-    drop_registered_pipelines,
+    CheckedConfig,
+    checked,
     resolve_noise_aware_intermediate_size,
     validate_noise_aware_fields,
 )
 
 
+@checked
 @strict
-class EatConfig(PreTrainedConfig):
+class EatConfig(CheckedConfig):
     """Configuration of [`EatModel`] (Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer",
     IJCAI 2024).
 
@@ -34,7 +35,7 @@ class EatConfig(PreTrainedConfig):
         initializer_range: standard deviation of the random initialisation.
 
     Raises:
-        ValueError: an argument breaks one of the rules above.
+        ValueError: an argument has a wrong type, breaks one of the rules above, or is outside its `BOUNDS`.
     """
 
     model_type = "eat"
@@ -54,10 +55,6 @@ class EatConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-6
     initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        drop_registered_pipelines(kwargs)
-        super().__post_init__(**kwargs)
-
     def validate_eat_sizes(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -71,6 +68,7 @@ class EatConfig(PreTrainedConfig):
             )
 
 
+@checked
 @strict
 class NAEatConfig(EatConfig):
     """Configuration of [`NAEatModel`] (Fujimura et al., IWAENC 2026 and DCASE 2026): the fields of [`EatConfig`] and

@@ -1,8 +1,119 @@
-"""What the configurations of all encoders share: the noise-aware layers' fields, and the pipelines they name."""
+"""What all configurations share: checks of values, the noise-aware layers' fields, and the pipelines they name."""
 
-from typing import Any, Protocol
+import os
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 NOISE_AWARE_LAYER_TYPES = ("cross_attention", "film", "self_attention", "aligned")
+
+
+ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
+
+# The smallest and the largest legal value of every number. The largest sizes are some ten times those of the biggest
+# published encoders: a file that asks for more is damaged, and would take the memory or the time of the machine.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "hidden_size": (1, 16_384),
+    "num_hidden_layers": (1, 512),
+    "num_attention_heads": (1, 16_384),
+    "intermediate_size": (1, 131_072),
+    "patch_embedding_size": (1, 16_384),
+    "patch_size": (1, 1_024),
+    "num_mel_bins": (1, 4_096),
+    "position_convolution_kernel": (1, 8_192),
+    "position_convolution_groups": (1, 16_384),
+    "num_buckets": (1, 65_536),
+    "max_distance": (1, 1_000_000),
+    "max_time_patches": (1, 65_536),
+    "num_frames": (1, 1_024),
+    "bottleneck_size": (1, 16_384),
+    "noise_aware_num_heads": (1, 16_384),
+    "noise_aware_intermediate_size": (1, 131_072),
+    "input_dropout": (0, 1),
+    "hidden_dropout": (0, 1),
+    "attention_dropout": (0, 1),
+    "activation_dropout": (0, 1),
+    "noise_aware_attention_dropout": (0, 1),
+    "layer_norm_eps": (1e-30, 1),
+    "noise_aware_norm_eps": (1e-30, 1),
+    "batch_norm_eps": (1e-30, 1),
+    "initializer_range": (0, 100),
+    "mse_threshold": (-1e300, 1e300),
+    "mahalanobis_threshold": (-1e300, 1e300),
+}
+# No encoder classifies; transformers makes a table of so many labels.
+MAX_LABELS = 100_000
+
+
+class ConfigurationError(ValueError, StrictDataclassError):
+    """It is raised where a value of a configuration, or of the file of one, breaks a rule."""
+
+
+class CheckedConfig(PreTrainedConfig):
+    """The base of all configurations, whose errors name the argument, the rule and the value, and the file if any.
+
+    Subclasses are decorated with `checked` above `strict`.
+
+    Raises:
+        ConfigurationError: a `ValueError`, for a value of a wrong type or outside its `BOUNDS`.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in type(self).__dataclass_fields__:
+            value = getattr(self, name)
+            if name not in BOUNDS or value is None:
+                continue
+            low, high = BOUNDS[name]
+            if not low <= value <= high:  # so that NaN is refused
+                rule = f"at most {high}" if value > high else f"at least {low}"
+                raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= MAX_LABELS):
+            raise ValueError(f"`num_labels` must be an int in [0, {MAX_LABELS}], got {num_labels!r}.")
+        for name, kind in (("attn_implementation", (str, Mapping)), ("quantization_config", Mapping)):
+            value = kwargs.get(name)
+            # A configuration that is copied holds objects of transformers there, which know how to become a dict.
+            if value is not None and not isinstance(value, kind) and not hasattr(value, "to_dict"):
+                raise ValueError(f"`{name}` must be of the form that transformers writes, got {value!r}.")
+        drop_registered_pipelines(kwargs)
+        super().__post_init__(**kwargs)
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ValueError(f"`dtype` must be a floating-point type of torch, got {self.dtype!r}.")
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        try:
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        except ConfigurationError as error:
+            folder = kwargs.get("name_or_path") or config_dict.get("_name_or_path")
+            where = os.path.join(str(folder), "config.json") if folder else "The configuration"
+            raise ConfigurationError(f"{where} is refused: {error}") from error
+
+
+def checked(cls: type[ConfigT]) -> type[ConfigT]:
+    """Decorate a strict configuration, so that a [`ConfigurationError`] says why a value is refused."""
+    initialise = cls.__init__
+
+    @wraps(initialise)
+    def initialise_checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            initialise(self, *args, **kwargs)
+        except ConfigurationError:
+            raise
+        except (
+            # transformers uses the values of its own fields before it checks them.
+            *(StrictDataclassError, ValueError, TypeError, AttributeError, LookupError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
+            reason = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+            raise ConfigurationError(str(reason)) from error
+
+    cls.__init__ = initialise_checked  # type: ignore[method-assign, assignment]
+    return cls
 
 
 class NoiseAwareFields(Protocol):
@@ -59,5 +170,7 @@ def drop_registered_pipelines(config_kwargs: dict[str, Any]) -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     custom_pipelines = config_kwargs.get("custom_pipelines") or {}
+    if not isinstance(custom_pipelines, dict):
+        raise ValueError(f"`custom_pipelines` must be a dict of tasks, got {custom_pipelines!r}.")
     for task in [task for task in custom_pipelines if task in PIPELINE_REGISTRY.supported_tasks]:
         del custom_pipelines[task]

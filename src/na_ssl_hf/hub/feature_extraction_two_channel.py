@@ -84,13 +84,36 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             ("num_mel_bins", num_mel_bins, (NUM_MEL_BINS,)),
             ("far_cancellation", far_cancellation, (None, *METHODS)),
         ):
-            if value not in choices:
+            # 2.0 is equal to 2, but is written and shown otherwise.
+            if value not in choices or type(value) not in {type(choice) for choice in choices}:
                 raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {value!r}.")
+        for name, value in (
+            ("resample", resample),
+            ("return_attention_mask", kwargs.get("return_attention_mask", True)),
+        ):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+        if (
+            isinstance(padding_value, bool)
+            or not isinstance(padding_value, (int, float))
+            or not -1e9 <= padding_value <= 1e9
+        ):
+            raise ValueError(f"`padding_value` must be a finite sample value, got {padding_value!r}.")
+        padding_side = kwargs.get("padding_side", "right")
+        if padding_side != "right":
+            raise ValueError(f"`padding_side` must be 'right', got {padding_side!r}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.frontend = frontend
         self.num_mel_bins = num_mel_bins
         self.resample = resample
         self.far_cancellation = far_cancellation
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        try:
+            return super().from_dict(feature_extractor_dict, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"The settings in preprocessor_config.json are refused: {error}") from error
 
     @property
     def front_end(self) -> TwoChannelFrontEnd:

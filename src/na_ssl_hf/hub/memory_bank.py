@@ -19,7 +19,9 @@ from .clip_embeddings import Clips, as_embeddings, prepare_, prepared_clips
 from .memory_bank_file import (
     MEMORY_BANK_FILE,
     calibration_header,
+    check_calibration,
     check_state,
+    check_vectors,
     find_bank_file,
     read_bank_file,
     saved_calibration,
@@ -387,10 +389,19 @@ class MemoryBank:
             num_clips, version, memories = header["num_clips"], header.get("version", 0), bank._memories
             history = take_history(tensors, header.get("history", []), num_clips, memories.knows_domains)
             check_state(tensors, num_clips, bank._rescaling, memories, bool(bank.coreset_size))
-            if not isinstance(version, int) or version < len(history):
+            saved_vectors = [(tensors["memory_"], tensors["squared_norms_"])]
+            saved_vectors += [(change.clips.vectors, change.clips.squared_norms) for change in history]
+            for vectors, squared_norms in saved_vectors:
+                check_vectors(vectors, squared_norms, bool(bank.normalize), bank.distance == "cosine")
+            for calibration in (bank.calibration, *(change.calibration for change in history)):
+                check_calibration(calibration, bank._rescaling)
+            if isinstance(version, bool) or not isinstance(version, int) or version < len(history):
                 raise ValueError(f"`version` must be an int of at least {len(history)}, got {version!r}.")
             bank._install(_Learned(tensors, {}, num_clips), version, history)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (
+            *(SafetensorError, LookupError, TypeError, ValueError, AttributeError),
+            *(ArithmeticError, RecursionError, RuntimeError, MemoryError),
+        ) as error:
             raise OSError(f"{path} is not a readable memory bank ({type(error).__name__}: {error}).") from error
         return bank
 

@@ -14,12 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils.hub import cached_file
 
+from .clip_embeddings import NORM_TOLERANCE
 from .memory_bank_rescaling import Rescaling
 from .reference_sampling import OneMemory
 from .threshold import Calibration
 
 MEMORY_BANK_FILE = "memory_bank.safetensors"
 FORMAT_VERSION = 1
+# Saved norms and scores differ from exact ones by rounding, which is far less.
+SAVED_TOLERANCE = 1e-3
 
 
 def write_bank_file(
@@ -58,7 +61,8 @@ def read_bank_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor
     """Return the tensors and the header of the file.
 
     Raises:
-        SafetensorError, KeyError, TypeError or ValueError: The file is not one of a memory bank.
+        SafetensorError, KeyError, TypeError, ValueError or RecursionError: The file is not one of a memory bank. The
+            sizes in it are compared with its length before any memory is taken for them.
     """
     with safe_open(path, framework="pt") as file:
         header = json.loads((file.metadata() or {})["memory_bank"])
@@ -85,10 +89,44 @@ def calibration_header(calibration: Calibration | None) -> dict[str, Any]:
     return {"calibration": None if calibration is None else calibration.to_dict()}
 
 
+def check_vectors(vectors: torch.Tensor, squared_norms: torch.Tensor, normalize: bool, wants_unit_norm: bool) -> None:
+    """Check that saved vectors `(F, N, D)` are finite and have the norms `(F, N)` that were saved with them.
+
+    Args:
+        vectors, squared_norms: What `prepared_clips` made.
+        normalize: Whether it scaled the vectors to unit norm, or to zero.
+        wants_unit_norm: Whether it refused vectors of another norm.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for band, (rows, saved) in enumerate(zip(vectors, squared_norms, strict=True)):
+        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()  # (N,)
+        # NaN is not close to anything.
+        if not (squares - saved).abs().le(SAVED_TOLERANCE * (1 + squares)).all():
+            raise ValueError(f"Vectors must be finite and have the norms saved with them, got others in band {band}.")
+        is_unit = (saved == 0) | ((saved - 1).abs() <= 3 * NORM_TOLERANCE)
+        if (normalize or wants_unit_norm) and not is_unit.all():
+            raise ValueError(f"Vectors must have unit norm or be zero, got a squared norm {saved[~is_unit][0]:.6g}.")
+
+
+def check_calibration(calibration: Calibration | None, rescaling: Rescaling) -> None:
+    """Check that the scores of a calibration are such as a memory gives: distances are not negative.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if calibration is None or rescaling.name in ("variance_min", "difference"):
+        return
+    for name, value in (("threshold", calibration.threshold), ("self_scores", min(calibration.self_scores))):
+        if value < -SAVED_TOLERANCE:
+            raise ValueError(f"`{name}` must not be negative with rescaling={rescaling.name!r}, got {value}.")
+
+
 def check_state(
     tensors: dict[str, torch.Tensor], num_clips: int, rescaling: Rescaling, memories: OneMemory, has_coreset: bool
 ) -> None:
-    """Check that tensors are the state of a memory of `num_clips` clips.
+    """Check that tensors are the state of a memory of `num_clips` clips, and finite.
 
     Args:
         tensors: The tensors, named as the attributes of [`MemoryBank`].
@@ -114,12 +152,18 @@ def check_state(
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         raise ValueError(f"The tensors must have the shapes {expected}, got {found}.")
-    if not 1 <= num_clips <= num_references:
+    if isinstance(num_clips, bool) or not isinstance(num_clips, int) or not 1 <= num_clips <= num_references:
         raise ValueError(f"`num_clips` must be in 1..{num_references}, got {num_clips!r}.")
     for name, tensor in tensors.items():
         wanted = {"is_target_": torch.bool, "coreset_": torch.int64}.get(name, torch.float32)
         if tensor.dtype != wanted:
             raise ValueError(f"`{name}` must be {wanted}, got {tensor.dtype}.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"`{name}` must be finite, got {tensor[~tensor.isfinite()][0]}.")
+        if name in ("density_", "k_distance_") and (tensor < -SAVED_TOLERANCE).any():
+            raise ValueError(f"`{name}` must not be negative, got {tensor.min()}.")
+    if not tensors["memory_"].any():
+        raise ValueError("`memory_` must hold a vector other than zero, got none.")
     if has_coreset:
         kept = tensors["coreset_"].tolist()
         if kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < num_clips + num_dropped:

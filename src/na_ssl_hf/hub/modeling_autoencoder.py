@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_autoencoder import AutoencoderConfig
 from .fbank import SAMPLING_RATE
+from .modeling_shared import CompleteModel
 
 SCORE_METHODS = ("mse", "mahalanobis")
 
@@ -78,7 +78,7 @@ class AutoencoderOutput(ModelOutput):
     bottleneck: torch.Tensor | None = None
 
 
-class AutoencoderModel(PreTrainedModel):
+class AutoencoderModel(CompleteModel):
     """A fully connected autoencoder of log-mel vectors; sounds that it reconstructs badly are anomalous.
 
     Attributes:

@@ -4,10 +4,13 @@ Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, D
 keys, C channels a head.
 """
 
+import json
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -15,6 +18,11 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 
 # The options of `from_pretrained` that say where a checkpoint lies and who may read it.
 HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "proxies")
+# Encoders have been published with up to a tenth of this number.
+MAX_PARAMETERS = 2_000_000_000
+# The smallest types take half a byte, and a base model in half precision lacks the noise-aware layers.
+MAX_PARAMETERS_PER_BYTE = 8
+WEIGHTS_SUFFIXES = (".safetensors", ".bin")
 # A padding mask in the form that the chosen attention implementation takes; `None` where nothing is padded.
 AttentionMask: TypeAlias = torch.Tensor | BlockMask | None
 
@@ -50,7 +58,94 @@ class FoundWith(dict):
         return FoundWith, ({name: value for name, value in self.items() if name != "token"},)
 
 
-class SpectrogramEncoder(PreTrainedModel):
+class CompleteModel(PreTrainedModel):
+    """The base of all models, which are loaded whole or not at all."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Load a model as transformers does, yet refuse a file that does not hold its weights.
+
+        Weights that the file lacks would be random, and every score with them; weights that it holds beyond the model's
+        say that the sizes in `config.json` are wrong. Only a `config` of one's own, not of the checkpoint, takes a part
+        of the weights, and may add noise-aware layers to those of a base model.
+
+        The sizes in `config.json` never decide alone how much memory is taken: a model has at most `MAX_PARAMETERS`,
+        and one from a folder at most `MAX_PARAMETERS_PER_BYTE` for every byte of its weights.
+
+        Raises:
+            OSError: The weights are missing, truncated, or those of another model.
+            ValueError: The configuration is refused.
+        """
+        source = str(pretrained_model_name_or_path)
+        folder = os.path.join(source, kwargs.get("subfolder") or "")
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig) and os.path.isfile(os.path.join(folder, "config.json")):
+            options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            assert cls.config_class is not None
+            config = cls.config_class.from_pretrained(config or source, **options)
+        if isinstance(config, PreTrainedConfig):
+            cls._check_size(config, folder)
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except (SafetensorError, RuntimeError, RecursionError) as error:
+            raise OSError(f"The weights of {source} cannot be loaded: {_last_line(error)}") from error
+        model, info = loaded
+        of_base = cls.__name__ not in (model.config.architectures or ())
+        missing = sorted(name for name in info["missing_keys"] if not (of_base and ".noise_aware." in name))
+        unexpected = [] if of_base else sorted(info["unexpected_keys"])
+        for names, what in ((missing, "lack"), (unexpected, "also hold")):
+            if names and kwargs.get("state_dict") is None:
+                raise OSError(
+                    f"The weights of {source} must be those of the {cls.__name__} that config.json describes, but they "
+                    f"{what} {len(names)} tensors, such as {names[0]}."
+                )
+        return loaded if output_loading_info else model
+
+    @classmethod
+    def _check_size(cls, config: PreTrainedConfig, folder: str) -> None:
+        """Refuse a configuration that asks for more memory than its weights can fill."""
+        limit = MAX_PARAMETERS
+        if os.path.isdir(folder):
+            entries = [entry for entry in os.scandir(folder) if entry.is_file()]
+            for entry in entries:
+                if entry.name.endswith(".index.json"):
+                    _check_index(entry.path)
+            num_bytes = sum(entry.stat().st_size for entry in entries if entry.name.endswith(WEIGHTS_SUFFIXES))
+            limit = min(limit, MAX_PARAMETERS_PER_BYTE * num_bytes) if num_bytes else limit
+        with torch.device("meta"):
+            num_parameters = sum(tensor.numel() for tensor in cls(config).state_dict().values())
+        if num_parameters > limit:
+            raise OSError(
+                f"The sizes in {os.path.join(folder, 'config.json')} must be those of the weights beside it, which "
+                f"hold at most {limit} parameters, got a model of {num_parameters}."
+            )
+
+
+def _check_index(path: str) -> None:
+    """Raise an OSError where the index of weights in several files is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path} must hold JSON, got an error: {error}.") from error
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not isinstance(index.get("metadata", {}), dict):
+        raise OSError(f"{path} must hold a dict with the dicts weight_map and metadata, got {index!r:.60}.")
+    for name in names.values():
+        if not isinstance(name, str) or os.path.basename(name) != name:
+            raise OSError(f"{path} must name files beside it, got {name!r:.60}.")
+
+
+def _last_line(error: Exception) -> str:
+    """Return the last line of a message, where transformers puts the reason."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+
+
+class SpectrogramEncoder(CompleteModel):
     """The base class of the transformers over the patches of an fbank.
 
     A subclass makes its `embeddings` and `layers`, and defines `embed` and `output`.
