@@ -3,7 +3,9 @@
 import argparse
 import os
 import pickle
+import resource
 import sys
+import time
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from na_ssl_hf.convert.foreign_pickle import Placeholder, load_foreign_checkpoint, to_plain
+from na_ssl_hf.convert.foreign_pickle import ForeignCheckpointError, Placeholder, load_foreign_checkpoint, to_plain
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -256,3 +258,102 @@ def test_other_kinds_of_file_are_named(tmp_path):
     program = raw_zip(tmp_path / "program.pt", pickle.dumps({}, protocol=2), **{"constants.pkl": b""})
     with pytest.raises(ValueError, match="TorchScript"):
         load_foreign_checkpoint(program)
+
+
+# Bombs: small files that ask for much
+
+
+def int_text(number: int) -> bytes:
+    return b"I%d\n" % number
+
+
+def tensor_pickle(num_elements: int, size: int, stride: int, storage: str = "FloatStorage") -> bytes:
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\n%s\nS'0'\nS'cpu'\n" % storage.encode()
+        + int_text(num_elements)
+        + b"tQI0\n("
+        + int_text(size)
+        + b"t("
+        + int_text(stride)
+        + b"tI00\nNtR"
+    )
+
+
+def doubled(levels: int) -> bytes:
+    """Pairs of pairs of pairs: `2 ** levels` parts in a few bytes."""
+    return b"N" + b"".join(b"q\x00h\x00\x86" for _ in range(levels))
+
+
+NESTED = "nests objects deeper|or repeats them"
+# The pickle, the other records of the archive, and the reason for the refusal.
+BOMBS = {
+    "stride 0": (b"]" + tensor_pickle(2, 10**9, 0) + b"a.", {"data/0": bytes(8)}, "repeats a smaller storage"),
+    "memo position": (b"\x80\x02Nr\xff\xff\xff\x7f.", {}, "memo position 2147483647"),
+    "memo position of text": (b"Np999999999999\n.", {}, "memo position 999999999999"),
+    "memo position below 0": (b"Np-1\n.", {}, "memo position -1"),
+    "deep tuples": (b"}" + b")" + b"\x85" * 200_000 + b"Ns.", {}, NESTED),
+    "many tuples": (b"}" + doubled(60) + b"Ns.", {}, NESTED),
+    "opcodes": (b"N0" * 1_500_000 + b"N.", {}, "more than 2000000 opcodes"),
+    "bytearray": (b"cbuiltins\nbytearray\n" + int_text(2**36) + b"\x85R.", {}, "bytearray of 68719476736 bytes"),
+    "lying length": (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.", {}, "damaged: expected 1099511627776"),
+    "many views": (
+        b"(" + tensor_pickle(2**18, 2**18, 1) * 40 + b"l.",
+        {"data/0": bytes(2**20)},
+        "its tensors have 41943040 bytes together",
+    ),
+}
+
+
+@pytest.mark.parametrize("inert", [b"", INERT], ids=["weights", "objects"])
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_in_little_memory_and_time(tmp_path, name, inert):
+    pickled, records, reason = BOMBS[name]
+    start = 2 if pickled[:1] == b"\x80" else 0
+    path = raw_zip(tmp_path / "bomb.pt", pickled[:start] + inert + pickled[start:], **records)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    with pytest.raises((ValueError, OSError), match=rf"bomb\.pt is .*({reason})"):
+        load_foreign_checkpoint(path)
+    assert time.monotonic() - began < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_compressed_archives_and_those_that_promise_more_are_refused(tmp_path):
+    deflated = tmp_path / "deflated.pt"
+    with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"]" + tensor_pickle(2**26, 2**26, 1) + b"a.")
+        archive.writestr("a/data/0", bytes(2**28))
+    with pytest.raises(ForeignCheckpointError, match=r"deflated\.pt is refused: its archive is compressed"):
+        load_foreign_checkpoint(deflated)
+    overlapping = raw_zip(tmp_path / "overlapping.pt", b"].", **{"data/0": bytes(1000), "data/1": bytes(1000)})
+    content = bytearray(overlapping.read_bytes())
+    place = content.rindex(b"PK\x01\x02") + 20
+    content[place : place + 8] = (10**9).to_bytes(4, "little") * 2
+    overlapping.write_bytes(content)
+    with pytest.raises(ForeignCheckpointError, match="promises more bytes"):
+        load_foreign_checkpoint(overlapping)
+
+
+def test_sizes_in_the_old_format_are_those_of_the_file(tmp_path):
+    path = tmp_path / "old.pt"
+    numbers = [pickle.dumps(number, protocol=2) for number in (0x1950A86A20F9469CFC6C, 1001, 0)]
+    for pickled in (tensor_pickle(10**10, 1, 1), tensor_pickle(-5, 1, 1), b"]" + tensor_pickle(1, 10**9, 0) + b"a"):
+        path.write_bytes(b"".join(numbers) + b"\x80\x02" + pickled + b"." + pickle.dumps(["0"], protocol=2) + bytes(12))
+        with pytest.raises((OSError, ValueError), match=r"old\.pt"):
+            load_foreign_checkpoint(path)
+
+
+def test_tied_weights_and_parts_of_others_are_no_bombs(tmp_path):
+    weight = torch.randn(50, 50)
+    saved = {"a": weight, "b": weight, "c": weight.T, "d": weight[:3], "e": weight.reshape(-1)}
+    for zipped in (True, False):
+        loaded = load_foreign_checkpoint(save(saved, tmp_path / "a.pt", zipped))
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+
+
+def test_settings_that_repeat_themselves_end():
+    value: Any = [1]
+    for _ in range(40):
+        value = [value, value]
+    with pytest.raises(ValueError, match="more than"):
+        to_plain(value)

@@ -20,6 +20,11 @@ SETTINGS_FILES: dict[str, dict[str, type]] = {
     "preprocessor_config.json": {"feature_extractor_type": str, "auto_map": dict},
     ADAPTER_CONFIG: {"base_model_name_or_path": str, "peft_type": str, "r": int, "rank_pattern": dict},
 }
+# What transformers and peft raise where a file has another form than they expect.
+LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(RuntimeError, MemoryError),
+)
 # A thousand times the size of real ones.
 MAX_SETTINGS_BYTES = 1_000_000
 
@@ -51,7 +56,7 @@ def load_model(checkpoint: str | os.PathLike[str], **kwargs: Any) -> PreTrainedM
         raise OSError(f"the base {base} of the adapter {source} cannot be loaded: {error}") from error
     try:
         model.load_adapter(source)
-    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (*LOADING_ERRORS, SafetensorError) as error:
         raise OSError(f"The adapter in {source} does not fit its base {base}: {error}") from error
     return model
 

@@ -260,6 +260,7 @@ def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
     from safetensors import SafetensorError
     from transformers import pipeline
 
+    from ..checkpoints.loading import LOADING_ERRORS, check_settings_files
     from ..hub.pipeline_anomaly_scoring import AnomalyScorer
     from ..quiet_checkpoints import quiet_checkpoints
 
@@ -270,12 +271,14 @@ def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {options.device} cannot be used: {_first_line(error)}") from error
     try:
+        check_settings_files(source)
         with quiet_checkpoints():
             make: Any = pipeline  # its overloads know only the tasks of transformers
             # Without an answer, transformers would ask on the terminal whether to run a checkpoint's code.
             trust = options.trust_remote_code
             scorer = make("anomaly-scoring", model=source, device=options.device, trust_remote_code=trust)
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
+    # What transformers raises where a file has another form than it expects.
+    except (*LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise OSError(
                 f"{checkpoint} brings code of its own along, which runs only with --trust-remote-code"
@@ -288,6 +291,12 @@ def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the first line of a message, or the first two where the first only announces the second."""
+    """Return the first line of a message, or the first two where the first only announces the second.
+
+    Of a message of transformers that quotes tracebacks, the line of the last error is returned instead.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if any(line.startswith("Traceback") for line in lines):
+        reasons = [line.partition(": ")[2] for line in lines if re.match(r"\w+Error: ", line)]
+        return (reasons or lines)[-1]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from na_ssl_hf.convert.weights import Weights, require_names
 from na_ssl_hf.hub.configuration_beats import BeatsConfig, NABeatsConfig
 from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
+from na_ssl_hf.hub.configuration_noise_aware import ConfigurationError
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_eat import EatModel
@@ -41,9 +41,8 @@ def build_model(kind: str, weights: Weights, source: str | Path) -> PreTrainedMo
     try:
         with no_init_weights():  # every tensor is replaced below, and drawing random ones takes seconds
             model = model_class(config_class(**weights.settings))
-    except StrictDataclassError as error:
-        reason = str(error.__cause__ or error)
-        raise ValueError(f"The settings of {source} do not fit the model: {reason}") from None
+    except ConfigurationError as error:
+        raise ValueError(f"The settings of {source} do not fit the model: {error}") from None
     expected = model.state_dict()
     require_names(weights.state, expected, source)
     for name, tensor in weights.state.items():
