@@ -40,7 +40,7 @@ def tiny_scoring() -> list[Row]:
     scorer.fit(list(normal_recordings(20)))
     with tempfile.TemporaryDirectory() as folder:
         path = two_channel_wav(folder)
-        fbank = scorer.feature_extractor.fbank(scorer.preprocess(path).samples[None])
+        fbank = scorer.feature_extractor.fbank(next(scorer.preprocess(path)).samples[None])
 
         @torch.no_grad()
         def bare() -> None:
@@ -72,7 +72,7 @@ def pipeline_overhead() -> list[Row]:
         scorer = pipeline("anomaly-scoring", model=folder)
         scorer.fit(list(normal_recordings(5)))
         path = two_channel_wav(folder)
-        fbank = scorer.feature_extractor.fbank(scorer.preprocess(path).samples[None])
+        fbank = scorer.feature_extractor.fbank(next(scorer.preprocess(path)).samples[None])
 
         @torch.no_grad()
         def bare() -> None:
@@ -99,7 +99,7 @@ def features_and_scoring() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, one_thread():
         paths = [two_channel_wav(folder, seed) for seed in range(MEASURED_CLIPS)]
         batch = paths[:BATCH_SIZE]
-        waveforms = torch.stack([scorer.preprocess(path).samples for path in batch])
+        waveforms = torch.stack([next(scorer.preprocess(path)).samples for path in batch])
         fbank = scorer.feature_extractor.fbank(waveforms)
 
         @torch.no_grad()
@@ -113,7 +113,7 @@ def features_and_scoring() -> list[Row]:
             3,
             lambda: scorer.embed(paths, batch_size=BATCH_SIZE),
             lambda: bank.fit(clips).score(clips),
-            lambda: [scorer.preprocess(path) for path in batch],
+            lambda: [next(scorer.preprocess(path)) for path in batch],
             lambda: scorer.feature_extractor.fbank(waveforms),
             model_grid,
             lambda: pool_time(grid),
