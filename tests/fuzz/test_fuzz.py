@@ -30,7 +30,7 @@ def materials(tmp_path_factory) -> Materials:
 
 
 # The kinds with faults that are still to be mended.
-OPEN = ("memory bank files", "checkpoints", "checkpoints of others")
+OPEN = ("checkpoints",)
 
 
 @pytest.mark.parametrize(

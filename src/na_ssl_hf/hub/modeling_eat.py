@@ -165,6 +165,7 @@ class EatPreTrainedModel(SpectrogramEncoder):
     config: EatConfig
     config_class: type[EatConfig] = EatConfig
     base_model_prefix = "eat"
+    made_anew = ("embeddings.position_embeddings",)
     main_input_name = "input_values"
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True

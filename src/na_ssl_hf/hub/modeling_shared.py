@@ -59,7 +59,13 @@ class FoundWith(dict):
 
 
 class CompleteModel(PreTrainedModel):
-    """The base of all models, which are loaded whole or not at all."""
+    """The base of all models, which are loaded whole or not at all.
+
+    Attributes:
+        made_anew: the names of the tensors that a file may lack, because they are computed and never trained.
+    """
+
+    made_anew: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
@@ -95,7 +101,8 @@ class CompleteModel(PreTrainedModel):
             raise OSError(f"The weights of {source} cannot be loaded: {_last_line(error)}") from error
         model, info = loaded
         of_base = cls.__name__ not in (model.config.architectures or ())
-        missing = sorted(name for name in info["missing_keys"] if not (of_base and ".noise_aware." in name))
+        may_lack = [name for name in info["missing_keys"] if of_base and ".noise_aware." in name]
+        missing = sorted(set(info["missing_keys"]) - {*may_lack, *cls.made_anew})
         unexpected = [] if of_base else sorted(info["unexpected_keys"])
         for names, what in ((missing, "lack"), (unexpected, "also hold")):
             if names and kwargs.get("state_dict") is None:
