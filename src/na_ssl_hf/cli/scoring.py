@@ -67,7 +67,9 @@ def add_commands(commands: Any) -> None:
         help="rule for the threshold (default: conformal)",
     )
     parser.add_argument(
-        "--false-alarm-rate", type=float, help="asked share of normal recordings that raise an alarm (default: 0.05)"
+        "--false-alarm-rate",
+        type=float,
+        help="asked share of new normal recordings, of the conditions of these, that raise an alarm (default: 0.05)",
     )
     parser.add_argument(
         "--groups",

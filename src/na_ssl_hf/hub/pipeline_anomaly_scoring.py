@@ -254,8 +254,9 @@ class AnomalyScorer(Pipeline):
 
         Args:
             threshold_method: "conformal", "gamma" or "quantile", see [`fit_threshold`].
-            false_alarm_rate: asked share of normal recordings above the threshold. `None` means 0.05, or the least
-                rate that so few normal recordings allow, with a warning.
+            false_alarm_rate: asked share of normal recordings above the threshold, of new ones that are exchangeable
+                with the fitted ones. `None` means 0.05, or the least rate that so few normal recordings allow, with a
+                warning.
 
         Returns:
             the threshold; a recording is anomalous when its score is greater.
