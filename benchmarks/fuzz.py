@@ -49,7 +49,7 @@ def main() -> int:
             print(trial.act())
             return 0
         counts, examples = _run(options.only, options.inputs, options.seed, materials)
-    print(table(counts))
+    print(table(counts), flush=True)
     for (kind, outcome), found in examples.items():
         for example in found[: options.show]:
             print(f"{kind}, {outcome}: {example}")

@@ -193,3 +193,13 @@ def test_files_and_folders_do_not_take_each_others_place(tmp_path):
         pass
     with pytest.raises(OSError, match="folder must be a file to write"), whole_file(tmp_path / "folder"):
         pass
+
+
+def test_the_next_file_removes_what_a_killed_process_left(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for owner in (ended.pid, os.getppid()):
+        (tmp_path / f".a.{owner}.partial").touch()
+    with whole_file(tmp_path / "a") as partial:
+        partial.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", f".a.{os.getppid()}.partial"}

@@ -316,7 +316,7 @@ class AnomalyScorer(Pipeline):
                 "Calling the scorer takes `recordings`, `batch_size`, `progress`, `window`, `hop`, `aggregate` and "
                 f"`errors`, got {sorted(kwargs)}."
             )
-        if errors not in ("raise", "return"):
+        if not isinstance(errors, str) or errors not in ("raise", "return"):
             raise ValueError(f"`errors` must be 'raise' or 'return', got {errors!r}.")
         bank, calibration = self._fitted()
         fitted = None if calibration.windows is None else Windows(**calibration.windows)

@@ -38,8 +38,8 @@ class Pooling:
         if not isinstance(self.method, str) or self.method not in POOLING_METHODS:
             raise ValueError(f"pooling method must be one of {POOLING_METHODS}, got {self.method!r}.")
         for name, is_legal, rule in (
-            ("gamma", lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0"),
-            ("p", lambda value: 0.0 < value < float("inf"), "a finite number above 0"),
+            ("gamma", lambda value: 0.0 <= value <= 1e6, "a number in [0, 1e6]"),
+            ("p", lambda value: 0.0 < value <= 1e6, "a number in (0, 1e6]"),
             ("r", lambda value: 0.0 <= value <= 1.0, "in [0, 1]"),
         ):
             value = getattr(self, name)

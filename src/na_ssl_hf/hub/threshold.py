@@ -193,7 +193,7 @@ def fit_threshold(
         ValueError: An argument is wrong; scores are NaN or infinite; there are too few clips for the asked rate
             (`"conformal"`); or all scores are equal, or scipy is missing (`"gamma"`).
     """
-    if method not in THRESHOLD_METHODS:
+    if not isinstance(method, str) or method not in THRESHOLD_METHODS:
         raise ValueError(f"`method` must be one of {THRESHOLD_METHODS}, got {method!r}.")
     _check_rate(false_alarm_rate)
     normal = _as_scores("self_scores", self_scores)

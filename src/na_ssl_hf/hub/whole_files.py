@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -20,7 +21,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends well; missing folders are made.
 
     When the block raises, what was written is removed and `path` stays as it was; a kill leaves at most a hidden file
-    that ends in `.partial`. A link is followed. A pipe or a device is written through: it cannot be replaced.
+    that ends in `.partial`, which the next call removes. A link is followed. A pipe or a device is written through: it
+    cannot be replaced.
 
     Args:
         path: the file to write.
@@ -36,7 +38,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise IsADirectoryError(f"{path} must be a file to write, got a folder.")
         yield target
         return
-    partial = target.with_name(f".{_short(target.name)}.{os.getpid()}.partial")
+    prefix = f".{_short(target.name)}."
+    _remove_left_over_files(target.parent, prefix)
+    partial = target.with_name(f"{prefix}{os.getpid()}.partial")
     try:
         with _naming(path):
             mode = _mode_of_new_files(target.parent)
@@ -105,6 +109,13 @@ def _remove_left_over(beside: Path, prefix: str) -> None:
         owner = left_over.name.removeprefix(prefix).partition("-")[0]
         if owner.isdigit() and not _is_running(int(owner)):
             shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _remove_left_over_files(folder: Path, prefix: str) -> None:
+    for left_over in folder.glob(f"{glob.escape(prefix)}*.partial"):
+        owner = left_over.name.removeprefix(prefix).removesuffix(".partial")
+        if owner.isdigit() and not _is_running(int(owner)):
+            left_over.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:

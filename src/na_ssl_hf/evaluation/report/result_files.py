@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from ... import tables
+from ...hub.whole_files import whole_folder
 from ..metrics.official import bootstrap_interval
 from ..systems.machine_scores import MachineScores
 from ..systems.published_systems import SYSTEMS
@@ -14,6 +15,8 @@ from ..systems.system_run import SystemRun
 
 METRICS_FILE = "metrics.json"
 TABLE_NAME = "results"
+# What a run replaces in its folder; a report is of the files beside it.
+_OWN_FILES = ("anomaly_score_", "decision_result_", METRICS_FILE, "report.html")
 PUBLISHED_SPLITS: tuple[Literal["dev", "eval"], ...] = ("dev", "eval")
 
 
@@ -38,7 +41,8 @@ def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 
     """Write `anomaly_score_*` and `decision_result_*` CSVs as the challenge wants them, and `metrics.json`.
 
     Args:
-        folder: the folder of the run, made if missing; the files of an earlier run are replaced one by one.
+        folder: the folder of the run, made if missing; a kill leaves the files of an earlier run or
+            those of this one.
         run: the scores to write.
         data: the folder that the clips came from, which `metrics.json` names.
         seed: seed of the bootstrap over clips.
@@ -47,15 +51,15 @@ def write_run(folder: str | Path, run: SystemRun, data: str | Path, seed: int = 
         the content of `metrics.json`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for machine in run.machines:
-        names = [tables.unicode_name(clip.path.name) for clip in machine.clips]
-        values = {"anomaly_score": machine.scores.tolist(), "decision_result": machine.is_alarm.astype(int).tolist()}
-        for kind, column in values.items():
-            path = folder / f"{kind}_{_submission_name(machine)}"
-            tables.write_table(path, None, zip(names, column, strict=True), is_for_people=False)
     metrics = _metrics(run, str(data), seed)
-    tables.write_text(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    with whole_folder(folder, keeps=lambda name: not name.startswith(_OWN_FILES)) as staging:
+        for machine in run.machines:
+            names = [tables.unicode_name(clip.path.name) for clip in machine.clips]
+            alarms = machine.is_alarm.astype(int).tolist()
+            for kind, column in (("anomaly_score", machine.scores.tolist()), ("decision_result", alarms)):
+                path = staging / f"{kind}_{_submission_name(machine)}"
+                tables.write_table(path, None, zip(names, column, strict=True), is_for_people=False)
+        tables.write_text(staging / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
