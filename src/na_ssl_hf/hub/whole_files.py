@@ -43,7 +43,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial = target.with_name(f"{prefix}{os.getpid()}.partial")
     try:
         with _naming(path):
-            mode = _mode_of_new_files(target.parent)
+            mode = _mode_of_new_files(partial)
             yield partial
             partial.chmod(mode)
             os.replace(partial, target)
@@ -79,7 +79,7 @@ def whole_folder(folder: str | os.PathLike[str], keeps: Callable[[str], bool] = 
         staging.mkdir()
     try:
         with _naming(folder):
-            mode = _mode_of_new_files(staging)
+            mode = _mode_of_new_files(staging / ".mode.partial")
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file() and not file.is_symlink():
@@ -128,9 +128,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _mode_of_new_files(folder: Path) -> int:
+def _mode_of_new_files(probe: Path) -> int:
     """What the umask leaves of a new file's permissions; some libraries write files that only the owner can read."""
-    probe = folder / f".{uuid.uuid4().hex}.partial"
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
