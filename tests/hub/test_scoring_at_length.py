@@ -308,7 +308,12 @@ def test_more_groups_than_folds_are_left_out_several_at_a_time(scorer, monkeypat
 
 @pytest.mark.parametrize(
     ("groups", "message"),
-    [(["a"] * 9, "`groups` must have one entry for each of the 10 recordings, got 9"), (["a"] * 10, "two groups")],
+    [
+        (["a"] * 9, "`groups` must have one entry for each of the 10 recordings, got 9"),
+        (["a"] * 10, "two groups"),
+        (torch.tensor(0.5), "`groups` must be a label for each recording"),
+        ([["a"]] * 10, "`groups` must be a label for each recording"),
+    ],
 )
 def test_bad_groups_are_named_and_leave_the_scorer_as_it_was(scorer, groups, message):
     scorer.fit([clip(seed) for seed in range(10)], false_alarm_rate=0.2, progress=None)

@@ -42,7 +42,9 @@ class NormalRecordings:
             if labels is not None and (isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable)):
                 raise ValueError(f"`{name}` must be a list with one entry for each recording, got {labels!r}.")
         self._given = {
-            name: list(labels) for name, labels in (("domains", domains), ("groups", groups)) if labels is not None
+            name: _labels(name, labels)
+            for name, labels in (("domains", domains), ("groups", groups))
+            if labels is not None
         }
         self.left_out: list[tuple[str, str]] = []
         self.was_cut = False
@@ -162,3 +164,12 @@ class NormalRecordings:
     def _listed(self) -> str:
         listed = [f"{name}: {why}" for name, why in self.left_out]
         return "; ".join(listed[:LISTED_NAMES]) + ("; ..." if len(listed) > LISTED_NAMES else "")
+
+
+def _labels(name: str, labels: Iterable[Hashable]) -> list[Hashable]:
+    try:
+        listed: list[Hashable] = [labels] if isinstance(labels, str) else list(labels)
+        set(listed)
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be a label for each recording, got {labels!r:.80}.") from error
+    return listed

@@ -63,7 +63,7 @@ class Calibration:
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
             raise ValueError(f"`threshold` must be a finite number, got {self.threshold!r}.")
-        if self.threshold_method not in THRESHOLD_METHODS:
+        if not isinstance(self.threshold_method, str) or self.threshold_method not in THRESHOLD_METHODS:
             raise ValueError(f"`threshold_method` must be one of {THRESHOLD_METHODS}, got {self.threshold_method!r}.")
         _check_rate(self.false_alarm_rate)
         if self.asked_false_alarm_rate is not None:
@@ -158,6 +158,7 @@ def calibrated_threshold(
     Raises:
         ValueError: See `fit_threshold`.
     """
+    _check_method(threshold_method)
     scores = torch.as_tensor(self_scores)
     rate = DEFAULT_FALSE_ALARM_RATE if asked_false_alarm_rate is None else asked_false_alarm_rate
     needed = required_self_scores(rate)
@@ -193,8 +194,7 @@ def fit_threshold(
         ValueError: An argument is wrong; scores are NaN or infinite; there are too few clips for the asked rate
             (`"conformal"`); or all scores are equal, or scipy is missing (`"gamma"`).
     """
-    if not isinstance(method, str) or method not in THRESHOLD_METHODS:
-        raise ValueError(f"`method` must be one of {THRESHOLD_METHODS}, got {method!r}.")
+    _check_method(method)
     _check_rate(false_alarm_rate)
     normal = _as_scores("self_scores", self_scores)
     if method == "gamma":
@@ -313,6 +313,11 @@ def required_self_scores(false_alarm_rate: float) -> int:
     while _p_value(np.zeros(1), needed)[0] > false_alarm_rate:
         needed += 1
     return needed
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, str) or method not in THRESHOLD_METHODS:
+        raise ValueError(f"`method` must be one of {THRESHOLD_METHODS}, got {method!r}.")
 
 
 def _check_rate(rate: float, name: str = "false_alarm_rate") -> None:
