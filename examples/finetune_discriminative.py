@@ -42,6 +42,7 @@ from na_ssl_hf.checkpoints.loading import load_model
 from na_ssl_hf.data.dcase.clips import DcaseClip, list_dcase_clips
 from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import merge_adapter
+from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.training.adapter_card import write_adapter_card
 from na_ssl_hf.training.attentive_statistics import ProjectionHead
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
@@ -254,11 +255,12 @@ def main() -> None:
     # The adapter and its card
     if accelerator.is_main_process:
         with ema.swapped_in():
+            extractor.save_pretrained(output_dir)
             save_adapter(encoder, output_dir, settings.base_name or base)
             if settings.merged:
-                merge_adapter(encoder).save_pretrained(output_dir / "merged")
-                extractor.save_pretrained(output_dir / "merged")
-        extractor.save_pretrained(output_dir)
+                with whole_folder(output_dir / "merged") as staging:
+                    merge_adapter(encoder).save_pretrained(staging)
+                    extractor.save_pretrained(staging)
         write_adapter_card(
             output_dir,
             model_type=encoder.config.model_type,

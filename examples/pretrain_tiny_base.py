@@ -36,6 +36,7 @@ from transformers import HfArgumentParser
 from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop, read_manifest
 from na_ssl_hf.hub.fbank import FLAVOURS, SAMPLING_RATE, kaldi_fbank
+from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker
 from na_ssl_hf.training.optimizers import make_optimizers
@@ -137,8 +138,10 @@ def main() -> None:
             save_checkpoint(accelerator, output_dir / "checkpoints", {"step": step, **lasting}, keep=2)
 
     if accelerator.is_main_process:
-        accelerator.unwrap_model(objective).encoder.eval().save_pretrained(output_dir)
-        TwoChannelFeatureExtractor(settings.model_type).save_pretrained(output_dir)
+        # Model and extractor appear together; checkpoints and logs stay.
+        with whole_folder(output_dir, keeps=lambda name: True) as staging:
+            accelerator.unwrap_model(objective).encoder.eval().save_pretrained(staging)
+            TwoChannelFeatureExtractor(settings.model_type).save_pretrained(staging)
     accelerator.end_training()
 
 

@@ -38,6 +38,7 @@ from transformers import AutoConfig, AutoModel, HfArgumentParser
 
 from na_ssl_hf import NABeatsModel, NAEatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest
+from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.simulation.mixing import TwoChannelMixture
 from na_ssl_hf.simulation.mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
 from na_ssl_hf.simulation.room_pool import RoomPool
@@ -261,10 +262,12 @@ def main() -> None:
         if accelerator.is_main_process:
             dtype = torch.float16 if settings.fp16_weights else torch.float32
             weights = {name.removeprefix("model."): weight.to(dtype).contiguous() for name, weight in state.items()}
-            model.save_pretrained(output_dir, state_dict=weights)
+            extractor = TwoChannelFeatureExtractor(model.config.frontend, far_cancellation=settings.far_cancellation)
+            # Model and extractor appear together; checkpoints and logs stay.
+            with whole_folder(output_dir, keeps=lambda name: True) as staging:
+                model.save_pretrained(staging, state_dict=weights)
+                extractor.save_pretrained(staging)
     if accelerator.is_main_process:
-        frontend = model.config.frontend
-        TwoChannelFeatureExtractor(frontend, far_cancellation=settings.far_cancellation).save_pretrained(output_dir)
         plot_loss_curve(json_lines.path, output_dir / "loss.png")
         write_model_card(
             output_dir,

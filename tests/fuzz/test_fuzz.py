@@ -29,13 +29,7 @@ def materials(tmp_path_factory) -> Materials:
     return Materials(tmp_path_factory.mktemp("fuzz"))
 
 
-# The kinds with faults that are still to be mended.
-OPEN = ("checkpoints",)
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.xfail(strict=False)) if kind in OPEN else kind for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_inputs_are_accepted_or_refused_by_name(kind: str, materials: Materials):
     @settings(max_examples=80, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.randoms(use_true_random=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
 
 from . import resolve_checkpoint, shipped_checkpoint
 
@@ -49,7 +49,7 @@ def load_model(checkpoint: str | os.PathLike[str], **kwargs: Any) -> PreTrainedM
     check_settings_files(source)
     base = adapter_base(source)
     if base is None or (Path(source) / "config.json").is_file():
-        return AutoModel.from_pretrained(source, **kwargs)
+        return _loaded(AutoModel, source, **kwargs)
     try:
         model = AutoModel.from_pretrained(base, **kwargs)
     except OSError as error:
@@ -59,6 +59,28 @@ def load_model(checkpoint: str | os.PathLike[str], **kwargs: Any) -> PreTrainedM
     except (*LOADING_ERRORS, SafetensorError) as error:
         raise OSError(f"The adapter in {source} does not fit its base {base}: {error}") from error
     return model
+
+
+def load_extractor(checkpoint: str | os.PathLike[str]) -> Any:
+    """Load a feature extractor as `AutoFeatureExtractor.from_pretrained` does, without running a checkpoint's code.
+
+    Raises:
+        FileNotFoundError: `checkpoint` is a path, yet there is no directory.
+        OSError: a file of the checkpoint is missing or damaged.
+        ValueError: a setting is wrong.
+    """
+    source = resolve_checkpoint(checkpoint)
+    check_settings_files(source)
+    return _loaded(AutoFeatureExtractor, source, trust_remote_code=False)
+
+
+def _loaded(auto_class: Any, source: str, **kwargs: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(source, **kwargs)
+    except (OSError, ValueError):
+        raise
+    except (*LOADING_ERRORS, SafetensorError) as error:
+        raise OSError(f"{source} cannot be loaded ({type(error).__name__}: {error})") from error
 
 
 def check_settings_files(folder: str | os.PathLike[str]) -> None:

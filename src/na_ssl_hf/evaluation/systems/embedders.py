@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ...checkpoints import resolve_checkpoint
-from ...checkpoints.loading import load_model
+from ...checkpoints.loading import load_extractor, load_model
 from ...hub.fbank import SAMPLING_RATE, TwoChannelFrontEnd
 from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from ...hub.memory_bank import MemoryBank
@@ -177,9 +177,7 @@ def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
     source = resolve_checkpoint(checkpoint)
     try:
         with quiet_checkpoints():
-            return merge_adapter(load_model(source)), AutoFeatureExtractor.from_pretrained(
-                source, trust_remote_code=False
-            )
+            return merge_adapter(load_model(source)), load_extractor(source)
     except (ValueError, OSError, SafetensorError) as error:
         raise OSError(f"checkpoint {source} cannot be loaded: {' '.join(str(error).split())}") from error
 
