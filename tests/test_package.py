@@ -260,16 +260,8 @@ def functions_over(lines: int):
                     yield f"{path.relative_to(SOURCE).as_posix()}: {node.name}"
 
 
-# They are still too long; nothing may be added.
-TOO_LONG = {
-    "data/corpora/prepare.py: prepare_corpus",
-    "simulation/mixture_stream.py: simulated_mixtures",
-    "simulation/synthetic_dataset.py: write_two_channel_dataset",
-}
-
-
 def test_functions_fit_on_a_page():
-    assert set(functions_over(80)) <= TOO_LONG
+    assert list(functions_over(80)) == []
     assert list(functions_over(40))  # the lines are counted
 
 

@@ -28,6 +28,11 @@ WINDOW_COLUMNS = ("file", "start", "end", "score")
 
 def add_commands(commands: Any) -> None:
     """Add `na-ssl fit` and `na-ssl score`."""
+    _add_fit(commands)
+    _add_score(commands)
+
+
+def _add_fit(commands: Any) -> None:
     parser = add_command(
         commands,
         "fit",
@@ -85,6 +90,8 @@ def add_commands(commands: Any) -> None:
     )
     _add_common_options(parser)
 
+
+def _add_score(commands: Any) -> None:
     parser = add_command(
         commands,
         "score",
