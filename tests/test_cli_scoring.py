@@ -101,6 +101,24 @@ def test_long_recordings_have_their_worst_window_in_the_table(folder, tmp_path, 
     assert "must be max, mean or a quantile" in capsys.readouterr().err
 
 
+def test_the_report_shows_scores_over_time_the_worst_window_and_errors(folder, tmp_path):
+    long = write_clip(tmp_path / "today" / "long <b>.wav", 7, seconds=3.0)
+    write_clip(tmp_path / "today" / "short.wav", 8)
+    (tmp_path / "today" / "bad.wav").write_bytes(b"RIFF")
+    options = ["--window", "0.5", "--report", tmp_path / "report.html", "--csv", tmp_path / "scores.csv"]
+    assert run("score", folder / "scorer", tmp_path / "today", *options) == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    row = next(row for row in rows(tmp_path / "scores.csv") if row["file"] == str(long))
+    assert f"{float(row['worst_window_start']):.1f} to {float(row['worst_window_end']):.1f} s" in page
+    assert f"{float(row['score']):.6g}" in page
+    assert page.count("<polyline") == 1
+    points = page.split('points="')[1].split('"')[0].split()
+    assert len(points) == 6
+    assert "long &lt;b&gt;.wav" in page
+    assert "<b>" not in page
+    assert "bad.wav cannot be read" in page
+
+
 def test_windows_of_fit_are_those_of_score(folder, tmp_path):
     for index in range(20):
         write_clip(tmp_path / "normal" / f"{index:02}.wav", index, seconds=1.0)

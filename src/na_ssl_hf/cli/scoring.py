@@ -109,6 +109,9 @@ def _add_score(commands: Any) -> None:
         "--window-csv", type=Path, metavar="FILE", help="file for the scores of all windows of long recordings"
     )
     parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="file for an HTML page with the scores, over time where cut"
+    )
+    parser.add_argument(
         "--fail-fast",
         action="store_true",
         help="end at the first recording that cannot be scored, instead of a row with its error",
@@ -209,7 +212,9 @@ def _groups(files: Sequence[Path], rule: str) -> list[str]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    for option in ("csv", "window_csv"):
+    from ..evaluation.report.score_report import write_score_report
+
+    for option in ("csv", "window_csv", "report"):
         path = getattr(options, option)
         if path is not None and path.is_dir():
             raise IsADirectoryError(f"--{option.replace('_', '-')} must be a file, got the directory {path}")
@@ -230,6 +235,8 @@ def _score(options: argparse.Namespace) -> int:
     columns, rows = _table(files, results)
     if options.window_csv is not None:
         write_table(options.window_csv, WINDOW_COLUMNS, _window_rows(files, results))
+    if options.report is not None:
+        write_score_report(options.report, files, results)
     write_table(sys.stdout if options.csv is None else options.csv, columns, rows)
     if options.csv is not None:
         anomalies = sum(result.get("is_anomaly", False) for result in results)
