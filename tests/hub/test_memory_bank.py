@@ -361,6 +361,15 @@ def test_a_kill_while_writing_leaves_the_old_bank(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [MEMORY_BANK_FILE]
 
 
+def test_a_bank_is_for_whom_the_umask_says_whatever_safetensors_sets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        MemoryBank().fit(random_embeddings(5)).save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / MEMORY_BANK_FILE).stat().st_mode & 0o777 == 0o644
+
+
 def test_a_missing_bank_is_named(tmp_path):
     with pytest.raises(OSError, match=f"holds no {MEMORY_BANK_FILE}"):
         MemoryBank.from_pretrained(tmp_path)

@@ -5,7 +5,6 @@ The header holds the parameters, the calibration, and the history of the bank.
 
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from .clip_embeddings import NORM_TOLERANCE
 from .memory_bank_rescaling import Rescaling
 from .reference_sampling import OneMemory
 from .threshold import Calibration
+from .whole_files import whole_file
 
 MEMORY_BANK_FILE = "memory_bank.safetensors"
 FORMAT_VERSION = 1
@@ -33,19 +33,13 @@ def write_bank_file(
     Raises:
         OSError: The directory cannot be written.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    # The temporary file lies beside the target, because a rename is atomic only within one file system. It has another
-    # suffix than .safetensors, so that nobody takes what a kill leaves behind for a checkpoint.
-    temporary = directory / f".{MEMORY_BANK_FILE}.{uuid.uuid4().hex}.tmp"
     header = {"format_version": FORMAT_VERSION} | header
+    path = Path(directory) / MEMORY_BANK_FILE
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", "memory_bank": json.dumps(header)})
-        os.replace(temporary, directory / MEMORY_BANK_FILE)
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"format": "pt", "memory_bank": json.dumps(header)})
     except SafetensorError as error:
-        raise OSError(f"Could not write {directory / MEMORY_BANK_FILE}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OSError(f"Could not write {path}: {error}") from error
 
 
 def find_bank_file(name_or_path: str | os.PathLike[str], **hub_options: Any) -> str | None:
