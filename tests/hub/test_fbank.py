@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from na_ssl_hf.hub.fbank import FLAVOURS, TwoChannelFrontEnd, kaldi_fbank, num_fbank_frames
+from na_ssl_hf.hub.fbank import FLAVOURS, kaldi_fbank, num_fbank_frames
+from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.noise_cancellation import METHODS, cancel_far_microphone
 
 FLAVOUR = pytest.mark.parametrize("flavour", sorted(FLAVOURS))
@@ -189,8 +190,8 @@ def test_front_end_is_differentiable_through_the_cancellation(method):
 @pytest.mark.parametrize(
     ("arguments", "waves", "message"),
     [
-        (("ast",), torch.zeros(1, 2, 4000), "`flavour` must be one of .*'ast'"),
-        (("beats", "wiener"), torch.zeros(1, 2, 4000), "`far_cancellation` must be None or one of .*'wiener'"),
+        (("ast",), torch.zeros(1, 2, 4000), "`frontend` must be .*'ast'"),
+        (("beats", "wiener"), torch.zeros(1, 2, 4000), "`far_cancellation` must be None or .*'wiener'"),
         (("beats",), torch.zeros(2, 4000), r"`waveforms` must have the shape \(B, 2, N\), got \(2, 4000\)"),
     ],
 )

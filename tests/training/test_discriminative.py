@@ -35,7 +35,7 @@ def waveforms():
 @pytest.mark.parametrize("far_cancellation", [None, "least_squares"])
 def test_hears_what_the_feature_extractor_gives(model_type, far_cancellation):
     model = discriminative(model_type, far_cancellation=far_cancellation).eval()
-    extractor = TwoChannelFeatureExtractor(model.front_end.flavour, far_cancellation=far_cancellation)
+    extractor = TwoChannelFeatureExtractor(model.front_end.frontend, far_cancellation=far_cancellation)
     with torch.no_grad():
         tokens = model.encoder(extractor(waveforms(), sampling_rate=16000).input_values).last_hidden_state
         output = model(waveforms(), LABELS)

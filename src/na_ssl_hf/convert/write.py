@@ -10,6 +10,7 @@ from na_ssl_hf.hub.configuration_beats import BeatsConfig, NABeatsConfig
 from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
 from na_ssl_hf.hub.configuration_noise_aware import ConfigurationError
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
+from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_eat import EatModel
 from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NAEatModel
@@ -72,5 +73,12 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     refuse_destination(path)  # again: reading took a while
     with whole_folder(path) as unfinished:
         model.save_pretrained(unfinished)
-        TwoChannelFeatureExtractor(frontend=model.config.frontend).save_pretrained(unfinished)
+        _extractor_of(model.config).save_pretrained(unfinished)
     return Path(destination)
+
+
+def _extractor_of(config: PreTrainedConfig) -> TwoChannelFeatureExtractor:
+    front_end = TwoChannelFrontEnd.of(config)
+    return TwoChannelFeatureExtractor(
+        front_end.frontend, num_mel_bins=front_end.num_mel_bins, hop_length=front_end.hop_length
+    )

@@ -2,11 +2,10 @@
 
 import functools
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
-
-from .noise_cancellation import METHODS, cancel_far_microphone
 
 # Letters: N samples, T frames, K = 256 FFT bins (the Nyquist bin has no mel weight), M = 128 mel channels.
 SAMPLING_RATE = 16000
@@ -25,57 +24,6 @@ FLAVOURS = {
 
 # A chunk of this many frames stays in the cache of a CPU core, which is twice as fast as one pass over 32 clips.
 _FRAMES_PER_CHUNK = 4000
-
-
-class TwoChannelFrontEnd:
-    """An encoder's signal front end: waveforms of both microphones become its fbank.
-
-    Where asked, what the far microphone hears is first taken out of the close channel. The feature extractor and every
-    training use this one class, so that a model is trained on what it will hear.
-
-    Args:
-        flavour: `"beats"` or `"eat"`, see [`kaldi_fbank`].
-        far_cancellation: the method of [`cancel_far_microphone`], or `None` to leave the close channel as it is.
-
-    Raises:
-        ValueError: the flavour or the method is unknown.
-    """
-
-    def __init__(self, flavour: str = "beats", far_cancellation: str | None = None):
-        if flavour not in FLAVOURS:
-            raise ValueError(f"`flavour` must be one of {sorted(FLAVOURS)}, got {flavour!r}.")
-        if far_cancellation is not None and far_cancellation not in METHODS:
-            raise ValueError(f"`far_cancellation` must be None or one of {list(METHODS)}, got {far_cancellation!r}.")
-        self.flavour = flavour
-        self.far_cancellation = far_cancellation
-
-    def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Compute the fbank of both channels.
-
-        Args:
-            waveforms: `(B, 2, N)` of any float dtype on any device, 16 kHz, channel 0 close and 1 far; every recording
-                is treated alone.
-
-        Returns:
-            `(B, 2, T, 128)` float32 on the same device, differentiable with respect to `waveforms`.
-
-        Raises:
-            ValueError: the shape is another, the samples are integers, or there are fewer than 400 of them.
-        """
-        return self.fbank(self.cancel(waveforms))
-
-    def cancel(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Take the far microphone out of the close channel of `(B, 2, N)`; without a method nothing is changed."""
-        if waveforms.dim() != 3 or waveforms.shape[1] != 2:
-            raise ValueError(f"`waveforms` must have the shape (B, 2, N), got {tuple(waveforms.shape)}.")
-        if self.far_cancellation is None:
-            return waveforms
-        close, far = waveforms.unbind(1)
-        return torch.stack([cancel_far_microphone(close, far, self.far_cancellation), far], dim=1)
-
-    def fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Compute the fbank `(..., T, 128)` of `(..., N)` as it is, for example of one channel."""
-        return kaldi_fbank(waveforms, self.flavour)
 
 
 def num_fbank_frames(num_samples: int) -> int:
@@ -117,16 +65,24 @@ def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor
         )
     _, _, mean, divisor, multiple = FLAVOURS[flavour]
     num_frames = num_fbank_frames(waveforms.shape[-1])
-    device = waveforms.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            log_mel = _log_mel(waveforms.float(), flavour)
-    else:
+    with outside_autocast(waveforms.device.type):
         log_mel = _log_mel(waveforms.float(), flavour)
     features = (log_mel - mean) / divisor
     if multiple > 1:  # a test of `num_frames % multiple` would bind an exported graph to its example
         features = F.pad(features, (0, 0, 0, -num_frames % multiple), value=-mean / divisor)
     return features
+
+
+def outside_autocast(device_type: str) -> AbstractContextManager:
+    """Return a context in which arithmetic keeps its precision, whether autocast is on or not."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def clips_per_chunk(num_frames: int) -> int:
+    """Compute how many clips of so many frames stay in the cache of a CPU core together."""
+    return max(1, _FRAMES_PER_CHUNK // num_frames)
 
 
 def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
@@ -140,8 +96,8 @@ def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
         return (power @ mel_bank).clamp_min(LOG_FLOOR).log()
     flat = waves.reshape(math.prod(waves.shape[:-1]), waves.shape[-1])  # (clips, N)
     num_frames = num_fbank_frames(waves.shape[-1])
-    clips_per_chunk = max(1, _FRAMES_PER_CHUNK // num_frames) if flat.device.type == "cpu" else max(1, len(flat))
-    log_mel = [_log_mel_by_fft(chunk, flavour) for chunk in flat.split(clips_per_chunk)]
+    num_clips = clips_per_chunk(num_frames) if flat.device.type == "cpu" else max(1, len(flat))
+    log_mel = [_log_mel_by_fft(chunk, flavour) for chunk in flat.split(num_clips)]
     joined = log_mel[0] if len(log_mel) == 1 else torch.cat(log_mel)
     return joined.reshape(*waves.shape[:-1], num_frames, NUM_MEL_BINS)  # (..., T, M)
 
@@ -164,16 +120,25 @@ def _frames(waves: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
     return (frames - PREEMPHASIS * F.pad(frames[..., :-1], (1, 0))) * window
 
 
-def _mel_bank() -> torch.Tensor:
-    """Make Kaldi's triangles `(K, M)`, linear in mel and not area-normalised; channel 3 contains no FFT bin."""
-    hertz = torch.arange(FFT_LENGTH // 2, device="cpu") * (SAMPLING_RATE / FFT_LENGTH)
+def kaldi_mel(hertz: torch.Tensor, num_mel_bins: int, lowest_hz: float, highest_hz: float) -> torch.Tensor:
+    """Make Kaldi's triangles `(K, M)`, linear in mel and not area-normalised, for bins `(K,)` in Hz."""
     mel = (1127.0 * (1.0 + hertz / 700.0).log())[:, None]  # (K, 1)
-    lowest, highest = (1127.0 * math.log(1.0 + corner / 700.0) for corner in (20.0, SAMPLING_RATE / 2))
-    width = (highest - lowest) / (NUM_MEL_BINS + 1)
-    channels = torch.arange(NUM_MEL_BINS, device="cpu", dtype=torch.float32)
+    lowest, highest = (1127.0 * math.log(1.0 + corner / 700.0) for corner in (lowest_hz, highest_hz))
+    width = (highest - lowest) / (num_mel_bins + 1)
+    channels = torch.arange(num_mel_bins, device="cpu", dtype=torch.float32)
     left, centre, right = (lowest + (channels + corner) * width for corner in (0.0, 1.0, 2.0))
     rising, falling = (mel - left) / (centre - left), (right - mel) / (right - centre)
     return torch.minimum(rising, falling).clamp_min(0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def real_dft(num_samples: int, fft_length: int) -> torch.Tensor:
+    """Make the real DFT `(num_samples, fft_length)` without the Nyquist bin, cosines first, float32 on the CPU."""
+    with torch.inference_mode(False):
+        samples, bins = (torch.arange(n, device="cpu", dtype=torch.float64) for n in (num_samples, fft_length // 2))
+        # Whole turns are removed before the multiplication by 2 pi, which keeps the angles exact.
+        angles = 2 * math.pi * (torch.outer(samples, bins) % fft_length / fft_length)
+        return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
 def _constants(flavour: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -185,11 +150,9 @@ def _constants(flavour: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     # These are kept, so they must be ordinary CPU tensors whatever mode or device context the import happens in.
     with torch.inference_mode(False):
         window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu") ** exponent
-        samples, bins = (torch.arange(n, device="cpu", dtype=torch.float64) for n in (FRAME_LENGTH, FFT_LENGTH // 2))
-        # Whole turns are removed before the multiplication by 2 pi, which keeps the angles exact.
-        angles = 2 * math.pi * (torch.outer(samples, bins) % FFT_LENGTH / FFT_LENGTH)
-        dft = torch.cat([angles.cos(), angles.sin()], dim=1).float()  # (400, 2K)
-        return window * gain, dft, _mel_bank()
+        hertz = torch.arange(FFT_LENGTH // 2, device="cpu") * (SAMPLING_RATE / FFT_LENGTH)
+        mel_bank = kaldi_mel(hertz, NUM_MEL_BINS, 20.0, SAMPLING_RATE / 2)  # channel 3 contains no FFT bin
+        return window * gain, real_dft(FRAME_LENGTH, FFT_LENGTH), mel_bank
 
 
 _CONSTANTS = {flavour: _constants(flavour) for flavour in FLAVOURS}

@@ -1,6 +1,6 @@
 """The feature extractor of all encoders: two-channel recordings (0 close, 1 far) become normalised log-mel frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,16 +8,8 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .fbank import (
-    FLAVOURS,
-    FRAME_LENGTH,
-    FRAME_SHIFT,
-    NUM_MEL_BINS,
-    SAMPLING_RATE,
-    TwoChannelFrontEnd,
-    num_fbank_frames,
-)
-from .noise_cancellation import METHODS
+from .fbank import FLAVOURS, SAMPLING_RATE, num_fbank_frames
+from .front_end import TwoChannelFrontEnd
 
 try:
     import soxr
@@ -27,17 +19,14 @@ except ImportError:  # only resampling needs it
 logger = logging.get_logger(__name__)
 
 # Letters: B recordings, N samples of one, L samples of the longest, T frames, M mel channels, K frequency bins.
-# BEATs needs one row of 16 x 16 patches. EAT pads to 32 frames, so that a single frame is enough.
-_MIN_SAMPLES = {"beats": FRAME_LENGTH + 15 * FRAME_SHIFT, "eat": FRAME_LENGTH}
-
 _SILENT_RMS = 1e-6  # a tenth of the root mean square of 16 bit rounding
 _FULL_SCALE = 1 - 2.0**-15
 _CLIPPED_SHARE = 1e-3
 _LARGEST_SAMPLE = 1e9
 
-# These belong to far_leads_and_is_louder.
+# These belong to far_leads_and_is_louder; lengths are samples at 16 kHz.
 _LAG_FRAME = 1024
-_MAX_LAG = 60  # 1.3 m of path difference at 16 kHz
+_MAX_LAG = 60  # 1.3 m of path difference
 _MIN_LAG_FRAMES = 16  # in fewer frames every pair of signals looks coherent
 _CHANCE = 6.0  # standard deviations of the correlation of independent noises
 _LEAD_DB = 1.0
@@ -45,20 +34,23 @@ _LOUDER_DB = 3.0
 
 
 class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
-    """Turns two-channel recordings into the input of the BEATs and EAT models of this package.
+    """Turns two-channel recordings into the input of the encoders of this package.
 
     Levels are not normalised: both channels keep their common gain, which carries information. Silent, identical,
     swapped and clipped channels are legal and give a warning once per process.
 
     Args:
-        frontend: `"beats"` or `"eat"`, the fbank of the model.
+        frontend: `"beats"`, `"eat"`, `"dasheng"` or `"efficientat"`, the log-mel frames of the model.
         feature_size: the number of channels, 2.
-        sampling_rate: the sampling rate of the model, 16000 Hz.
-        num_mel_bins: the number of mel bins of the model, 128.
+        sampling_rate: the sampling rate of the model in Hz: 16000, and 32000 for EfficientAT; `None` for that.
+        num_mel_bins: the number of mel bins of the model: 128, 64 for Dasheng, and one's choice for EfficientAT; `None`
+            for that of the front end.
         resample: whether other sampling rates are converted with soxr or refused.
         far_cancellation: `"least_squares"` or `"spectral_subtraction"` removes from the close channel what the far one
             hears, for each recording by itself and before padding; `None` leaves the close channel as it is.
-        padding_value: the sample value that continues the shorter recordings of a batch.
+        padding_value: the sample value that continues the shorter recordings of a batch of BEATs or EAT.
+        hop_length: samples from one frame to the next at the model's sampling rate: 160, and one's choice, by default
+            320, for EfficientAT; `None` for that of the front end.
 
     Raises:
         ValueError: a parameter is none of these choices.
@@ -70,23 +62,23 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         self,
         frontend: str = "beats",
         feature_size: int = 2,
-        sampling_rate: int = SAMPLING_RATE,
-        num_mel_bins: int = NUM_MEL_BINS,
+        sampling_rate: int | None = None,
+        num_mel_bins: int | None = None,
         resample: bool = False,
         far_cancellation: str | None = None,
         padding_value: float = 0.0,
+        hop_length: int | None = None,
         **kwargs: Any,
     ):
-        for name, value, choices in (
-            ("frontend", frontend, tuple(FLAVOURS)),
-            ("feature_size", feature_size, (2,)),
-            ("sampling_rate", sampling_rate, (SAMPLING_RATE,)),
-            ("num_mel_bins", num_mel_bins, (NUM_MEL_BINS,)),
-            ("far_cancellation", far_cancellation, (None, *METHODS)),
+        front_end = TwoChannelFrontEnd(frontend, far_cancellation, num_mel_bins, hop_length)
+        sampling_rate = front_end.sampling_rate if sampling_rate is None else sampling_rate
+        for name, value, choice in (
+            ("feature_size", feature_size, 2),
+            ("sampling_rate", sampling_rate, front_end.sampling_rate),
         ):
             # 2.0 is equal to 2, but is written and shown otherwise.
-            if value not in choices or type(value) not in {type(choice) for choice in choices}:
-                raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {value!r}.")
+            if value != choice or type(value) is not int:
+                raise ValueError(f"`{name}` must be {choice}, got {value!r}.")
         for name, value in (
             ("resample", resample),
             ("return_attention_mask", kwargs.get("return_attention_mask", True)),
@@ -104,7 +96,8 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"`padding_side` must be 'right', got {padding_side!r}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.frontend = frontend
-        self.num_mel_bins = num_mel_bins
+        self.num_mel_bins = front_end.num_mel_bins
+        self.hop_length = front_end.hop_length
         self.resample = resample
         self.far_cancellation = far_cancellation
 
@@ -118,7 +111,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
     @property
     def front_end(self) -> TwoChannelFrontEnd:
         """The front end of these settings, made anew because an extractor writes all its attributes to a file."""
-        return TwoChannelFrontEnd(self.frontend, self.far_cancellation)
+        return TwoChannelFrontEnd(self.frontend, self.far_cancellation, self.num_mel_bins, self.hop_length)
 
     @torch.no_grad()
     def __call__(
@@ -134,20 +127,22 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         Args:
             audio: `(2, N)` array, tensor or nested list, `(B, 2, N)`, or a list of `(2, N)` of unequal lengths; float
                 with full scale 1.0 (louder is legal), or int16 or int32 PCM.
-            sampling_rate: the sampling rate of `audio`, in Hz. Without it 16000 is assumed, with a warning once.
+            sampling_rate: the sampling rate of `audio`, in Hz. Without it the extractor's is assumed, with a warning
+                once.
             return_tensors: `"pt"`, `"np"`, or `None` for lists of arrays.
             device: the device on which the features are computed; they are returned on the CPU.
             padding: `True` or `"longest"` pads shorter recordings to the longest; `False` refuses unequal lengths.
 
         Returns:
-            `input_values` `(B, 2, T, 128)` float32, and `attention_mask` `(B, T)` int64 with 0 for frames of padding
+            `input_values` `(B, 2, T, M)` float32, and `attention_mask` `(B, T)` int64 with 0 for frames of padding
             only, counted as the original BEATs counts them. For EAT, the frames that fill up a recording to a multiple
-            of 32 are its own, as in the original, and every frame after is padding.
+            of 32 are its own, as in the original, and every frame after is padding. For Dasheng and EfficientAT, the
+            frames of each recording are those that it has alone, and frames of silence follow.
 
         Raises:
             ValueError: a recording has another rank, type or number of channels, NaN or infinity, or another sampling
                 rate without `resample`; or it is shorter than the model's minimum (2800 samples for BEATs, 400 for
-                EAT).
+                EAT, 480 for Dasheng, 514 for EfficientAT).
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"`return_tensors` must be 'pt', 'np' or None, got {return_tensors!r}.")
@@ -160,8 +155,10 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         if not padding and min(lengths) < max(lengths):
             raise ValueError(f"`padding` must be True for recordings of unequal lengths, got {sorted(set(lengths))}.")
 
-        waves = self._padded(recordings, lengths, torch.device(device))  # (B, 2, L)
-        input_values = self.front_end.fbank(waves)  # (B, 2, T, M)
+        if self.front_end.silence is None:
+            input_values = self.front_end.fbank(self._padded(recordings, lengths, torch.device(device)))  # (B, 2, T, M)
+        else:
+            input_values = self._padded_features(recordings, lengths, torch.device(device))  # (B, 2, T, M)
         mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
         if self.frontend == "eat":
             zero_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
@@ -192,9 +189,10 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             ValueError: as for a call of the extractor.
         """
         wave = self._at_own_rate(_recording(audio, label), sampling_rate)
-        if wave.shape[-1] < _MIN_SAMPLES[self.frontend]:
+        least = self.front_end.min_samples
+        if wave.shape[-1] < least:
             raise ValueError(
-                f"`audio` must have at least {_MIN_SAMPLES[self.frontend]} samples per channel at {self.sampling_rate} "
+                f"`audio` must have at least {least} samples per channel at {self.sampling_rate} "
                 f"Hz for frontend={self.frontend!r}. {label} has {wave.shape[-1]}."
             )
         return wave
@@ -207,7 +205,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             waveforms: `(B, 2, N)` float32, from [`TwoChannelFeatureExtractor.waveform`].
 
         Returns:
-            `(B, 2, T, 128)` float32, what a call of the extractor gives as `input_values`.
+            `(B, 2, T, M)` float32, what a call of the extractor gives as `input_values`.
         """
         return self.front_end.fbank(self.front_end.cancel(waveforms))
 
@@ -234,27 +232,47 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
     def _padded(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> torch.Tensor:
         """Cancel recordings, equal lengths together, and pad them into one tensor `(B, 2, L)` on `device`."""
         waves = torch.full((len(lengths), 2, max(lengths)), float(self.padding_value), device=device)
+        for rows, group in self._cancelled(recordings, lengths, device):
+            waves[rows, :, : group.shape[-1]] = group
+        return waves
+
+    def _padded_features(
+        self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device
+    ) -> torch.Tensor:
+        """Compute the features of recordings, equal lengths together, and pad them to `(B, 2, T, M)` with silence."""
+        front_end = self.front_end
+        shape = (len(lengths), 2, front_end.num_frames(max(lengths)), self.num_mel_bins)
+        features = torch.full(shape, float(front_end.silence or 0.0), device=device)
+        for rows, group in self._cancelled(recordings, lengths, device):
+            features[rows, :, : front_end.num_frames(group.shape[-1])] = front_end.fbank(group)
+        return features
+
+    def _cancelled(
+        self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Cancel recordings of one length together; yields their rows in the batch and the channels `(b, 2, N)`."""
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
             group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
-            for oddity, found in find_oddities(group).items():
+            for oddity, found in find_oddities(group, self.sampling_rate).items():
                 if found.any():
                     logger.warning_once(ODDITIES[oddity])
-            waves[rows, :, :length] = self.front_end.cancel(group)
-        return waves
+            yield rows, self.front_end.cancel(group)
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
         """Make the mask `(T,)` int64 of a recording of `length` samples, 1 where a frame is not all padding."""
         if self.frontend == "eat":
             valid = num_fbank_frames(length)
             valid += -valid % FLAVOURS["eat"][4]
+        elif self.frontend != "beats":
+            valid = self.front_end.num_frames(length)
         else:
             # The original gives every frame longest // T samples, whatever the hop, and drops the rest.
             valid = -(-length // (longest // num_frames))
         return (torch.arange(num_frames) < valid).long()
 
 
-def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
+def far_leads_and_is_louder(channels: torch.Tensor, sampling_rate: int = SAMPLING_RATE) -> torch.Tensor:
     """Tell whether the far microphone hears the machine earlier and louder than the close one, as if they were swapped.
 
     From the cross-spectrum and power spectra averaged over the clip: (1) the coherence-normalised cross-correlation
@@ -267,26 +285,28 @@ def far_leads_and_is_louder(channels: torch.Tensor) -> torch.Tensor:
     the same clips with swapped channels.
 
     Args:
-        channels: `(B, 2, N)` float32, 16 kHz; recordings below 0.5 s are never suspected.
+        channels: `(B, 2, N)` float32; recordings below 0.5 s are never suspected.
+        sampling_rate: of the channels, in Hz.
 
     Returns:
         `(B,)` bool.
     """
-    if channels.shape[-1] < _LAG_FRAME * (_MIN_LAG_FRAMES + 1) // 2:
+    lag_frame, max_lag = (round(samples * sampling_rate / SAMPLING_RATE) for samples in (_LAG_FRAME, _MAX_LAG))
+    if channels.shape[-1] < lag_frame * (_MIN_LAG_FRAMES + 1) // 2:
         return torch.zeros(len(channels), dtype=torch.bool, device=channels.device)
-    window = torch.hann_window(_LAG_FRAME, device=channels.device)
-    spectra = torch.fft.rfft(channels.unfold(-1, _LAG_FRAME, _LAG_FRAME // 2) * window)  # (B, 2, frames, K)
+    window = torch.hann_window(lag_frame, device=channels.device)
+    spectra = torch.fft.rfft(channels.unfold(-1, lag_frame, lag_frame // 2) * window)  # (B, 2, frames, K)
     power = spectra.real.square().add_(spectra.imag.square()).mean(2)  # (B, 2, K)
     # The floor excludes bins of mere rounding errors from the normalisation.
     power = power + 1e-10 * power.amax(dim=(1, 2), keepdim=True) + torch.finfo(power.dtype).tiny
     cross = (spectra[:, 0].conj() * spectra[:, 1]).mean(1) / power.prod(1).sqrt()  # (B, K)
     correlation = torch.fft.irfft(cross).abs()  # (B, lags), far lags at the positive ones
-    lags = correlation[:, 1 : _MAX_LAG + 1].amax(1)
-    leads = torch.cat([correlation[:, -_MAX_LAG:], correlation[:, :1]], dim=1).amax(1)
+    lags = correlation[:, 1 : max_lag + 1].amax(1)
+    leads = torch.cat([correlation[:, -max_lag:], correlation[:, :1]], dim=1).amax(1)
     weight = cross.abs().pow(4)
     level_db = 10 * (power[:, 1] / power[:, 0]).log10()
     louder_db = (weight * level_db).sum(1) / weight.sum(1).clamp_min(torch.finfo(power.dtype).tiny)
-    chance = _CHANCE / (_LAG_FRAME * spectra.shape[2]) ** 0.5
+    chance = _CHANCE / (lag_frame * spectra.shape[2]) ** 0.5
     return (leads > chance) & (leads > lags * 10 ** (_LEAD_DB / 10)) & (louder_db > _LOUDER_DB)
 
 
@@ -305,11 +325,12 @@ ODDITIES = {
 }
 
 
-def find_oddities(channels: torch.Tensor) -> dict[str, torch.Tensor]:
+def find_oddities(channels: torch.Tensor, sampling_rate: int = SAMPLING_RATE) -> dict[str, torch.Tensor]:
     """Which recordings show which of the `ODDITIES`.
 
     Args:
-        channels: `(B, 2, N)` float32, 16 kHz.
+        channels: `(B, 2, N)` float32.
+        sampling_rate: of the channels, in Hz.
 
     Returns:
         for each of them `(B,)` bool.
@@ -318,7 +339,7 @@ def find_oddities(channels: torch.Tensor) -> dict[str, torch.Tensor]:
     silent = centred.square_().mean(-1) < _SILENT_RMS**2  # (B, 2), a constant offset is silence, too
     # One clip's spectra stay in the CPU's cache, those of a batch do not; a GPU wants the batch.
     parts = channels.split(1) if channels.device.type == "cpu" else [channels]
-    looks_swapped = torch.cat([far_leads_and_is_louder(part) for part in parts])  # (B,)
+    looks_swapped = torch.cat([far_leads_and_is_louder(part, sampling_rate) for part in parts])  # (B,)
     return {
         "silent close": silent[:, 0],
         "silent far": silent[:, 1],
@@ -331,14 +352,15 @@ def find_oddities(channels: torch.Tensor) -> dict[str, torch.Tensor]:
 class OddityReport:
     """Collects which recordings show which of the `ODDITIES`, for one warning of each kind that names them."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampling_rate: int = SAMPLING_RATE) -> None:
+        self._sampling_rate = sampling_rate
         self._num_recordings = 0
         self._names: dict[str, list[str]] = {}
 
     def note(self, names: Sequence[str], channels: torch.Tensor) -> None:
-        """Look at recordings, or windows of them, `(B, 2, N)` float32 at 16 kHz."""
+        """Look at recordings, or windows of them, `(B, 2, N)` float32."""
         self._num_recordings += len(names)
-        for oddity, found in find_oddities(channels).items():
+        for oddity, found in find_oddities(channels, self._sampling_rate).items():
             odd = [name for name, is_odd in zip(names, found.tolist(), strict=True) if is_odd]
             known = self._names.setdefault(oddity, [])
             known += [name for name in dict.fromkeys(odd) if name not in known[-1:]]

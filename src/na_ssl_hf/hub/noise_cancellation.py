@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 # Letters: B clips, N samples, K frequency bins, T STFT frames.
-# Window length and hop of each method, in samples at 16 kHz.
+_REFERENCE_RATE = 16000
+# Window length and hop of each method, in samples at this rate.
 _STFT_LENGTHS = {"least_squares": (1024, 512), "spectral_subtraction": (512, 256)}
 METHODS = tuple(_STFT_LENGTHS)
 
@@ -15,8 +16,12 @@ _ENERGY_FLOOR = 1e-12
 _SPECTRAL_FLOOR = 0.1
 
 
-def cancel_far_microphone(close: torch.Tensor, far: torch.Tensor, method: str = "least_squares") -> torch.Tensor:
+def cancel_far_microphone(
+    close: torch.Tensor, far: torch.Tensor, method: str = "least_squares", sampling_rate: int = 16000
+) -> torch.Tensor:
     """Remove from the close microphone what the far one predicts, with a centred, reflect-padded Hann STFT.
+
+    Windows last as long at every sampling rate; their lengths here are those at 16 kHz.
 
     `"least_squares"` (window 1024, hop 512) takes one complex gain per frequency over the whole clip,
     `H = sum_t C conj(F) / (sum_t |F|^2 + 1e-12)`, and returns `Y = C - H F`; both channels are first scaled to a common
@@ -28,6 +33,7 @@ def cancel_far_microphone(close: torch.Tensor, far: torch.Tensor, method: str = 
         close: `(B, N)` of any float dtype and device; every clip is treated alone.
         far: `(B, N)`, of the same clips. A silent clip leaves `close` as it is.
         method: `"least_squares"` or `"spectral_subtraction"`.
+        sampling_rate: of both channels, in Hz.
 
     Returns:
         `(B, N)` float32. A clip too short to be reflected at its ends is continued with zeros first.
@@ -43,13 +49,14 @@ def cancel_far_microphone(close: torch.Tensor, far: torch.Tensor, method: str = 
             f"got {tuple(close.shape)} and {tuple(far.shape)}."
         )
     channels = torch.stack([close.float(), far.float()])  # (2, B, N)
+    length, hop = (round(samples * sampling_rate / _REFERENCE_RATE) for samples in _STFT_LENGTHS[method])
     if method == "least_squares":
         peak = channels.abs().amax(dim=(0, 2))[:, None]  # (B, 1)
         # The floor prevents a division by 0 where both channels are silent.
         gain = _WORKING_PEAK / peak.clamp_min(torch.finfo(torch.float32).tiny)
         gain = torch.where(peak > 0, gain, 1.0)
-        return _through_stft(channels * gain, method, _least_squares) / gain
-    return _through_stft(channels, method, _spectral_subtraction)
+        return _through_stft(channels * gain, length, hop, _least_squares) / gain
+    return _through_stft(channels, length, hop, _spectral_subtraction)
 
 
 def _least_squares(close: torch.Tensor, far: torch.Tensor, num_frames: int) -> torch.Tensor:
@@ -68,10 +75,12 @@ def _spectral_subtraction(close: torch.Tensor, far: torch.Tensor, _num_frames: i
 
 
 def _through_stft(
-    channels: torch.Tensor, method: str, cancel: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+    channels: torch.Tensor,
+    length: int,
+    hop: int,
+    cancel: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
 ) -> torch.Tensor:
     """Apply `cancel` to the spectra `(B, K, T)` of `channels (2, B, N)`, and return to waveforms `(B, N)`."""
-    length, hop = _STFT_LENGTHS[method]
     num_samples = channels.shape[-1]
     margin = length // 2
     filled = F.pad(channels, (0, max(0, margin + 1 - num_samples)))  # reflection needs more than `margin` samples

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .fbank import FRAME_SHIFT, SAMPLING_RATE
 from .feature_extraction_two_channel import OddityReport
+from .front_end import TwoChannelFrontEnd
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
@@ -136,12 +137,13 @@ class AnomalyScorer(Pipeline):
             )
         if self.feature_extractor is None:
             raise ValueError("`feature_extractor` must be a TwoChannelFeatureExtractor, got None.")
-        frontend = self.model.config.frontend
-        if self.feature_extractor.frontend != frontend:
-            raise ValueError(
-                f"`feature_extractor` must be of the model's frontend {frontend!r}, "
-                f"got one of {self.feature_extractor.frontend!r}."
-            )
+        wanted = TwoChannelFrontEnd.of(self.model.config)
+        for name in ("frontend", "num_mel_bins", "hop_length"):
+            if getattr(self.feature_extractor, name) != getattr(wanted, name):
+                raise ValueError(
+                    f"`feature_extractor` must be of the model's {name} {getattr(wanted, name)!r}, "
+                    f"got one of {getattr(self.feature_extractor, name)!r}."
+                )
         self.memory_bank: MemoryBank | None = None
         self.left_out: list[tuple[str, str]] = []
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
@@ -431,7 +433,7 @@ class AnomalyScorer(Pipeline):
 
         def batches() -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
             total = len(sources) if isinstance(sources, Sized) else None
-            oddities = OddityReport()
+            oddities = OddityReport(self.feature_extractor.sampling_rate)
             stream = pieces()
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
                 try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..hub.fbank import TwoChannelFrontEnd
+from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_shared import SpectrogramEncoder
 from .classification_losses import ArcFace, SubClusterAdaCos
 from .gradient_checkpointing import checkpoint_layers
@@ -47,7 +47,7 @@ class DiscriminativeModel(nn.Module):
     ):
         super().__init__()
         self.encoder, self.head, self.loss = encoder, head, loss
-        self.front_end = TwoChannelFrontEnd(encoder.config.frontend, far_cancellation)
+        self.front_end = TwoChannelFrontEnd.of(encoder.config, far_cancellation)
         if gradient_checkpointing:
             checkpoint_layers(encoder)
 

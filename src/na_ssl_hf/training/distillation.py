@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ..hub.fbank import TwoChannelFrontEnd
+from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_noise_aware import NoiseAwareModelMixin
 from .gradient_checkpointing import checkpoint_layers
 
@@ -53,7 +53,7 @@ class NoiseAwareDistillation(nn.Module):
         if band_loss_weight < 0:
             raise ValueError(f"`band_loss_weight` must not be negative, got {band_loss_weight}.")
         self.model = model
-        self.front_end = TwoChannelFrontEnd(model.config.frontend, far_cancellation)
+        self.front_end = TwoChannelFrontEnd.of(model.config, far_cancellation)
         self.band_loss_weight = band_loss_weight
         if gradient_checkpointing:
             checkpoint_layers(model)

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from ...checkpoints import resolve_checkpoint
 from ...checkpoints.loading import load_extractor, load_model
-from ...hub.fbank import SAMPLING_RATE, TwoChannelFrontEnd
+from ...hub.fbank import SAMPLING_RATE
 from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
+from ...hub.front_end import TwoChannelFrontEnd
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
