@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .hub.configuration_autoencoder import AutoencoderConfig
     from .hub.configuration_beats import BeatsConfig, NABeatsConfig
     from .hub.configuration_eat import EatConfig, NAEatConfig
+    from .hub.configuration_efficientat import EfficientATConfig
     from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
     from .hub.memory_bank import MemoryBank
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_eat import EatModel
+    from .hub.modeling_efficientat import EfficientATForAudioClassification, EfficientATModel
     from .hub.modeling_noise_aware import NABeatsModel, NAEatModel
     from .hub.pipeline_anomaly_scoring import AnomalyScorer
     from .hub.pooling import pool_time
@@ -35,6 +37,9 @@ __all__ = [
     "BeatsModel",
     "EatConfig",
     "EatModel",
+    "EfficientATConfig",
+    "EfficientATForAudioClassification",
+    "EfficientATModel",
     "MemoryBank",
     "NABeatsConfig",
     "NABeatsModel",
@@ -58,6 +63,9 @@ _HOMES = {
     "BeatsModel": "modeling_beats",
     "EatConfig": "configuration_eat",
     "EatModel": "modeling_eat",
+    "EfficientATConfig": "configuration_efficientat",
+    "EfficientATForAudioClassification": "modeling_efficientat",
+    "EfficientATModel": "modeling_efficientat",
     "MemoryBank": "memory_bank",
     "NABeatsConfig": "configuration_beats",
     "NABeatsModel": "modeling_noise_aware",

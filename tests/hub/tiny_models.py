@@ -7,6 +7,8 @@ from na_ssl_hf import (
     BeatsModel,
     EatConfig,
     EatModel,
+    EfficientATConfig,
+    EfficientATModel,
     NABeatsConfig,
     NABeatsModel,
     NAEatConfig,
@@ -22,7 +24,10 @@ MODELS = {
     "eat": (EatConfig, EatModel, EAT_SIZES),
     "na-beats": (NABeatsConfig, NABeatsModel, BEATS_SIZES),
     "na-eat": (NAEatConfig, NAEatModel, EAT_SIZES),
+    "efficientat": (EfficientATConfig, EfficientATModel, {"width": 0.1}),
 }
+# Those with tokens, attention and patches.
+TRANSFORMERS = [name for name in MODELS if name != "efficientat"]
 NOISE_AWARE_VARIANTS = [
     (model_type, layer_type)
     for model_type in ("na-beats", "na-eat")

@@ -17,9 +17,12 @@ def add_commands(commands: Any) -> None:
         _convert,
         "turn a public checkpoint into a directory for from_pretrained; foreign code is never executed",
         "  na-ssl convert beats BEATs_iter3.pt beats\n"
+        "  na-ssl convert efficientat mn04_as_mAP_432.pt mn04\n"
         "  na-ssl convert na-beats na_beats.ckpt na-beats --base BEATs_iter3.pt",
     )
-    parser.add_argument("kind", choices=("beats", "eat", "na-beats", "na-eat"), help="model of the checkpoint")
+    parser.add_argument(
+        "kind", choices=("beats", "eat", "efficientat", "na-beats", "na-eat"), help="model of the checkpoint"
+    )
     parser.add_argument("source", type=Path, metavar="SRC", help="original file, or directory for EAT's hub layout")
     parser.add_argument("destination", type=Path, metavar="DST", help="directory of the converted checkpoint")
     parser.add_argument(
@@ -28,9 +31,15 @@ def add_commands(commands: Any) -> None:
         metavar="CHECKPOINT",
         help="original base checkpoint, where SRC has only noise-aware layers",
     )
+    # The name of EfficientAT's files says what their weights do not; a renamed file needs these.
+    parser.add_argument("--hop", type=float, metavar="MS", help="time from frame to frame of an efficientat file")
+    parser.add_argument("--mels", type=int, metavar="N", help="number of mel bins of an efficientat file")
+    parser.add_argument("--strides", metavar="DIGITS", help="four strides of an efficientat file, such as 2221")
 
 
 def _convert(options: argparse.Namespace) -> None:
     from ..convert import convert
 
-    print(f"converted to {convert(options.kind, options.source, options.destination, base=options.base)}")
+    hints = {"hop": options.hop, "mels": options.mels, "strides": options.strides}
+    destination = convert(options.kind, options.source, options.destination, base=options.base, **hints)
+    print(f"converted to {destination}")

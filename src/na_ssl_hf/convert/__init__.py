@@ -1,7 +1,8 @@
 """Conversion of public checkpoints of other projects into directories for `from_pretrained`.
 
-`convert_beats`, `convert_eat`, `convert_na_beats` and `convert_na_eat` read one kind of checkpoint each; `convert`
-picks one of them by name. `load_foreign_checkpoint` reads the files without executing anything that they ask for.
+`convert_beats`, `convert_eat`, `convert_efficientat`, `convert_na_beats` and `convert_na_eat` read one kind of
+checkpoint each; `convert` picks one of them by name. `load_foreign_checkpoint` reads the files without executing
+anything that they ask for.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from .beats import convert_beats
     from .by_kind import convert
     from .eat import convert_eat
+    from .efficientat import convert_efficientat
     from .foreign_pickle import load_foreign_checkpoint
     from .noise_aware import convert_na_beats, convert_na_eat
 
@@ -19,6 +21,7 @@ _MODULE_OF = {
     "convert": "by_kind",
     "convert_beats": "beats",
     "convert_eat": "eat",
+    "convert_efficientat": "efficientat",
     "convert_na_beats": "noise_aware",
     "convert_na_eat": "noise_aware",
     "load_foreign_checkpoint": "foreign_pickle",
@@ -28,6 +31,7 @@ __all__ = [
     "convert",
     "convert_beats",
     "convert_eat",
+    "convert_efficientat",
     "convert_na_beats",
     "convert_na_eat",
     "load_foreign_checkpoint",

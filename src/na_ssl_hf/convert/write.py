@@ -8,11 +8,14 @@ from transformers.initialization import no_init_weights
 from na_ssl_hf.convert.weights import Weights, require_names
 from na_ssl_hf.hub.configuration_beats import BeatsConfig, NABeatsConfig
 from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
+from na_ssl_hf.hub.configuration_efficientat import EfficientATConfig
 from na_ssl_hf.hub.configuration_noise_aware import ConfigurationError
+from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_eat import EatModel
+from na_ssl_hf.hub.modeling_efficientat import EfficientATForAudioClassification
 from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NAEatModel
 from na_ssl_hf.hub.whole_files import whole_folder
 
@@ -20,6 +23,7 @@ from na_ssl_hf.hub.whole_files import whole_folder
 CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "beats": (BeatsConfig, BeatsModel),
     "eat": (EatConfig, EatModel),
+    "efficientat": (EfficientATConfig, EfficientATForAudioClassification),
     "na-beats": (NABeatsConfig, NABeatsModel),
     "na-eat": (NAEatConfig, NAEatModel),
 }
@@ -59,7 +63,7 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     """Write the weights, the configurations and the code of a model and its feature extractor.
 
     Args:
-        kind: "beats", "eat", "na-beats" or "na-eat".
+        kind: "beats", "eat", "efficientat", "na-beats" or "na-eat".
         weights: settings and tensors of the model.
         destination: a directory that does not exist yet, or is empty.
         source: the file that errors name.
@@ -80,5 +84,9 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
 def _extractor_of(config: PreTrainedConfig) -> TwoChannelFeatureExtractor:
     front_end = TwoChannelFrontEnd.of(config)
     return TwoChannelFeatureExtractor(
-        front_end.frontend, num_mel_bins=front_end.num_mel_bins, hop_length=front_end.hop_length
+        front_end.frontend,
+        num_mel_bins=front_end.num_mel_bins,
+        hop_length=front_end.hop_length,
+        # Recordings of machines have 16 kHz, in the challenges and mostly elsewhere.
+        resample=front_end.sampling_rate != SAMPLING_RATE,
     )
