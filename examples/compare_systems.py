@@ -26,6 +26,7 @@ from na_ssl_hf.evaluation.systems.system_run import run_system
 from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 
 LEAST_SQUARES, SUBTRACTION = "least_squares", "spectral_subtraction"
+NOISE_AWARE = ("na-beats", "na-dasheng", "na-eat")
 TITLES = {"logmel": "log-mel", "logmel-centred": "log-mel without level"}
 SHORT = {None: "close only", LEAST_SQUARES: "least squares", SUBTRACTION: "subtraction"}
 
@@ -82,7 +83,7 @@ def main() -> None:
         "--noise-aware",
         default="na-beats=na-beats-tiny",
         metavar="NAME=CHECKPOINT",
-        help="noise-aware checkpoint: na-beats=CHECKPOINT or na-eat=CHECKPOINT",
+        help="noise-aware checkpoint: na-beats=, na-eat= or na-dasheng=CHECKPOINT",
     )
     parser.add_argument("--reference", default="base, close only", help="row that the others are compared to")
     parser.add_argument(
@@ -96,8 +97,11 @@ def main() -> None:
     options = parser.parse_args()
 
     name, _, checkpoint = options.noise_aware.partition("=")
-    if name not in ("na-beats", "na-eat") or not checkpoint:
-        parser.error(f"--noise-aware must be na-beats=CHECKPOINT or na-eat=CHECKPOINT, got {options.noise_aware!r}")
+    if name not in NOISE_AWARE or not checkpoint:
+        parser.error(
+            f"--noise-aware must be NAME=CHECKPOINT with a name of {', '.join(NOISE_AWARE)}, got "
+            f"{options.noise_aware!r}"
+        )
     rescaling = None if options.rescaling == "none" else options.rescaling
     rows = score_all(options.data, name, checkpoint, RunSettings(options.out / "cache"), rescaling)
     if options.reference not in rows:

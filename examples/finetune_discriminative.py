@@ -1,4 +1,4 @@
-r"""Fine-tune BEATs, EAT, NA-BEATs or NA-EAT to tell a data set's normal training clips apart ("Dis" in the papers).
+r"""Fine-tune an encoder to tell a data set's normal training clips apart ("Dis" in the papers).
 
     # four GPUs; one CPU (examples/accelerate has more)
     accelerate launch --config_file examples/accelerate/four_gpus.yaml \
@@ -70,7 +70,8 @@ class Settings:
     # Data
     base: str = field(
         metadata={
-            "help": "BEATs, EAT, NA-BEATs or NA-EAT model: a folder, a name on the hub or a checkpoint of the package"
+            "help": "BEATs, EAT or Dasheng, plain or noise-aware: a folder, a name on the hub or a checkpoint of the "
+            "package"
         }
     )
     data: str = field(metadata={"help": "DCASE Task 2 folder, with <machine>/train/*.wav"})

@@ -1,4 +1,4 @@
-r"""Turn a BEATs or EAT checkpoint into NA-BEATs or NA-EAT: noise-aware distillation on simulated two-channel mixtures.
+r"""Turn BEATs, EAT or Dasheng into a noise-aware encoder, by distillation on simulated two-channel mixtures.
 
     DATA="--targets targets.jsonl --noises noises.jsonl --rooms rooms.safetensors --validation-rooms val.safetensors"
 
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, HfArgumentParser
 
-from na_ssl_hf import NABeatsModel, NAEatModel, TwoChannelFeatureExtractor
+from na_ssl_hf import NABeatsModel, NADashengModel, NAEatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest
 from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.simulation.mixing import TwoChannelMixture
@@ -56,7 +56,7 @@ from na_ssl_hf.training.loss_curve import plot_loss_curve
 from na_ssl_hf.training.model_card import launch_command, write_model_card
 from na_ssl_hf.training.optimizers import make_optimizers
 
-NOISE_AWARE_MODELS = {"beats": NABeatsModel, "eat": NAEatModel}
+NOISE_AWARE_MODELS = {"beats": NABeatsModel, "dasheng": NADashengModel, "eat": NAEatModel}
 INSTALLED_TRACKERS = [
     *(["tensorboard"] if is_tensorboard_available() else []),
     *(["trackio"] if is_trackio_available() else []),
@@ -74,7 +74,7 @@ class Settings:
     # Data
     base: str = field(
         metadata={
-            "help": "BEATs or EAT model, or an NA-BEATs or NA-EAT model to train further: a folder or a name on the hub"
+            "help": "BEATs, EAT or Dasheng model, or a noise-aware one to train further: a folder or a name on the hub"
         }
     )
     targets: str = field(metadata={"help": "manifest of target sounds, with the splits train and validation"})
@@ -261,7 +261,11 @@ def main() -> None:
         state = accelerator.get_state_dict(distillation)
         if accelerator.is_main_process:
             dtype = torch.float16 if settings.fp16_weights else torch.float32
-            weights = {name.removeprefix("model."): weight.to(dtype).contiguous() for name, weight in state.items()}
+            weights = {
+                # Dasheng's batch norm has a count, which stays a whole number.
+                name.removeprefix("model."): (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
+                for name, weight in state.items()
+            }
             extractor = TwoChannelFeatureExtractor(model.config.frontend, far_cancellation=settings.far_cancellation)
             # Model and extractor appear together; checkpoints and logs stay.
             with whole_folder(output_dir, keeps=lambda name: True) as staging:
@@ -355,7 +359,7 @@ def mixture_loader(
     return DataLoader(part, batch_size, num_workers=settings.num_workers, pin_memory=accelerator.device.type == "cuda")
 
 
-def noise_aware_model(settings: Settings) -> NABeatsModel | NAEatModel:
+def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAEatModel:
     """Load a noise-aware base, or put new noise-aware layers, which change nothing yet, around a plain one."""
     config = AutoConfig.from_pretrained(settings.base)
     base_type = getattr(config, "base_model_type", config.model_type)

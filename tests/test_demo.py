@@ -45,7 +45,7 @@ def test_demo_refuses_a_model_without_noise_aware_layers(tmp_path):
     config = BeatsConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
     BeatsModel(config).save_pretrained(model)
     TwoChannelFeatureExtractor().save_pretrained(model)
-    with pytest.raises(ValueError, match="NA-BEATs or NA-EAT"):
+    with pytest.raises(ValueError, match="NA-BEATs, NA-EAT or NA-Dasheng"):
         run_demo(tmp_path / "out", model=str(model), **SMALL, show_progress=False)
     assert not list((tmp_path / "out").iterdir())
 

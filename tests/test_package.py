@@ -114,17 +114,20 @@ def test_transformers_knows_our_classes_whichever_is_imported_first(first_import
     code = """
 import json, sys
 from transformers import AutoConfig, AutoModel
-types = ["beats", "eat", "na-beats", "na-eat", "dcase-autoencoder"]
+types = ["beats", "dasheng", "eat", "na-beats", "na-dasheng", "na-eat", "dcase-autoencoder"]
 models = [AutoModel._model_mapping[type(AutoConfig.for_model(name))].__name__ for name in types]
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
-extractors = {FEATURE_EXTRACTOR_MAPPING[type(AutoConfig.for_model(name))].__name__ for name in types[:4]}
+extractors = {FEATURE_EXTRACTOR_MAPPING[type(AutoConfig.for_model(name))].__name__ for name in types[:-1]}
 from transformers.pipelines import PIPELINE_REGISTRY
 task = PIPELINE_REGISTRY.check_task("anomaly-scoring")[1]["impl"].__name__
 finders = [finder for finder in sys.meta_path if type(finder).__module__.startswith("na_ssl_hf")]
 print(json.dumps([models, list(extractors), task, len(finders)]))
 """
     models, extractors, task, num_finders = json.loads(in_new_process(f"{first_imports}\n{code}"))
-    assert models == ["BeatsModel", "EatModel", "NABeatsModel", "NAEatModel", "AutoencoderModel"]
+    assert models == [
+        *("BeatsModel", "DashengModel", "EatModel", "NABeatsModel", "NADashengModel", "NAEatModel"),
+        "AutoencoderModel",
+    ]
     assert (extractors, task) == (["TwoChannelFeatureExtractor"], "AnomalyScorer")
     assert num_finders == 0  # all is registered, so that nothing is left to watch
 
@@ -137,7 +140,7 @@ def test_all_names_exist_and_unknown_ones_do_not():
         _ = na_ssl_hf.nothing
 
 
-@pytest.mark.parametrize("model_type", ["beats", "eat", "na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["beats", "dasheng", "eat", "na-beats", "na-dasheng", "na-eat"])
 def test_auto_classes_know_the_types(model_type):
     config = AutoConfig.for_model(model_type, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     assert type(config).__module__.startswith("na_ssl_hf.hub.")

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from . import convert, data, evaluation, simulation, training
     from .hub.configuration_autoencoder import AutoencoderConfig
     from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
     from .hub.configuration_eat import EatConfig, NAEatConfig
     from .hub.configuration_efficientat import EfficientATConfig
     from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
     from .hub.memory_bank import MemoryBank
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
+    from .hub.modeling_dasheng import DashengModel
     from .hub.modeling_eat import EatModel
     from .hub.modeling_efficientat import EfficientATForAudioClassification, EfficientATModel
-    from .hub.modeling_noise_aware import NABeatsModel, NAEatModel
+    from .hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
     from .hub.pipeline_anomaly_scoring import AnomalyScorer
     from .hub.pooling import pool_time
 
@@ -35,6 +37,8 @@ __all__ = [
     "AutoencoderModel",
     "BeatsConfig",
     "BeatsModel",
+    "DashengConfig",
+    "DashengModel",
     "EatConfig",
     "EatModel",
     "EfficientATConfig",
@@ -43,6 +47,8 @@ __all__ = [
     "MemoryBank",
     "NABeatsConfig",
     "NABeatsModel",
+    "NADashengConfig",
+    "NADashengModel",
     "NAEatConfig",
     "NAEatModel",
     "TwoChannelFeatureExtractor",
@@ -61,6 +67,8 @@ _HOMES = {
     "AutoencoderModel": "modeling_autoencoder",
     "BeatsConfig": "configuration_beats",
     "BeatsModel": "modeling_beats",
+    "DashengConfig": "configuration_dasheng",
+    "DashengModel": "modeling_dasheng",
     "EatConfig": "configuration_eat",
     "EatModel": "modeling_eat",
     "EfficientATConfig": "configuration_efficientat",
@@ -69,6 +77,8 @@ _HOMES = {
     "MemoryBank": "memory_bank",
     "NABeatsConfig": "configuration_beats",
     "NABeatsModel": "modeling_noise_aware",
+    "NADashengConfig": "configuration_dasheng",
+    "NADashengModel": "modeling_noise_aware",
     "NAEatConfig": "configuration_eat",
     "NAEatModel": "modeling_noise_aware",
     "TwoChannelFeatureExtractor": "feature_extraction_two_channel",

@@ -97,7 +97,7 @@ def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
         noise_aware = AutoModel.from_pretrained(checkpoint, trust_remote_code=False)
     if not hasattr(noise_aware, "to_base"):
         model_type = noise_aware.config.model_type
-        raise ValueError(f"`model` must be an NA-BEATs or NA-EAT checkpoint, got type {model_type!r}.")
+        raise ValueError(f"`model` must be an NA-BEATs, NA-EAT or NA-Dasheng checkpoint, got type {model_type!r}.")
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint, trust_remote_code=False)
     extractor.far_cancellation = None
     return noise_aware, extractor

@@ -27,10 +27,20 @@ def _register_configurations() -> None:
 
     from .hub.configuration_autoencoder import AutoencoderConfig
     from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
     from .hub.configuration_eat import EatConfig, NAEatConfig
     from .hub.configuration_efficientat import EfficientATConfig
 
-    for config in (BeatsConfig, EatConfig, NABeatsConfig, NAEatConfig, EfficientATConfig, AutoencoderConfig):
+    for config in (
+        BeatsConfig,
+        DashengConfig,
+        EatConfig,
+        NABeatsConfig,
+        NADashengConfig,
+        NAEatConfig,
+        EfficientATConfig,
+        AutoencoderConfig,
+    ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
@@ -38,12 +48,21 @@ def _register_feature_extractors() -> None:
     from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
 
     from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
     from .hub.configuration_eat import EatConfig, NAEatConfig
     from .hub.configuration_efficientat import EfficientATConfig
     from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 
     # The challenge's autoencoder makes its log-mel vectors itself and has no feature extractor.
-    for config in (BeatsConfig, EatConfig, NABeatsConfig, NAEatConfig, EfficientATConfig):
+    for config in (
+        BeatsConfig,
+        DashengConfig,
+        EatConfig,
+        NABeatsConfig,
+        NADashengConfig,
+        NAEatConfig,
+        EfficientATConfig,
+    ):
         AutoFeatureExtractor.register(config, TwoChannelFeatureExtractor, exist_ok=True)
 
 
@@ -52,11 +71,21 @@ def _register_models() -> None:
 
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
+    from .hub.modeling_dasheng import DashengModel
     from .hub.modeling_eat import EatModel
     from .hub.modeling_efficientat import EfficientATForAudioClassification, EfficientATModel
-    from .hub.modeling_noise_aware import NABeatsModel, NAEatModel
+    from .hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
 
-    for model in (BeatsModel, EatModel, NABeatsModel, NAEatModel, EfficientATModel, AutoencoderModel):
+    for model in (
+        BeatsModel,
+        DashengModel,
+        EatModel,
+        NABeatsModel,
+        NADashengModel,
+        NAEatModel,
+        EfficientATModel,
+        AutoencoderModel,
+    ):
         AutoModel.register(model.config_class, model, exist_ok=True)
     classifier = EfficientATForAudioClassification
     AutoModelForAudioClassification.register(classifier.config_class, classifier, exist_ok=True)

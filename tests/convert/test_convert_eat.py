@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from na_ssl_hf import EatConfig, EatModel
@@ -115,6 +116,44 @@ def test_other_sizes_and_projections_without_bias(layouts, tmp_path):
         assert torch.equal(found.weight, stacked[part * hidden_size : (part + 1) * hidden_size])
 
 
+HEAD = {
+    "fc_norm.weight": torch.ones(32),
+    "fc_norm.bias": torch.zeros(32),
+    "head.weight": torch.zeros(527, 32),
+    "head.bias": torch.zeros(527),
+}
+
+
+def fine_tuned(source, destination):
+    """Write the layout of a classifier, of EAT or SSLAM, that was fine-tuned from a checkpoint of this layout."""
+    if source.is_dir():
+        shutil.copytree(source, destination)
+        path = destination / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_variant": "finetune", "num_classes": 527}))
+        weights = load_file(source / "model.safetensors") | {f"model.{name}": tensor for name, tensor in HEAD.items()}
+        save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
+        return destination
+    checkpoint = torch.load(source, weights_only=False)
+    unused = ("_ema", "modality_encoders.IMAGE.decoder.")
+    encoder = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith(unused)}
+    checkpoint["model"] = {f"model.{name}": tensor for name, tensor in encoder.items()} | HEAD
+    torch.save(checkpoint, destination)
+    return destination
+
+
+@pytest.mark.parametrize("layout", ["hf", "fairseq"])
+def test_the_encoder_of_a_fine_tuned_classifier_is_taken_and_its_head_named(layouts, tmp_path, monkeypatch, layout):
+    messages = []
+    monkeypatch.setattr("na_ssl_hf.convert.eat.logger.warning", messages.append)
+    source = fine_tuned(layouts[layout], tmp_path / "classifier")
+    found, expected = read_eat(source), read_eat(layouts[layout])
+    assert found.settings == expected.settings
+    assert found.state.keys() == expected.state.keys()
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in expected.state.items())
+    assert len(messages) == 1
+    assert all(name in messages[0] for name in ("classifier", *HEAD, "dropped"))
+
+
 def put(name, tensor):
     return lambda checkpoint: checkpoint["model"].update({name: tensor})
 
@@ -134,8 +173,6 @@ def image_setting(**settings):
         (put("blocks.0.alien", torch.zeros(1)), r"1 unexpected \(blocks.0.alien\)"),
         (put("blocks.0.attn.qkv.bias", torch.zeros(95)), r"stack query, key and value, got shape \(95,\)"),
         (put("blocks.0.mlp.fc2.bias", torch.zeros(5)), r"mlp.fc2.bias.*\(32,\), got \(5,\)"),
-        (put("head.weight", torch.zeros(527, 32)), r"fine-tuned EAT classifier \(head.weight"),
-        (put("fc_norm.weight", torch.zeros(32)), r"fine-tuned EAT classifier \(fc_norm.weight"),
         (setting(layer_norm_first=True), "`layer_norm_first`.*False.*True"),
         (setting(depth=12), "`depth`.*3.*12"),
         (setting(num_heads=5), "num_attention_heads"),
@@ -157,7 +194,7 @@ def test_another_fairseq_file_is_a_named_error_and_nothing_is_written(layouts, e
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_variant": "finetune"}, "model_variant finetune"),
+        ({"model_variant": "distilled"}, "`model_variant`.*'pretrain' or 'finetune', got 'distilled'"),
         ({"norm_affine": False}, "`norm_affine`"),
         ({"stride": 8}, "`stride`.*16.*8"),
         ({"max_length": 768}, "`max_length`.*64.*768"),

@@ -9,7 +9,7 @@ from na_ssl_hf.hub.pooling import POOLING_METHODS
 
 
 def test_every_frontend_of_table_3_is_a_system_with_its_published_score():
-    published = {name: SYSTEMS[name].dev for name in FRONTENDS}
+    published = {name: SYSTEMS[name].dev for name in FRONTENDS if SYSTEMS[name].dev is not None}
     assert published == {
         "beats": 60.28, "eat": 59.24, "eat-large": 59.95, "na-beats": 63.18, "na-eat": 63.13,
         "dis-beats": 61.40, "dis-eat": 58.83, "dis-na-beats": 63.92, "dis-na-eat": 64.35,

@@ -36,7 +36,7 @@ script = load_example("train_na_distillation")
 def data(tmp_path_factory) -> Path:
     """Bases, manifests and rooms; their names are in `arguments`."""
     folder = tmp_path_factory.mktemp("data")
-    for model_type in ("beats", "eat", "na-beats"):
+    for model_type in ("beats", "dasheng", "eat", "na-beats"):
         tiny_model(model_type).save_pretrained(folder / model_type)
     random = np.random.default_rng(0)
     for use, count in (("targets", 2), ("noises", 4)):
@@ -126,7 +126,7 @@ def started(command: list[str], num_processes: int = 1) -> list[subprocess.Popen
 # What a training leaves
 
 
-@pytest.mark.parametrize("base", ["beats", "eat"])
+@pytest.mark.parametrize("base", ["beats", "dasheng", "eat"])
 def test_leaves_a_checkpoint_with_the_averaged_weights_a_card_and_curves(train, data, base):
     out = train(
         base=data / base,
@@ -327,7 +327,10 @@ def test_bad_input_is_refused_before_the_first_step(train, data, tmp_path):
     for wrong, message in (
         ({"noises": few}, "`noises` must hold at least 4 files of split validation, got 1 in"),
         ({"validation_rooms": other_rate}, "8000 Hz"),
-        ({"base": data / "other"}, r"`base` must be a model of type \['beats', 'eat'\], plain or .*, got 'distilbert'"),
+        (
+            {"base": data / "other"},
+            r"`base` must be a model of type \['beats', 'dasheng', 'eat'\], plain or .*, got 'distilbert'",
+        ),
         (
             {"base": data / "na-beats", "layer_type": "film"},
             "`layer_type` must be 'cross_attention', as in .* got 'film'",

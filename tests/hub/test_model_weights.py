@@ -14,7 +14,7 @@ from na_ssl_hf.hub.model_weights import has_adapter, merge_adapter, model_finger
 peft = pytest.importorskip("peft")
 # peft asks transformers for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-MODEL_TYPES = ["beats", "na-beats", "na-eat"]
+MODEL_TYPES = ["beats", "na-beats", "na-dasheng", "na-eat"]
 
 
 def clip(seed):

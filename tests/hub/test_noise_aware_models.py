@@ -16,13 +16,13 @@ with_noise = pytest.mark.parametrize(
 @variants
 def test_untrained_layers_are_the_identity_bit_for_bit(model_type, layer_type):
     model = tiny_model(model_type, identity=True, noise_aware_layer_type=layer_type)
-    fbank = two_channel_fbank()
+    fbank = two_channel_fbank(model_type)
     assert torch.equal(model(fbank).last_hidden_state, model.to_base()(fbank).last_hidden_state)
 
 
 @with_noise
 def test_channel_order_matters_and_the_far_channel_is_heard(model_type, layer_type):
-    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank(model_type)
     out = model(fbank).last_hidden_state
     assert not torch.allclose(out, model(fbank.flip(1)).last_hidden_state, atol=1e-3)
     louder_far = torch.stack([fbank[:, 0], fbank[:, 1] + 3.0], dim=1)
@@ -33,15 +33,15 @@ def test_channel_order_matters_and_the_far_channel_is_heard(model_type, layer_ty
 
 @with_noise
 def test_far_channel_may_have_another_length(model_type, layer_type):
-    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank(model_type)
     for frames in (48, 160):
-        noise = two_channel_fbank(frames=frames, seed=1)[:, 0]
+        noise = two_channel_fbank(model_type, frames=frames, seed=1)[:, 0]
         out = model(fbank[:, 0], noise_values=noise).last_hidden_state
         assert out.shape == model(fbank).last_hidden_state.shape
         assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_aligned_layer_hears_the_far_token_at_its_own_place(model_type):
     model = tiny_model(model_type, noise_aware_layer_type="aligned", num_hidden_layers=1)
     layer = model.layers[0].noise_aware
@@ -57,20 +57,21 @@ def test_aligned_layer_hears_the_far_token_at_its_own_place(model_type):
 @torch.no_grad()
 @variants
 def test_a_known_far_stream_gives_what_both_channels_give(model_type, layer_type):
-    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank()
+    model, fbank = tiny_model(model_type, noise_aware_layer_type=layer_type), two_channel_fbank(model_type)
     close, far = fbank.unbind(1)
     states = model.base_states(far)
     assert len(states) == model.config.num_hidden_layers
-    torch.testing.assert_close(states[-1], model.to_base()(far).last_hidden_state)
+    base_tokens = model.last_hidden_state(states[-1], far.shape[1])
+    torch.testing.assert_close(base_tokens, model.to_base()(far).last_hidden_state)
     tokens = model.denoise(close, states if model.hears_far else None)
     torch.testing.assert_close(tokens, model(fbank).last_hidden_state, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("masks", ["neither", "close", "far", "both"])
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_streams_as_one_batch_equal_the_streams_apart(model_type, masks):
     # Only without a graph do both streams go through the frozen layers as one batch.
-    model, fbank = tiny_model(model_type), two_channel_fbank(frames=128)
+    model, fbank = tiny_model(model_type), two_channel_fbank(model_type, frames=128)
     mask = torch.ones(2, 128, dtype=torch.long)
     mask[1, 64:] = 0
     close_mask = mask if masks in ("close", "both") else None
@@ -95,25 +96,25 @@ def test_only_noise_aware_layers_learn_and_the_base_stays_in_eval_mode(model_typ
         base = [m.training for n, m in one.named_modules() if n.count(".") >= 2 and ".noise_aware" not in n]
         assert not any(base)
         assert modes[True]
-        one(two_channel_fbank()).last_hidden_state.square().mean().backward()
+        one(two_channel_fbank(model_type)).last_hidden_state.square().mean().backward()
         assert all((p.grad is not None) == p.requires_grad for p in one.parameters())
         one.eval()
         assert not any(module.training for module in one.modules())
 
 
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_base_dropout_is_silent_in_training(model_type):
     # With every noise-aware dropout at zero, nothing random is left although the base was made with dropout.
     model = tiny_model(model_type, noise_aware_attention_dropout=0.0, hidden_dropout=0.5, attention_dropout=0.5).train()
-    fbank = two_channel_fbank()
+    fbank = two_channel_fbank(model_type)
     assert torch.equal(model(fbank).last_hidden_state, model(fbank).last_hidden_state)
 
 
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_noise_stream_builds_no_graph(model_type):
     model = tiny_model(model_type).train()
     model.freeze_base(False)
-    close, noise = two_channel_fbank().unbind(1)
+    close, noise = two_channel_fbank(model_type).unbind(1)
     noise.requires_grad_()
     model(close, noise_values=noise).last_hidden_state.sum().backward()
     assert noise.grad is None
@@ -121,13 +122,13 @@ def test_noise_stream_builds_no_graph(model_type):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_from_base_keeps_the_base_and_its_outputs(model_type):
     source = tiny_model(model_type, identity=True)
     base = source.to_base()
     model = type(source).from_base(base, noise_aware_layer_type="aligned")
     assert model.config.noise_aware_layer_type == "aligned"
-    fbank = two_channel_fbank()
+    fbank = two_channel_fbank(model_type)
     assert torch.equal(model(fbank).last_hidden_state, base(fbank).last_hidden_state)
     with pytest.raises(ValueError, match="base"):
         type(source).from_base(source)
@@ -142,9 +143,9 @@ def test_loading_a_base_checkpoint_starts_as_the_identity(tmp_path):
     assert torch.equal(model(fbank).last_hidden_state, base(fbank).last_hidden_state)
 
 
-@pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 def test_far_channel_errors_are_named(model_type):
-    model, fbank = tiny_model(model_type), two_channel_fbank()
+    model, fbank = tiny_model(model_type), two_channel_fbank(model_type)
     with pytest.raises(ValueError, match="two channels"):
         model(fbank[:, 0])
     with pytest.raises(ValueError, match="noise_values"):

@@ -5,12 +5,16 @@ import torch
 from na_ssl_hf import (
     BeatsConfig,
     BeatsModel,
+    DashengConfig,
+    DashengModel,
     EatConfig,
     EatModel,
     EfficientATConfig,
     EfficientATModel,
     NABeatsConfig,
     NABeatsModel,
+    NADashengConfig,
+    NADashengModel,
     NAEatConfig,
     NAEatModel,
 )
@@ -19,10 +23,13 @@ from na_ssl_hf.hub.threshold import Calibration
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BEATS_SIZES = SIZES | {"patch_embedding_size": 24, "position_convolution_kernel": 16}
 EAT_SIZES = SIZES | {"max_time_patches": 32}
+DASHENG_SIZES = SIZES | {"target_length": 240}
 MODELS = {
     "beats": (BeatsConfig, BeatsModel, BEATS_SIZES),
+    "dasheng": (DashengConfig, DashengModel, DASHENG_SIZES),
     "eat": (EatConfig, EatModel, EAT_SIZES),
     "na-beats": (NABeatsConfig, NABeatsModel, BEATS_SIZES),
+    "na-dasheng": (NADashengConfig, NADashengModel, DASHENG_SIZES),
     "na-eat": (NAEatConfig, NAEatModel, EAT_SIZES),
     "efficientat": (EfficientATConfig, EfficientATModel, {"width": 0.1}),
 }
@@ -30,7 +37,7 @@ MODELS = {
 TRANSFORMERS = [name for name in MODELS if name != "efficientat"]
 NOISE_AWARE_VARIANTS = [
     (model_type, layer_type)
-    for model_type in ("na-beats", "na-eat")
+    for model_type in ("na-beats", "na-dasheng", "na-eat")
     for layer_type in ("cross_attention", "aligned", "film", "self_attention")
 ]
 
@@ -51,8 +58,10 @@ def tiny_model(model_type: str, seed: int = 0, identity: bool = False, **fields)
     return model
 
 
-def two_channel_fbank(batch: int = 2, frames: int = 100, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, 2, frames, 128, generator=torch.Generator().manual_seed(seed))
+def two_channel_fbank(model_type: str = "na-beats", batch: int = 2, frames: int = 100, seed: int = 0) -> torch.Tensor:
+    """Random input of a model of this type, `(batch, 2, frames, its mel bins)`."""
+    mel_bins = tiny_config(model_type).num_mel_bins
+    return torch.randn(batch, 2, frames, mel_bins, generator=torch.Generator().manual_seed(seed))
 
 
 def some_calibration(**values) -> Calibration:

@@ -13,7 +13,7 @@ from na_ssl_hf.training.classification_losses import SubClusterAdaCos
 from na_ssl_hf.training.discriminative import DiscriminativeModel, TrainedState
 from na_ssl_hf.training.lora import add_lora, is_lora_parameter
 
-all_types = pytest.mark.parametrize("model_type", ["beats", "eat", "na-beats", "na-eat"])
+all_types = pytest.mark.parametrize("model_type", ["beats", "dasheng", "eat", "na-beats", "na-dasheng", "na-eat"])
 LABELS = torch.eye(3)
 
 

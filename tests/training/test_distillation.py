@@ -5,12 +5,12 @@ import torch
 from tiny_models import NOISE_AWARE_VARIANTS, tiny_model
 from torch.nn.functional import mse_loss
 
-from na_ssl_hf.hub.fbank import kaldi_fbank
+from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.training.distillation import NoiseAwareDistillation
 
 variants = pytest.mark.parametrize(("model_type", "layer_type"), NOISE_AWARE_VARIANTS)
-model_types = pytest.mark.parametrize("model_type", ["na-beats", "na-eat"])
+model_types = pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
 
 
 def mixture(batch: int = 3, seed: int = 0) -> torch.Tensor:
@@ -19,7 +19,7 @@ def mixture(batch: int = 3, seed: int = 0) -> torch.Tensor:
 
 
 def fbank(waves: torch.Tensor, model) -> torch.Tensor:
-    return kaldi_fbank(waves, model.config.frontend)
+    return TwoChannelFrontEnd.of(model.config).fbank(waves)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder
 from na_ssl_hf.hub.model_weights import has_adapter, merge_adapter
 from na_ssl_hf.training.lora import add_lora, is_lora_parameter, save_adapter
 
-MODEL_TYPES = ["beats", "eat", "na-beats", "na-eat"]
+MODEL_TYPES = ["beats", "dasheng", "eat", "na-beats", "na-dasheng", "na-eat"]
 all_types = pytest.mark.parametrize("model_type", MODEL_TYPES)
 
 
@@ -31,7 +31,7 @@ def adapted(model, rank=4):
 
 @torch.no_grad()
 def output(model):
-    return model(two_channel_fbank()).last_hidden_state
+    return model(two_channel_fbank(model.config.model_type)).last_hidden_state
 
 
 @pytest.fixture(scope="module")

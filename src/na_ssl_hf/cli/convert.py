@@ -21,9 +21,13 @@ def add_commands(commands: Any) -> None:
         "  na-ssl convert na-beats na_beats.ckpt na-beats --base BEATs_iter3.pt",
     )
     parser.add_argument(
-        "kind", choices=("beats", "eat", "efficientat", "na-beats", "na-eat"), help="model of the checkpoint"
+        "kind",
+        choices=("beats", "dasheng", "eat", "efficientat", "na-beats", "na-dasheng", "na-eat"),
+        help="model of the checkpoint; eat also for SSLAM",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help="original file, or directory for EAT's hub layout")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="original file, or directory for the hub layout of Dasheng and EAT"
+    )
     parser.add_argument("destination", type=Path, metavar="DST", help="directory of the converted checkpoint")
     parser.add_argument(
         "--base",

@@ -19,7 +19,7 @@ from .command_line import CommandParser, add_command, add_group
 SCRIPTS = {
     "distil": (
         "train_na_distillation",
-        "turn BEATs or EAT into a noise-aware model by distillation on simulated mixtures",
+        "turn BEATs, EAT or Dasheng into a noise-aware model by distillation on simulated mixtures",
         "--base BASE --targets targets.jsonl --noises noises.jsonl --rooms rooms.safetensors "
         "--validation-rooms val.safetensors --output-dir OUT",
     ),

@@ -4,9 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from na_ssl_hf.convert.beats import convert_beats
+from na_ssl_hf.convert.dasheng import convert_dasheng
 from na_ssl_hf.convert.eat import convert_eat
 from na_ssl_hf.convert.efficientat import convert_efficientat
-from na_ssl_hf.convert.noise_aware import convert_na_beats, convert_na_eat
+from na_ssl_hf.convert.noise_aware import convert_na_beats, convert_na_dasheng, convert_na_eat
+
+_SINGLE_CHANNEL = {
+    "beats": convert_beats,
+    "dasheng": convert_dasheng,
+    "eat": convert_eat,
+    "efficientat": convert_efficientat,
+}
+_NOISE_AWARE = {"na-beats": convert_na_beats, "na-dasheng": convert_na_dasheng, "na-eat": convert_na_eat}
 
 
 def convert(
@@ -15,10 +24,10 @@ def convert(
     """Convert a public checkpoint into a directory for `from_pretrained`.
 
     Args:
-        kind: "beats", "eat", "efficientat", "na-beats" or "na-eat".
+        kind: "beats", "dasheng", "eat" (also for SSLAM), "efficientat", "na-beats", "na-dasheng" or "na-eat".
         source: the file or directory of the original project.
         destination: a directory that does not exist yet, or is empty.
-        base: for "na-beats" and "na-eat", the single-channel checkpoint below the noise-aware layers.
+        base: for the noise-aware kinds, the single-channel checkpoint below the noise-aware layers.
         hints: for "efficientat", the options `hop`, `mels` and `strides` of [`convert_efficientat`].
 
     Returns:
@@ -29,16 +38,12 @@ def convert(
         ValueError: the kind is unknown, a base or a hint is given where none belongs, or the checkpoint does not fit.
     """
     hints = {name: value for name, value in hints.items() if value is not None}
-    if kind == "efficientat":
-        if base is not None:
-            raise ValueError(f"`base` is for 'na-beats' and 'na-eat' only, got {base!s} with kind {kind!r}.")
-        return convert_efficientat(source, destination, **hints)
-    if hints:
+    if kind not in _SINGLE_CHANNEL | _NOISE_AWARE:
+        raise ValueError(f"`kind` must be one of {sorted(_SINGLE_CHANNEL | _NOISE_AWARE)}, got {kind!r}.")
+    if hints and kind != "efficientat":
         raise ValueError(f"`hop`, `mels` and `strides` are for 'efficientat' only, got {hints} with kind {kind!r}.")
-    if kind in ("na-beats", "na-eat"):
-        return (convert_na_beats if kind == "na-beats" else convert_na_eat)(source, destination, base=base)
-    if kind not in ("beats", "eat"):
-        raise ValueError(f"`kind` must be 'beats', 'eat', 'efficientat', 'na-beats' or 'na-eat', got {kind!r}.")
+    if kind in _NOISE_AWARE:
+        return _NOISE_AWARE[kind](source, destination, base=base)
     if base is not None:
-        raise ValueError(f"`base` is for 'na-beats' and 'na-eat' only, got {base!s} with kind {kind!r}.")
-    return (convert_beats if kind == "beats" else convert_eat)(source, destination)
+        raise ValueError(f"`base` is for {sorted(_NOISE_AWARE)} only, got {base!s} with kind {kind!r}.")
+    return _SINGLE_CHANNEL[kind](source, destination, **hints)

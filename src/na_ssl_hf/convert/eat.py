@@ -1,4 +1,8 @@
-"""Conversion of EAT checkpoints (Chen et al., IJCAI 2024): the Hugging Face remote-code layout and fairseq files."""
+"""Conversion of EAT checkpoints (Chen et al., IJCAI 2024): the Hugging Face remote-code layout and fairseq files.
+
+SSLAM (Alex et al., ICLR 2025) is EAT trained further on mixtures of sounds, and has the same files. Of classifiers that
+were fine-tuned from either of them, the encoder is taken and the head dropped.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from na_ssl_hf.convert.foreign_pickle import load_foreign_checkpoint, to_plain
 from na_ssl_hf.convert.weights import (
@@ -19,10 +24,11 @@ from na_ssl_hf.convert.weights import (
 )
 from na_ssl_hf.convert.write import refuse_destination, write_model
 
+logger = logging.get_logger(__name__)
+
 # Number of heads of the two published widths, which a checkpoint's tensors do not tell.
 _PUBLISHED_HEADS = {768: 12, 1024: 16}
 _IMPLEMENTED = {
-    "model_variant": "pretrain",
     "layer_norm_first": False,
     "norm_affine": True,
     "fixed_positions": True,
@@ -53,11 +59,13 @@ def eat_weights(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
         ValueError: missing or unexpected names, unknown number of heads, or settings that our model does not implement
             or that contradict the shapes.
     """
-    fine_tuned = [name for name in tensors if name.startswith(("fc_norm.", "head."))]
-    if fine_tuned or config.get("model_variant") == "finetune":
+    head = [name for name in tensors if name.startswith(("fc_norm.", "head."))]
+    if head:
+        logger.warning(f"{source} is a fine-tuned classifier: its head ({', '.join(head)}) is dropped.")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    if config.get("model_variant", "pretrain") not in ("pretrain", "finetune"):
         raise ValueError(
-            f"{source} is a fine-tuned EAT classifier ({', '.join(fine_tuned[:2]) or 'model_variant finetune'}); the "
-            "encoder of a self-supervised checkpoint (model_variant 'pretrain') is needed."
+            f"`model_variant` of {source} must be 'pretrain' or 'finetune', got {config['model_variant']!r}."
         )
     settings = _settings(tensors, config, source)
     names = {
@@ -160,7 +168,7 @@ def read_config(source: Path) -> dict[str, Any]:
 
 
 def read_eat_fairseq(source: Path) -> Weights:
-    """Read the student's encoder from a fairseq file.
+    """Read the student's encoder from a fairseq file, or the encoder of a fine-tuned classifier.
 
     The decoder and the `_ema` teacher serve pretraining only and are not read, as in the project's own export.
     """
@@ -175,7 +183,8 @@ def read_eat_fairseq(source: Path) -> Weights:
     }
     tensors = {}
     for name, tensor in require_tensors(encoder, source, "`model`").items():
-        name = name.removeprefix(_FAIRSEQ_MODALITY)
+        # In a fine-tuned file the encoder is a part, `model.`, of the classifier.
+        name = name.removeprefix("model.").removeprefix(_FAIRSEQ_MODALITY)
         tensors[name.replace("context_encoder.norm.", "pre_norm.")] = tensor
     return eat_weights(tensors, _fairseq_settings(checkpoint, source), source)
 
@@ -210,7 +219,7 @@ def read_eat(source: str | Path) -> Weights:
 
 
 def convert_eat(source: str | Path, destination: str | Path) -> Path:
-    """Convert a self-supervised EAT checkpoint into a directory for `from_pretrained`.
+    """Convert an EAT or SSLAM checkpoint into a directory for `from_pretrained`; of a classifier, the encoder alone.
 
     Args:
         source: a directory in the Hugging Face remote-code layout, or a fairseq `.pt` file.

@@ -1,7 +1,9 @@
-"""Conversion of NA-BEATs, NA-EAT and D-BEATs checkpoints (Fujimura et al., IWAENC and DCASE 2026), Lightning files.
+"""Conversion of NA-BEATs, NA-EAT, NA-Dasheng and D-BEATs checkpoints (Fujimura et al., IWAENC and DCASE 2026),
+Lightning files.
 
 A full file holds the base encoder and the noise-aware layers. A file written by the averaging callback holds only the
-averaged layers in `state_dict` (the raw ones in `current_model_state` are not used), so the base must be given.
+averaged layers in `state_dict` (the raw ones in `current_model_state` are not used), so the base must be given. That of
+NA-Dasheng also holds the statistics of the base's batch norm, which tell whether the given base is the right one.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ import torch
 from transformers.utils import logging
 
 from na_ssl_hf.convert.beats import beats_weights, read_beats
+from na_ssl_hf.convert.dasheng import BATCH_NORM_BUFFERS, dasheng_weights, read_dasheng
 from na_ssl_hf.convert.eat import eat_weights, read_config, read_eat, split_projections
 from na_ssl_hf.convert.foreign_pickle import load_foreign_checkpoint, to_plain
 from na_ssl_hf.convert.weights import (
@@ -26,7 +29,8 @@ from na_ssl_hf.convert.write import refuse_destination, write_model
 
 logger = logging.get_logger(__name__)
 
-_NAMES_OF_BASES = {"beats": "BEATs", "eat": "EAT"}
+_NAMES_OF_BASES = {"beats": "BEATs", "dasheng": "Dasheng", "eat": "EAT"}
+_READERS = {"beats": read_beats, "dasheng": read_dasheng, "eat": read_eat}
 _MLP_NAMES = {
     "norm_ffn.weight": "mlp_norm.weight",
     **{
@@ -35,6 +39,8 @@ _MLP_NAMES = {
         for leaf in ("weight", "bias")
     },
 }
+# What the names of NA-EAT's and NA-Dasheng's layers start with, after the leading `model.`.
+_LAYER_PREFIXES = ("fusion_layers.", "additional_layers.")
 _ATTENTION_NAMES = {f"attention.out_proj.{leaf}": f"attention.out_proj.{leaf}" for leaf in ("weight", "bias")}
 _STACKED_NAMES = {f"attention.in_proj_{leaf}": f"attention.{{}}.{leaf}" for leaf in ("weight", "bias")}
 # For every layer type, the names of the original layer and ours. The first name tells the types apart.
@@ -98,7 +104,7 @@ def _attention_settings(hyper_parameters: Any) -> Mapping[str, Any]:
 
 
 def _read_converted(source: Path, model_type: str) -> Weights:
-    """Read a directory that `convert_beats` or `convert_eat` wrote."""
+    """Read a directory that the converter of a base wrote."""
     config = read_config(source)
     if config.get("model_type") != model_type:
         raise ValueError(f"The base {source} must be of model type {model_type!r}, got {config.get('model_type')!r}.")
@@ -113,7 +119,7 @@ def _read_base(source: Path, model_type: str) -> Weights:
     """Read a base encoder: one of our directories, or any checkpoint that its converter reads."""
     if source.is_dir() and (model_type == "beats" or "hidden_size" in read_config(source)):
         return _read_converted(source, model_type)
-    return read_beats(source) if model_type == "beats" else read_eat(source)
+    return _READERS[model_type](source)
 
 
 def _read_noise_aware(
@@ -134,6 +140,8 @@ def _read_noise_aware(
         base_prefix: what the names of the base's tensors start with, after the leading `model.`.
         base_weights: renames the base's tensors of a full file; it also gets the given base, whose settings it may
             need.
+
+    A file may hold `BATCH_NORM_BUFFERS` of the base beside the layers alone, which are compared with the given base.
     """
     checkpoint = load_foreign_checkpoint(source)
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
@@ -160,6 +168,10 @@ def _read_noise_aware(
     if others:
         require_names(others, (), source)
     given = None if base is None else _read_base(base, model_type)
+    if set(encoder) <= set(BATCH_NORM_BUFFERS):
+        if given is not None:
+            _require_fitting_statistics(encoder, given, source, base)
+        encoder = {}
     if encoder:
         weights = base_weights(encoder, given)
         if given is not None:
@@ -175,6 +187,19 @@ def _read_noise_aware(
         layers, checkpoint.get("hyper_parameters"), weights.settings["num_hidden_layers"], source
     )
     return Weights(weights.settings | extra.settings, weights.state | extra.state)
+
+
+def _require_fitting_statistics(
+    buffers: Mapping[str, torch.Tensor], given: Weights, source: Path, base: Path | None
+) -> None:
+    """Refuse a given base whose batch norm has other statistics than the base that the layers were trained on."""
+    for name, buffer in buffers.items():
+        own = given.state.get(name.replace("init_bn.1.", "embeddings.batch_norm."))
+        if own is None or own.shape != buffer.shape or not torch.allclose(own, buffer, rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"The base {base} does not fit {source}: its {name} differs from that of the base on which the layers "
+                "were trained."
+            )
 
 
 def _compare_bases(found: Weights, given: Weights, source: Path, base: Path | None) -> None:
@@ -258,6 +283,36 @@ def convert_na_eat(source: str | Path, destination: str | Path, base: str | Path
         found = eat_weights(tensors, {"num_heads": 1, "mel_bins": given.settings["num_mel_bins"]}, source)
         return Weights(given.settings, found.state)
 
-    prefixes = ("fusion_layers.", "additional_layers.")
-    weights = _read_noise_aware(source, base, "eat", prefixes, "org_model.", weights_of_full_file)
+    weights = _read_noise_aware(source, base, "eat", _LAYER_PREFIXES, "org_model.", weights_of_full_file)
     return write_model("na-eat", weights, destination, source)
+
+
+def convert_na_dasheng(source: str | Path, destination: str | Path, base: str | Path | None = None) -> Path:
+    """Convert an NA-Dasheng checkpoint; the type of its noise-aware layers is read from their names.
+
+    Args:
+        source: a Lightning `.ckpt` file, full or with the noise-aware layers alone.
+        destination: a directory that does not exist yet, or is empty.
+        base: Dasheng in the hub's layout, as a file of its package, or converted by [`convert_dasheng`]; needed where
+            `source` holds the layers alone, and beside a full file of a width that none of the published sizes has,
+            whose number of heads the tensors do not tell. It then gives the settings only, and a warning where its
+            weights differ.
+
+    Returns:
+        `destination`, with the weights (float32), the configurations of model and feature extractor, and their code.
+
+    Raises:
+        OSError: the file is missing, truncated or damaged, or the destination is occupied.
+        ValueError: the checkpoint is of another kind, the base is missing or does not fit, or the weights do not fit.
+            Nothing is written in either case.
+    """
+    source, base = Path(source), None if base is None else Path(base)
+    refuse_destination(destination)
+
+    def weights_of_full_file(tensors: Mapping[str, torch.Tensor], given: Weights | None) -> Weights:
+        if given is None:
+            return dasheng_weights(tensors, {}, source)
+        return Weights(given.settings, dasheng_weights(tensors, {"num_heads": 1}, source).state)
+
+    weights = _read_noise_aware(source, base, "dasheng", _LAYER_PREFIXES, "org_model.", weights_of_full_file)
+    return write_model("na-dasheng", weights, destination, source)

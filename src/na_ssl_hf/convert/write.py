@@ -7,6 +7,7 @@ from transformers.initialization import no_init_weights
 
 from na_ssl_hf.convert.weights import Weights, require_names
 from na_ssl_hf.hub.configuration_beats import BeatsConfig, NABeatsConfig
+from na_ssl_hf.hub.configuration_dasheng import DashengConfig, NADashengConfig
 from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
 from na_ssl_hf.hub.configuration_efficientat import EfficientATConfig
 from na_ssl_hf.hub.configuration_noise_aware import ConfigurationError
@@ -14,17 +15,20 @@ from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.modeling_beats import BeatsModel
+from na_ssl_hf.hub.modeling_dasheng import DashengModel
 from na_ssl_hf.hub.modeling_eat import EatModel
 from na_ssl_hf.hub.modeling_efficientat import EfficientATForAudioClassification
-from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NAEatModel
+from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
 from na_ssl_hf.hub.whole_files import whole_folder
 
 # The kind of a checkpoint is the model type of what it becomes.
 CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "beats": (BeatsConfig, BeatsModel),
+    "dasheng": (DashengConfig, DashengModel),
     "eat": (EatConfig, EatModel),
     "efficientat": (EfficientATConfig, EfficientATForAudioClassification),
     "na-beats": (NABeatsConfig, NABeatsModel),
+    "na-dasheng": (NADashengConfig, NADashengModel),
     "na-eat": (NAEatConfig, NAEatModel),
 }
 
@@ -63,7 +67,7 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     """Write the weights, the configurations and the code of a model and its feature extractor.
 
     Args:
-        kind: "beats", "eat", "efficientat", "na-beats" or "na-eat".
+        kind: a name of `CLASSES`.
         weights: settings and tensors of the model.
         destination: a directory that does not exist yet, or is empty.
         source: the file that errors name.

@@ -29,6 +29,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "num_buckets": (1, 65_536),
     "max_distance": (1, 1_000_000),
     "max_time_patches": (1, 65_536),
+    "target_length": (1, 1_048_576),
     "num_frames": (1, 1_024),
     "width": (0.01, 40),
     "hop_length": (32, 32_000),

@@ -1,4 +1,4 @@
-"""NA-BEATs and NA-EAT, and what makes an encoder noise-aware: a trainable layer after each frozen one.
+"""NA-BEATs, NA-EAT and NA-Dasheng, and what makes an encoder noise-aware: a trainable layer after each frozen one.
 
 Fujimura et al., "Noise-aware audio self-supervised learning", IWAENC 2026, and DCASE 2026 Task 2.
 Letters in shape comments: B recordings, N tokens of the close stream, N' tokens of the far stream, D hidden size,
@@ -21,8 +21,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import NABeatsConfig
+from .configuration_dasheng import NADashengConfig
 from .configuration_eat import NAEatConfig
 from .modeling_beats import BeatsLayer, BeatsModel
+from .modeling_dasheng import DashengLayer, DashengModel, joins_pieces
 from .modeling_eat import EatLayer, EatModel
 from .modeling_shared import (
     AttentionMask,
@@ -298,13 +300,15 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             noise_attention_mask: `(B, T')`, the same for `noise_values`.
 
         Returns:
-            `last_hidden_state` `(B, N, D)` as the base gives it, for EAT with CLS first and again as `pooler_output`
-            `(B, D)`; with `output_hidden_states=True` also the input of the first layer and the output of every layer;
-            with `output_attentions=True` (eager attention) the noise-aware layers' weights.
+            `last_hidden_state` `(B, N, D)` as the base gives it, for Dasheng after its final norm, for EAT with CLS
+            first and again as `pooler_output` `(B, D)`; with `output_hidden_states=True` also the input of the first
+            layer and the output of every layer; with `output_attentions=True` (eager attention) the noise-aware layers'
+            weights.
 
         Raises:
             ValueError: the far channel is missing, a shape is wrong, or there are fewer frames than in one patch or
-                more than EAT's position table holds.
+                more than EAT's position table holds; or Dasheng would cut the two channels into different numbers of
+                pieces.
         """
         sizes = self.config.num_mel_bins, self.config.patch_size
         if self.hears_far:
@@ -343,6 +347,11 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             hidden_states, far_states = embedded.hidden_states, embedded_far.hidden_states
             far_token_mask = embedded_far.token_mask
             inputs = StreamInputs(embedded.layer_inputs, embedded_far.layer_inputs)
+        if len(hidden_states) != len(far_states):
+            raise ValueError(
+                "`noise_values` must have as many pieces of `target_length` frames as `input_values`, because every "
+                f"piece hears only the far one of the same time; got {far.shape[1]} and {close.shape[1]} frames."
+            )
         cross_attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -353,7 +362,11 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
 
     @torch.no_grad()
     def base_states(self, fbank: torch.Tensor) -> list[torch.Tensor]:
-        """Encode fbank `(B, T, M)` with the base alone; returns every layer's output `(B, N, D)`, without a graph."""
+        """Encode fbank `(B, T, M)` with the base alone, without a graph.
+
+        Returns:
+            every layer's output as the next layer takes it, `(B, N, D)`; see [`SpectrogramEncoder.join_pieces`].
+        """
         hidden_states, _, layer_inputs = self.embed(fbank)
         states = []
         for layer in cast("Iterable[NoiseAwareEncoderLayer]", self.layers):
@@ -377,7 +390,7 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
         known: Sequence[torch.Tensor | None] = [None] * len(self.layers) if far_states is None else far_states
         for layer, far in zip(self.layers, known, strict=True):
             hidden_states, _ = layer(hidden_states, far, inputs)
-        return hidden_states
+        return self.last_hidden_state(hidden_states, fbank.shape[1])
 
     def freeze_base(self, frozen: bool = True) -> None:
         """Freeze (or unfreeze) every parameter outside the noise-aware layers; a frozen base also stays in eval mode.
@@ -416,7 +429,8 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
         """Make a noise-aware model around a pretrained base; its new layers are the identity and change no output yet.
 
         Args:
-            base: a [`BeatsModel`] for NA-BEATs, an [`EatModel`] for NA-EAT; its weights are copied.
+            base: a [`BeatsModel`] for NA-BEATs, an [`EatModel`] for NA-EAT, a [`DashengModel`] for NA-Dasheng; its
+                weights are copied.
             **noise_aware_fields: `noise_aware_...` fields of the configuration.
 
         Returns:
@@ -491,7 +505,30 @@ class NAEatModel(NoiseAwareModelMixin, EatModel):
     _can_record_outputs = {"hidden_states": NAEatLayer, "attentions": NoiseAwareAttention}
 
 
-__all__ = ["NABeatsModel", "NAEatModel"]
+class NADashengLayer(NoiseAwareEncoderLayer, DashengLayer):  # type: ignore[misc] # takes two streams and not one
+    """A frozen Dasheng layer that both streams pass through, and the noise-aware layer behind it."""
+
+
+class NADashengModel(NoiseAwareModelMixin, DashengModel):
+    """The noise-aware Dasheng encoder turns close and far spectrograms into denoised tokens of the close recording.
+
+    Its base is frozen. An untrained model, whose new layers are the identity, gives exactly what Dasheng gives for the
+    close channel. Of recordings longer than `target_length`, every piece hears only the far piece of the same time; the
+    two may differ in length as long as they have equally many pieces.
+    """
+
+    base_class = DashengModel
+    layer_class = NADashengLayer
+    config: NADashengConfig
+    config_class = NADashengConfig
+    base_model_prefix = "na_dasheng"
+    _no_split_modules = ["DashengEmbeddings", "NADashengLayer"]
+    _can_record_outputs = {"hidden_states": NADashengLayer, "attentions": NoiseAwareAttention}
+    forward = joins_pieces(NoiseAwareModelMixin.forward)
+
+
+__all__ = ["NABeatsModel", "NADashengModel", "NAEatModel"]
 
 NABeatsModel.register_for_auto_class("AutoModel")
+NADashengModel.register_for_auto_class("AutoModel")
 NAEatModel.register_for_auto_class("AutoModel")

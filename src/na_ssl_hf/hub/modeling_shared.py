@@ -195,6 +195,23 @@ class SpectrogramEncoder(CompleteModel):
             hidden_states = layer(hidden_states, *embedded.layer_inputs, **kwargs)
         return hidden_states
 
+    def join_pieces(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Make the tokens of recordings, `(B, N, D)`, from what the layers take and give.
+
+        Most encoders take recordings whole, and change nothing. Dasheng cuts long ones into pieces.
+
+        Args:
+            hidden_states: the input or output of a layer, `(B, N, D)`; for pieces `(B * P, n, D)`.
+            num_frames: T of the fbank that was embedded.
+        """
+        return hidden_states
+
+    def last_hidden_state(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Make `last_hidden_state` `(B, N, D)` from the output of the last layer; arguments as for `join_pieces`."""
+        finished = self.output(hidden_states).last_hidden_state
+        assert finished is not None
+        return self.join_pieces(finished, num_frames)
+
     def num_tokens(self, num_frames: int) -> int:
         """Compute the number of patch tokens, CLS not counted, of `num_frames` fbank frames.
 

@@ -36,7 +36,8 @@ class NoiseAwareDistillation(nn.Module):
     a graph. The close stream follows, and every noise-aware layer compares it with the far stream of the same depth.
 
     Args:
-        model: an [`NABeatsModel`] or [`NAEatModel`], base frozen; its noise-aware layers are trained in place.
+        model: an [`NABeatsModel`], [`NAEatModel`] or [`NADashengModel`], base frozen; its noise-aware layers are
+            trained in place.
         far_cancellation: the method that takes the far microphone out of the close channel, as in the extractor.
         band_loss_weight: the weight of the loss on band vectors (0 in the published loss).
         gradient_checkpointing: whether only what is between the layers is kept, and the rest computed again.
@@ -78,7 +79,8 @@ class NoiseAwareDistillation(nn.Module):
         losses = {"loss": self.loss(self.model.denoise(heard_fbank, far_states), teacher)}
         if references:
             with torch.no_grad():
-                losses["identity"] = self.loss(self.model.base_states(heard_fbank)[-1], teacher)
+                base = self.model.base_states(heard_fbank)[-1]
+                losses["identity"] = self.loss(self.model.last_hidden_state(base, heard_fbank.shape[1]), teacher)
                 if self.model.hears_far:
                     for name, wave in {"far_is_close": close, "far_is_silent": torch.zeros_like(close)}.items():
                         other_states = self.model.base_states(self.front_end.fbank(wave))
@@ -88,9 +90,9 @@ class NoiseAwareDistillation(nn.Module):
     def far_and_teacher(self, far: Tensor, clean: Tensor) -> tuple[list[Tensor] | None, Tensor]:
         """Encode fbank `(B, T, M)` with the base: the far stream behind every layer, the clean tokens `(B, N, D)`."""
         if not self.model.hears_far:
-            return None, self.model.base_states(clean)[-1]
-        states = self.model.base_states(torch.cat([far, clean]))  # (2B, N, D) each
-        return [state[: len(far)] for state in states], states[-1][len(far) :]
+            return None, self.model.last_hidden_state(self.model.base_states(clean)[-1], clean.shape[1])
+        halves = [state.chunk(2) for state in self.model.base_states(torch.cat([far, clean]))]  # (B, N, D) twice, each
+        return [half for half, _ in halves], self.model.last_hidden_state(halves[-1][1], clean.shape[1])
 
     def loss(self, tokens: Tensor, teacher: Tensor) -> DistillationLoss:
         """Compare tokens `(B, N, D)` in float32; a CLS token weighs as much as all patches together."""

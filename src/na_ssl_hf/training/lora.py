@@ -20,7 +20,7 @@ def add_lora(model: PreTrainedModel, rank: int = 64, alpha: int = 64, dropout: f
     """Freeze an encoder and add trainable low-rank matrices, which change nothing yet, to `TARGET_MODULES`.
 
     Args:
-        model: BEATs, EAT, NA-BEATs or NA-EAT, changed in place.
+        model: BEATs, EAT, Dasheng or a noise-aware one of them, changed in place.
         rank: rank of the matrices.
         alpha: scale of their product, which is multiplied by `alpha / rank`.
         dropout: dropout on their input, in training.

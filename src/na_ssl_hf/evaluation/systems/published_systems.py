@@ -22,6 +22,10 @@ FRONTENDS = {
     "eat-large": "eat",
     "na-beats": "na-beats",
     "na-eat": "na-eat",
+    # SSLAM is EAT trained further, and is read as such.
+    "sslam": "eat",
+    "dasheng": "dasheng",
+    "na-dasheng": "na-dasheng",
     "dis-beats": "beats",
     "dis-eat": "eat",
     "dis-na-beats": "na-beats",
@@ -83,6 +87,10 @@ SYSTEMS: dict[str, PublishedSystem] = {
     "dis-eat": PublishedSystem({"dis-eat": 1.0}, dev=58.83),
     "dis-na-beats": PublishedSystem({"dis-na-beats": 1.0}, dev=63.92),
     "dis-na-eat": PublishedSystem({"dis-na-eat": 1.0}, dev=64.35),
+    # Encoders that Table 3 does not have.
+    "sslam": PublishedSystem({"sslam": 1.0}),
+    "dasheng": PublishedSystem({"dasheng": 1.0}),
+    "na-dasheng": PublishedSystem({"na-dasheng": 1.0}),
     # Frozen BEATs with relative deviation pooling, also published after far-microphone cancellation.
     "beats-rdp4": PublishedSystem(
         {"beats": 1.0}, "rdp", 4.0, dev=61.33, eval=62.84, dev_least_squares=67.48, eval_least_squares=66.84
