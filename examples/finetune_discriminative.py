@@ -11,10 +11,11 @@ r"""Fine-tune an encoder to tell a data set's normal training clips apart ("Dis"
 
 BASE is a folder, a name on the hub or a checkpoint of the package (na-beats-tiny); of DCASE_FOLDER only `train` is
 read. Low-rank adapters are trained with a sub-cluster AdaCos loss on attributes or pseudo labels (Fujimura et al.,
-DCASE 2026 Task 2, whose settings are the defaults). OUT becomes an adapter for `AutoModel.from_pretrained`, with
-label_map.json, log.jsonl and README.md beside it; OUT/checkpoints holds what `--resume` needs. The weights of the last
-step are saved: none are selected, and no anomaly is used. On a CPU, MALLOC_MMAP_THRESHOLD_=1000000 in the environment
-makes the C library return memory: with --gradient_checkpointing NA-BEATs base then takes 2 GB, and 6 GB otherwise.
+DCASE 2026 Task 2, whose settings are the defaults). OUT becomes an adapter for `AutoModel.from_pretrained`,
+or with --full, which EfficientAT needs, a whole model; label_map.json, log.jsonl and README.md lie beside it, and
+OUT/checkpoints holds what `--resume` needs. The weights of the last step are saved: none are selected, and no anomaly
+is used. On a CPU, MALLOC_MMAP_THRESHOLD_=1000000 in the environment makes the C library return memory: with
+--gradient_checkpointing NA-BEATs base then takes 2 GB, and 6 GB otherwise.
 """
 
 import hashlib
@@ -88,6 +89,7 @@ class Settings:
     num_clusters: str = option("number of k-means clusters of a machine without attributes, or silhouette", "16")
     label_map: str | None = option("label_map.json of another training on the same data (default: a new one is made)")
     # Model and loss
+    full: bool = option("training of all weights instead of low-rank matrices, as EfficientAT needs it", False)
     lora_rank: int = option("rank of the low-rank matrices", 64)
     lora_alpha: int = option("scale of the low-rank matrices, whose product is multiplied by alpha / rank", 64)
     lora_dropout: float = option("dropout on the input of the low-rank matrices", 0.0)
@@ -177,7 +179,7 @@ def main() -> None:
         raise ValueError(
             f"`batch_size` must be at most the number of training clips {len(kept)}, got {settings.batch_size}"
         )
-    crops = LabelledCrops(clips, labels, settings.duration)
+    crops = LabelledCrops(clips, labels, settings.duration, extractor.sampling_rate)
     batch_size, rank = settings.batch_size // accelerator.num_processes, accelerator.process_index
     # Accelerate does not prepare the loader, since it would split the data once more.
     training = DataLoader(
@@ -193,7 +195,8 @@ def main() -> None:
 
     # Model
     num_classes = len(label_map.classes)
-    add_lora(encoder, settings.lora_rank, settings.lora_alpha, settings.lora_dropout)
+    if not settings.full:
+        add_lora(encoder, settings.lora_rank, settings.lora_alpha, settings.lora_dropout)
     head = ProjectionHead(encoder.config.hidden_size, settings.embedding_size, settings.pooling)
     loss = make_loss(settings, num_classes)
     model = DiscriminativeModel(
@@ -253,11 +256,15 @@ def main() -> None:
             position = {"step": step, "label_map": digest, **lasting}
             save_checkpoint(accelerator, output_dir / "checkpoints", position, settings.keep)
 
-    # The adapter and its card
+    # The model or its adapter, and the card
     if accelerator.is_main_process:
         with ema.swapped_in():
+            if settings.full:
+                with whole_folder(output_dir, keeps=lambda name: True) as staging:
+                    encoder.save_pretrained(staging)
+            else:
+                save_adapter(encoder, output_dir, settings.base_name or base)
             extractor.save_pretrained(output_dir)
-            save_adapter(encoder, output_dir, settings.base_name or base)
             if settings.merged:
                 with whole_folder(output_dir / "merged") as staging:
                     merge_adapter(encoder).save_pretrained(staging)
@@ -272,6 +279,7 @@ def main() -> None:
             held_out=settings.held_out > 0,
             num_processes=accelerator.num_processes,
             command=launch_command(sys.argv),
+            is_adapter=not settings.full,
         )
     accelerator.end_training()
 

@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_config, tiny_model
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor, pool_time
-from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder, close_channel, log_mel_embedder
+from na_ssl_hf.evaluation.systems.embedders import checkpoint_embedder, close_channel, log_mel_embedder, model_embedder
 from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.hub.recording import Recording
@@ -42,6 +42,21 @@ def test_embeddings_are_those_of_model_and_pooling(checkpoints, stereo):
         with torch.no_grad():
             grid = model.time_frequency_grid(model(features["input_values"]).last_hidden_state)
         torch.testing.assert_close(embedding, pool_time(grid, "rdp", gamma=8.0)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_efficientat_hears_recordings_of_16_khz_resampled(stereo, tmp_path):
+    tiny_model("efficientat").save_pretrained(tmp_path)
+    TwoChannelFeatureExtractor("efficientat", resample=True).save_pretrained(tmp_path)
+    embedder = checkpoint_embedder("efficientat", str(tmp_path))
+    extractor, model = TwoChannelFeatureExtractor("efficientat", resample=True), tiny_model("efficientat")
+    for path, embedding in zip(stereo, embedder.embed(stereo), strict=True):
+        features = extractor(soundfile.read(path, dtype="float32")[0].T, sampling_rate=16000)
+        with torch.no_grad():
+            grid = model.time_frequency_grid(model(features["input_values"]).last_hidden_state)
+        torch.testing.assert_close(embedding, grid.mean(1)[0], atol=1e-5, rtol=1e-5)
+    other_hop = TwoChannelFeatureExtractor("efficientat", resample=True, hop_length=160)
+    same_weights = tiny_model("efficientat", hop_length=160)
+    assert model_embedder("efficientat", same_weights, other_hop).key != embedder.key
 
 
 def test_a_noise_aware_checkpoint_serves_its_base(checkpoints, stereo):

@@ -153,6 +153,26 @@ def test_leaves_an_adapter_its_labels_its_card_and_its_log(train, data, base):
     assert "7 classes of" in card
 
 
+def test_efficientat_is_trained_whole(train, tmp_path):
+    extractor = TwoChannelFeatureExtractor("efficientat", resample=True)
+    scorer = AnomalyScorer(model=tiny_model("efficientat"), feature_extractor=extractor)
+    scorer.save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"attention layers.*got EfficientATModel.*--full"):
+        train(base=tmp_path / "base")
+    out = train(base=tmp_path / "base", full="true", max_steps=3, ema_decay=0)
+    model, before = AutoModel.from_pretrained(out), tiny_model("efficientat")
+    assert AutoFeatureExtractor.from_pretrained(out).resample
+    changed = {
+        name
+        for (name, new), old in zip(model.state_dict().items(), before.state_dict().values(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert changed == {name for name, _ in before.named_parameters()}  # the statistics of the norms stay
+    state = torch.load(latest_checkpoint(out / "checkpoints") / "custom_checkpoint_0.pkl")
+    assert torch.equal(state["encoder.stem.convolution.weight"], model.stem.convolution.weight)
+    assert "All weights of `base` (efficientat)" in (out / "README.md").read_text()
+
+
 def test_checkpoints_hold_no_copy_of_the_base(train):
     latest = latest_checkpoint(train(max_steps=2) / "checkpoints")
     assert not list(latest.glob("model*"))

@@ -17,6 +17,15 @@ def write(folder: Path, index: int, samples: np.ndarray, rate: int = 16000) -> D
     return list_dcase_clips(folder, "train")[-1]
 
 
+def test_crops_of_another_rate_sound_the_same(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)[:, None]
+    crops = LabelledCrops([write(tmp_path, 0, tone)], torch.zeros(1), 0.5, sampling_rate=32000)
+    crop, _ = crops[0, 0]
+    assert crop.shape == (2, 16000)
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 32000)
+    np.testing.assert_allclose(crop[1, 1000:-1000], expected[1000:-1000], atol=2e-3)
+
+
 def test_long_clips_are_cut_by_seed_and_short_ones_repeated(tmp_path):
     ramp = np.arange(4000, dtype=np.float32)[:, None] / 8000 * [1, -1]
     clips = [write(tmp_path, 0, ramp), write(tmp_path, 1, ramp[:700])]

@@ -1,4 +1,4 @@
-"""The model card of a discriminatively fine-tuned adapter, written from its training log."""
+"""The model card of a discriminatively fine-tuned model or adapter, written from its training log."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _TEMPLATE = """---
 
 # {{ name }}
 
-A low-rank adapter of `{{ base }}` ({{ model_type }}), trained to tell {{ num_classes }} classes of
+{{ kind }} `{{ base }}` ({{ model_type }}), trained to tell {{ num_classes }} classes of
 {{ num_clips }} normal machine recordings apart (Fujimura et al., DCASE 2026 Task 2). Anomaly scores come from its
 tokens; the head and the loss of the training are not part of it.
 
@@ -22,7 +22,7 @@ tokens; the head and the loss of the training are not part of it.
 import na_ssl_hf  # registers models and pipeline with transformers
 from transformers import pipeline
 
-scorer = pipeline("anomaly-scoring", model="{{ name }}")  # needs peft
+scorer = pipeline("anomaly-scoring", model="{{ name }}"){{ needs }}
 scorer.fit(normal_recordings)
 ```
 
@@ -56,6 +56,7 @@ def write_adapter_card(
     held_out: bool,
     num_processes: int,
     command: str,
+    is_adapter: bool = True,
 ) -> None:
     """Write `folder/README.md`.
 
@@ -63,15 +64,16 @@ def write_adapter_card(
         base: the name of the base; a name on the hub also goes into the metadata.
         licence: the licence of the adapter, a hub identifier.
         log: the rows of the training log.
+        is_adapter: whether the folder holds an adapter, or all weights of a model.
         held_out: whether the clips that were measured were kept from training.
     """
     base_on_hub = base if base.count("/") == 1 and not Path(base).exists() else None
     metadata = ModelCardData(
-        library_name="peft",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="audio-classification",
         license=licence,
         base_model=base_on_hub,
-        tags=["audio", "anomaly-detection", "lora", model_type],
+        tags=["audio", "anomaly-detection", *(["lora"] if is_adapter else []), model_type],
     )
     columns = ("step", "validation/accuracy", "validation/loss", "validation/leave_one_out_variance")
     measured = [[row[column] for column in columns] for row in log if columns[1] in row]
@@ -79,6 +81,8 @@ def write_adapter_card(
         metadata,
         template_str=_TEMPLATE,
         name=folder.name,
+        kind="A low-rank adapter of" if is_adapter else "All weights of",
+        needs="  # needs peft" if is_adapter else "",
         base=base_on_hub or Path(base).name,
         model_type=model_type,
         num_classes=len(label_map.classes),

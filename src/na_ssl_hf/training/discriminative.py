@@ -1,4 +1,4 @@
-"""The model of discriminative fine-tuning: an adapted encoder, a head and an angular loss.
+"""The model of discriminative fine-tuning: an encoder with an adapter or trained whole, a head and an angular loss.
 
 Fujimura et al., DCASE 2026 Task 2. Letters in shape comments: B recordings, N samples, T fbank frames, M mel bins, T'
 patch rows, F bands, D hidden size, C classes.
@@ -15,7 +15,6 @@ from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_shared import SpectrogramEncoder
 from .classification_losses import ArcFace, SubClusterAdaCos
 from .gradient_checkpointing import checkpoint_layers
-from .lora import is_lora_parameter
 
 
 class DiscriminativeOutput(NamedTuple):
@@ -27,10 +26,11 @@ class DiscriminativeOutput(NamedTuple):
 
 
 class DiscriminativeModel(nn.Module):
-    """An encoder with an adapter, a head on its tokens and the loss; what is frozen stays in eval mode.
+    """An encoder, a head on its tokens and the loss; the encoder, batch norms included, stays in eval mode.
 
     Args:
-        encoder: an encoder after `add_lora`; its far stream, if it has one, passes the adapted layers without a graph.
+        encoder: an encoder after `add_lora`, whose far stream, if it has one, passes the adapted layers without a
+            graph; or one that is trained whole, as EfficientAT must be.
         head: turns tokens `(B, L, D)` into embeddings, see [`ProjectionHead`].
         loss: the loss of the embeddings.
         far_cancellation: the method that takes the far microphone out of the close channel, as in the extractor.
@@ -55,7 +55,7 @@ class DiscriminativeModel(nn.Module):
         """Compute the mean loss, the logits and the embeddings of a batch.
 
         Args:
-            waveforms: `(B, 2, N)` at 16 kHz, channel 0 close, 1 far.
+            waveforms: `(B, 2, N)` at the rate of the encoder, channel 0 close, 1 far.
             labels: `(B, C)`, soft after mixup.
         """
         with torch.no_grad():
@@ -89,14 +89,12 @@ class TrainedState:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.model.state_dict().items() if _is_trained(name)}
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        state = self.model.state_dict()
+        return {name: state[name] for name in state if name in trained or not name.startswith("encoder.")}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a state; a ValueError says where names are missing or unknown."""
         if odd := set(self.state_dict()) ^ set(state):
             raise ValueError(f"`state` must be of the same model, {len(odd)} names differ, first {min(odd)}.")
         self.model.load_state_dict(state, strict=False)
-
-
-def _is_trained(name: str) -> bool:
-    return not name.startswith("encoder.") or is_lora_parameter(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -26,11 +27,18 @@ class LabelledCrops(Dataset):
         clips: the clips, n of them.
         labels: their class numbers, `(n,)`.
         duration_s: the duration of a crop.
+        sampling_rate: the rate of the crops, Hz; the clips have 16 kHz.
     """
 
-    def __init__(self, clips: Sequence[DcaseClip], labels: Tensor, duration_s: float = 10.0):
-        self.clips, self.labels = clips, labels
-        self.num_samples = round(duration_s * SAMPLING_RATE)
+    def __init__(
+        self,
+        clips: Sequence[DcaseClip],
+        labels: Tensor,
+        duration_s: float = 10.0,
+        sampling_rate: int = SAMPLING_RATE,
+    ):
+        self.clips, self.labels, self.sampling_rate = clips, labels, sampling_rate
+        self.num_samples = round(duration_s * sampling_rate)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -38,6 +46,9 @@ class LabelledCrops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = item
         samples = torch.as_tensor(load_recording(self.clips[index].path, SAMPLING_RATE).samples)  # (channels, n)
+        if self.sampling_rate != SAMPLING_RATE:
+            frames = soxr.resample(samples.T.contiguous().numpy(), SAMPLING_RATE, self.sampling_rate)  # (n, channels)
+            samples = torch.from_numpy(frames.T.copy())  # (channels, n)
         missing = self.num_samples - samples.shape[1]
         if missing > 0:
             samples = samples.repeat(1, -(-self.num_samples // samples.shape[1]))

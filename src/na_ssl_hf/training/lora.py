@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -27,13 +28,18 @@ def add_lora(model: PreTrainedModel, rank: int = 64, alpha: int = 64, dropout: f
 
     Raises:
         ImportError: peft is missing.
-        ValueError: a setting is out of range, or the model has an adapter already.
+        ValueError: a setting is out of range, the model has an adapter already, or it has no attention.
     """
     if has_adapter(model):
         raise ValueError("`model` must be one without an adapter (merge that one first), got one with an adapter.")
     if rank < 1 or not alpha > 0 or not 0 <= dropout < 1:
         raise ValueError(
             f"`rank` must be at least 1, `alpha` positive and `dropout` in [0, 1), got {rank}, {alpha} and {dropout}."
+        )
+    if not any(re.fullmatch(TARGET_MODULES, name) for name, _ in model.named_modules()):
+        raise ValueError(
+            f"`model` must have attention layers, which adapters are for, got {type(model).__name__}: fine-tune all "
+            "its weights instead (`--full`)."
         )
     from peft import LoraConfig
 

@@ -32,7 +32,7 @@ from .published_systems import FRONTENDS
 # Part of the key of every embedding: another number makes all embeddings in existing caches be computed again.
 FORMAT_VERSION = 1
 # The fields that decide what an extractor computes; its file also says where its code is.
-_EXTRACTOR_FIELDS = ("frontend", "sampling_rate", "num_mel_bins", "resample", "far_cancellation")
+_EXTRACTOR_FIELDS = ("frontend", "sampling_rate", "num_mel_bins", "hop_length", "resample", "far_cancellation")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def model_embedder(
     pooling_settings: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
-        recordings = [load_recording(file, SAMPLING_RATE) for file in files]
+        recordings = [load_recording(file, extractor.sampling_rate) for file in files]
         if hears_close_only:
             recordings = [_with_two_channels(recording) for recording in recordings]
         return scorer.embed([_as_dict(one) for one in recordings], batch_size, **pooling_settings)

@@ -30,6 +30,7 @@ FRONTENDS = {
     "dis-eat": "eat",
     "dis-na-beats": "na-beats",
     "dis-na-eat": "na-eat",
+    "efficientat": "efficientat",
 }
 
 
@@ -91,6 +92,7 @@ SYSTEMS: dict[str, PublishedSystem] = {
     "sslam": PublishedSystem({"sslam": 1.0}),
     "dasheng": PublishedSystem({"dasheng": 1.0}),
     "na-dasheng": PublishedSystem({"na-dasheng": 1.0}),
+    "efficientat": PublishedSystem({"efficientat": 1.0}),
     # Frozen BEATs with relative deviation pooling, also published after far-microphone cancellation.
     "beats-rdp4": PublishedSystem(
         {"beats": 1.0}, "rdp", 4.0, dev=61.33, eval=62.84, dev_least_squares=67.48, eval_least_squares=66.84
