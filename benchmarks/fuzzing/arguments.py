@@ -45,6 +45,7 @@ _ALSO = (
     "num_neighbors",
     "embeddings",
     "smote_neighbors",
+    "backend",
 )
 
 BANK: dict[str, tuple[Any, ...]] = {
@@ -63,6 +64,9 @@ BANK: dict[str, tuple[Any, ...]] = {
     "max_clips": (None, 8),
     "index": (None, "flat"),
     "coreset_seed": (0, 7),
+    "backend": ("nearest", "two_domains", "mahalanobis", "pca", ("mahalanobis", "pca"), ["nearest", "two_domains"]),
+    "backend_fusion": ("minimum", "mean"),
+    "explained_variance": (0.5, 0.999),
 }
 
 

@@ -83,6 +83,8 @@ def _changed_tensors(draw: random.Random, tensors: dict[str, torch.Tensor]) -> t
         name = draw.choice(("", "x", "memory", "history.9.memory_"))
         tensors[name] = torch.ones(2)
     elif how == "shorter":
+        if not len(tensor):  # a change that removed no clip has an empty list of them
+            return tensors, "as it was", GOOD
         tensors[name] = tensor[:-1].clone()
     elif how == "dtype":
         tensors[name] = tensor.to(
@@ -93,7 +95,7 @@ def _changed_tensors(draw: random.Random, tensors: dict[str, torch.Tensor]) -> t
         return tensors, f"{name} is zero", ODD
     else:
         tensors[name] = tensor.reshape(-1) if how == "flat" and tensor.ndim > 1 else tensor.new_zeros(0)
-        if tensors[name].shape == tensor.shape:  # a change that removed no clip has an empty list of them
+        if tensors[name].shape == tensor.shape:
             return tensors, "as it was", GOOD
     return tensors, f"{name}: {how}", DAMAGED
 
@@ -108,8 +110,12 @@ def _banks() -> list[bytes]:
         MemoryBank(rescaling="variance_min").fit(embeddings),
         MemoryBank(smote_ratio=1.0).fit(embeddings, domains),
         MemoryBank(coreset_size=6).fit(embeddings),
+        MemoryBank(backend="two_domains").fit(embeddings, domains),
+        MemoryBank(backend="mahalanobis").fit(embeddings),
+        MemoryBank(backend=["nearest", "two_domains", "mahalanobis", "pca"]).fit(embeddings, domains),
     ]
     banks.append(MemoryBank(rescaling="lof").fit(embeddings).partial_fit(embeddings[:2] + 1))
+    banks.append(MemoryBank(backend="pca").fit(embeddings).forget([3]))
     contents = []
     for bank in banks:
         path = Path(_folder()) / "memory_bank.safetensors"

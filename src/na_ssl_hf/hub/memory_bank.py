@@ -15,7 +15,19 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from .clip_embeddings import Clips, as_embeddings, prepare_, prepared_clips
+from .clip_embeddings import Clips, as_embeddings, as_is_target, prepare_, prepared_clips
+from .memory_bank_backends import (
+    BACKENDS,
+    FUSIONS,
+    NEAREST,
+    Backend,
+    BackendName,
+    backend_names,
+    finite_float32,
+    fused,
+    scales,
+    scales_of_others,
+)
 from .memory_bank_file import (
     MEMORY_BANK_FILE,
     calibration_header,
@@ -43,7 +55,10 @@ CHOICES: dict[str, Collection[str | None]] = {
     "rescaling": RESCALINGS.keys(),
     "band_aggregation": ("mean", "max"),
     "index": INDEX_KINDS,
+    "backend_fusion": FUSIONS,
 }
+# What only the nearest neighbours use, besides the distance and the number of them.
+OF_NEAREST = ("rescaling", "smote_ratio", "separate_domains", "memmixup_neighbors", "index")
 # The smallest legal value of every int.
 LEAST = {
     "num_neighbors": 1,
@@ -80,6 +95,17 @@ class MemoryBank:
     clips, and the band score is the smaller of their two scores. Two memories need `domains` in `fit`,
     `rescaling=None` (as synthetic clips would decide the densities) and `index=None`.
 
+    `backend` puts other scores of a band in place of this distance, or beside it:
+
+    - `"two_domains"` is the smaller of the distances to source and to target clips, each divided by its median over
+      the clips of that domain, leave-one-out. It needs `domains` in `fit`, and 3 clips of each.
+    - `"mahalanobis"` is `||whitening (x - center)||`, the Mahalanobis distance to the mean clip with a covariance that
+      is shrunk (OAS; Chen et al., 2010), and `"pca"` is `||residual_map (x - center)||`, the distance to the plane of
+      the first principal components. Both need 3 clips, and cost `D**2` for each clip and `D**3` in `fit`.
+
+    Where there are several, each is standardised by mean and standard deviation of its leave-one-out scores, band by
+    band, and the band score is their minimum or mean; it may then be negative.
+
     `partial_fit`, `forget` and `rollback` change the clips of a fitted bank. Densities, alpha and synthetic references
     are then learned anew, so that the bank always equals the one that `fit` makes of the same clips.
 
@@ -110,6 +136,10 @@ class MemoryBank:
         index: The kind of FAISS index (`"flat"`, `"ivf"` or `"hnsw"`) that proposes the nearest references, see
             [`ApproximateIndex`]; only these are measured and rescaled. It is meant for big banks. `None` compares with
             every reference.
+        backend: `"nearest"`, `"two_domains"`, `"mahalanobis"` or `"pca"`, or several of them, see above. Rescaling,
+            synthetic clips, two memories and an index are those of `"nearest"`; a coreset needs it alone.
+        backend_fusion: Whether several backends are fused by their `"minimum"` or their `"mean"`.
+        explained_variance: The share of the variance, above 0 and below 1, that the components of `"pca"` hold.
 
     Attributes:
         memory_: `(F, R, D)` float32, the references, normalised if asked; synthetic ones follow the fitted clips.
@@ -119,7 +149,14 @@ class MemoryBank:
         alpha_: `(F,)` float32 with `"variance_min"`: `cov(u, v) / var(v)` over the references, where `u` is the
             distance to the nearest other reference and `v` is its `c`; 0 if `var(v) <= 1e-12`. It may be negative.
         k_distance_: `(F, R)` float32 with `"lof"`: the distance to the last of the `num_rescaling_neighbors`.
-        is_target_: `(R,)` bool with two memories: whether the reference belongs to the target memory.
+        is_target_: `(R,)` bool with two memories or `"two_domains"`: whether the reference is of the target domain.
+        domain_medians_: `(F, 2)` float32 with `"two_domains"`: the median distance of a source clip to the nearest
+            other ones, and of a target clip.
+        center_: `(F, D)` float32 with `"mahalanobis"` or `"pca"`: the mean of the clips.
+        whitening_: `(F, D, D)` float32 with `"mahalanobis"`: the inverse square root of the covariance.
+        residual_map_: `(F, D, D)` float32 with `"pca"`: the projection onto what lies outside the plane.
+        score_means_, score_spreads_: `(B, F)` float32 with B backends: mean and standard deviation of their
+            leave-one-out scores.
         coreset_: `(num_clips_,)` long with `coreset_size`: the ascending positions of the kept clips among those given
             to `fit`.
         dropped_scores_: `(M, F)` float32 with `coreset_size`: the band scores of the M clips that were not kept.
@@ -149,6 +186,9 @@ class MemoryBank:
     max_clips: int | None = None
     max_history: int = 8
     index: IndexKind | None = None
+    backend: BackendName | Sequence[BackendName] = NEAREST
+    backend_fusion: Literal["minimum", "mean"] = "minimum"
+    explained_variance: float = 0.95
 
     calibration: Calibration | None = field(default=None, init=False, repr=False)
     memory_: torch.Tensor = field(init=False, repr=False)
@@ -157,6 +197,12 @@ class MemoryBank:
     alpha_: torch.Tensor = field(init=False, repr=False)
     k_distance_: torch.Tensor = field(init=False, repr=False)
     is_target_: torch.Tensor = field(init=False, repr=False)
+    domain_medians_: torch.Tensor = field(init=False, repr=False)
+    center_: torch.Tensor = field(init=False, repr=False)
+    whitening_: torch.Tensor = field(init=False, repr=False)
+    residual_map_: torch.Tensor = field(init=False, repr=False)
+    score_means_: torch.Tensor = field(init=False, repr=False)
+    score_spreads_: torch.Tensor = field(init=False, repr=False)
     coreset_: torch.Tensor = field(init=False, repr=False)
     dropped_scores_: torch.Tensor = field(init=False, repr=False)
     num_clips_: int = field(init=False, repr=False)
@@ -180,15 +226,15 @@ class MemoryBank:
 
         Args:
             embeddings: `(N, F, D)` of any float dtype and device; the memory stays on that device.
-            domains: `"source"` or `"target"` for each clip; needed and used only with two memories.
+            domains: `"source"` or `"target"` for each clip; needed and used only with two memories or `"two_domains"`.
 
         Raises:
             ValueError: The embeddings are empty, not finite, or of a wrong shape; `domains` is wrong; there are too few
-                clips for `rescaling`, or of a domain; or FAISS is missing with `index`.
+                clips for `rescaling` or `backend`, or of a domain; or FAISS is missing with `index`.
         """
         self._check_parameters()
         embeddings = as_embeddings(embeddings)
-        is_target = self._memories.used_domains(domains, len(embeddings))
+        is_target = self._used_domains(domains, len(embeddings))
         newest = slice(-self.max_clips, None) if self.max_clips else slice(None)
         clips = self._prepared(embeddings[newest], None if is_target is None else is_target[newest])
         self._install(self._learn(clips), version=0, history=[])
@@ -215,7 +261,7 @@ class MemoryBank:
             return self.fit(embeddings, domains)
         self._check_can_change()
         new = self._checked_queries(embeddings).to(self.memory_.device)
-        is_target = self._memories.used_domains(domains, len(new))
+        is_target = self._used_domains(domains, len(new))
         clips = self._clips().followed_by(self._prepared(new, is_target))
         keep = torch.ones(len(clips), dtype=torch.bool)
         if self.max_clips:
@@ -291,6 +337,9 @@ class MemoryBank:
 
         With a rescaling these scores are a little above those of new normal clips, because the density of a reference
         still counts the removed clip. Thresholds made from them let fewer clips alarm than stated.
+
+        The backends other than `"nearest"` learn anew for each clip, exactly. Where several are fused, the scores of a
+        clip are standardised by those of all others, which still were scored against a memory with the clip.
 
         Args:
             exact: Let densities and alpha be those of a memory that never held the clip, so that the scores are those
@@ -387,14 +436,16 @@ class MemoryBank:
             bank = cls(**header["settings"])
             bank.calibration = saved_calibration(header)
             num_clips, version, memories = header["num_clips"], header.get("version", 0), bank._memories
-            history = take_history(tensors, header.get("history", []), num_clips, memories.knows_domains)
-            check_state(tensors, num_clips, bank._rescaling, memories, bool(bank.coreset_size))
+            history = take_history(tensors, header.get("history", []), num_clips, bank._knows_domains)
+            num_backends = len(bank._backend_names)
+            kinds = (bank._rescaling, memories, bool(bank.coreset_size), bank._other_backends, num_backends)
+            check_state(tensors, num_clips, *kinds)
             saved_vectors = [(tensors["memory_"], tensors["squared_norms_"])]
             saved_vectors += [(change.clips.vectors, change.clips.squared_norms) for change in history]
             for vectors, squared_norms in saved_vectors:
                 check_vectors(vectors, squared_norms, bool(bank.normalize), bank.distance == "cosine")
             for calibration in (bank.calibration, *(change.calibration for change in history)):
-                check_calibration(calibration, bank._rescaling)
+                check_calibration(calibration, bank._rescaling, num_backends)
             if isinstance(version, bool) or not isinstance(version, int) or version < len(history):
                 raise ValueError(f"`version` must be an int of at least {len(history)}, got {version!r}.")
             bank._install(_Learned(tensors, {}, num_clips), version, history)
@@ -413,6 +464,8 @@ class MemoryBank:
         num_source, num_target = len(clips) - clips.num_target, clips.num_target
         rescaling.check(len(clips))
         memories.check(num_source, num_target)
+        for backend in self._other_backends:
+            backend.check(num_source, num_target)
         if self.coreset_size:
             return self._learn_coreset(clips, self.coreset_size)
         num_bands, num_clips, dim = clips.vectors.shape
@@ -422,6 +475,8 @@ class MemoryBank:
             memory = torch.cat([memory, memory.new_empty(num_bands, num_synthetic, dim)], dim=1)
             norms = torch.cat([norms, norms.new_empty(num_bands, num_synthetic)], dim=1)
         learned_shapes = rescaling.state(num_bands, num_clips)
+        for backend in self._other_backends:
+            learned_shapes |= backend.state(num_bands, dim)
         tensors = {"memory_": memory, "squared_norms_": norms}
         tensors |= {name: norms.new_empty(shape) for name, shape in learned_shapes.items()}
         if is_target is not None:
@@ -436,9 +491,27 @@ class MemoryBank:
             if self.index:
                 indexes[band] = ApproximateIndex(memory[band], self._metric, self.index)
             references = References(memory[band], norms[band], self._metric, index=indexes.get(band))
-            for name, learned in rescaling.learn(references).items():
-                tensors[name][band] = learned
-        return _Learned(tensors, indexes, num_clips)
+            learned = rescaling.learn(references)
+            for backend in self._other_backends:
+                learned |= backend.learn(_clips_of_band(clips, band, self.distance), is_target)
+            for name, tensor in learned.items():
+                tensors[name][band] = tensor
+        result = _Learned(tensors, indexes, num_clips)
+        if len(self._backend_names) > 1:
+            tensors["score_means_"], tensors["score_spreads_"] = self._learned_scales(result)
+        return result
+
+    def _learned_scales(self, learned: "_Learned") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what standardises the scores of each backend in each band, `(B, F)` each."""
+        bank = replace(self)
+        bank._install(learned, version=0, history=[])
+        clips = bank._clips()
+        bands = [
+            bank._backend_scores(band, Queries(rows, norms, leave_one_out=True), exact=True)  # (B, N)
+            for band, (rows, norms) in enumerate(zip(clips.vectors, clips.squared_norms, strict=True))
+        ]
+        means, spreads = scales(torch.stack(bands, dim=1))  # (B, F)
+        return finite_float32(means), finite_float32(spreads)
 
     def _learn_coreset(self, clips: Clips, size: int) -> "_Learned":
         """Learn from the clips of the coreset; the others are only scored."""
@@ -469,6 +542,32 @@ class MemoryBank:
         self._install(learned, self.version_ + 1, history)
 
     def _score_band(self, band: int, queries: Queries, exact: bool = False) -> torch.Tensor:
+        scores = self._backend_scores(band, queries, exact)  # (B, N)
+        if len(scores) == 1:
+            return scores[0]
+        if queries.leave_one_out:
+            return fused(scores, *scales_of_others(scores), self.backend_fusion)
+        means, spreads = self.score_means_[:, band, None], self.score_spreads_[:, band, None]  # (B, 1)
+        return fused(scores, means, spreads, self.backend_fusion)
+
+    def _backend_scores(self, band: int, queries: Queries, exact: bool) -> torch.Tensor:
+        """Score the queries of one band by each backend, in the order of their names, `(B, N)`."""
+        clips = self._clips()
+        others = {backend.name: backend for backend in self._other_backends}
+        scores = []
+        for name in self._backend_names:
+            if name not in others:
+                scores.append(self._nearest_scores(band, queries, exact))
+                continue
+            backend, of_band = others[name], _clips_of_band(clips, band, self.distance)
+            if queries.leave_one_out:
+                scores.append(backend.leave_one_out(of_band, clips.is_target))
+                continue
+            learned = {name: getattr(self, name)[band] for name in backend.state(*self.memory_.shape[::2])}
+            scores.append(backend.apply(queries, of_band, clips.is_target, learned))
+        return torch.stack(scores)
+
+    def _nearest_scores(self, band: int, queries: Queries, exact: bool) -> torch.Tensor:
         rescaling, memories = self._rescaling, self._memories
         is_target = self.is_target_ if memories.knows_domains else None
         references = References(
@@ -495,7 +594,7 @@ class MemoryBank:
 
     def _clips(self) -> Clips:
         """Return the clips of the memory, without synthetic references."""
-        is_target = self.is_target_ if self._memories.knows_domains else None
+        is_target = self.is_target_ if self._knows_domains else None
         return Clips(self.memory_, self.squared_norms_, is_target)[: self.num_clips_]
 
     def _index_of(self, band: int) -> ApproximateIndex | None:
@@ -525,6 +624,33 @@ class MemoryBank:
             self.memmixup_neighbors,
         )
 
+    @property
+    def _backend_names(self) -> tuple[BackendName, ...]:
+        return backend_names(self.backend)
+
+    @property
+    def _other_backends(self) -> tuple[Backend, ...]:
+        """Return the backends besides the nearest neighbours."""
+        settings = (self.num_neighbors, float(self.explained_variance))
+        return tuple(BACKENDS[name](*settings) for name in self._backend_names if name != NEAREST)
+
+    @property
+    def _knows_domains(self) -> bool:
+        return self._memories.knows_domains or any(backend.knows_domains for backend in self._other_backends)
+
+    def _used_domains(self, domains: Sequence[str] | np.ndarray | None, num_clips: int) -> torch.Tensor | None:
+        """Check domains wherever they are given, and return whether each clip is of the target domain if that counts.
+
+        Raises:
+            ValueError: They are wrong, or missing although they are used.
+        """
+        is_target = self._memories.used_domains(domains, num_clips)
+        if not self._knows_domains:
+            return is_target
+        if domains is None:
+            raise ValueError("`backend='two_domains'` needs domains ('source' or 'target' for each clip), got None.")
+        return as_is_target(domains, num_clips)
+
     # Checks
 
     def _check_parameters(self) -> None:
@@ -545,6 +671,10 @@ class MemoryBank:
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not (value is None and name in MAY_BE_NONE) and not (is_number and 0.0 <= float(value) <= 1.0):
                 raise ValueError(f"`{name}` must be a number in [0, 1], got {value!r}.")
+        share = self.explained_variance
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0.0 < float(share) < 1.0:
+            raise ValueError(f"`explained_variance` must be a number above 0 and below 1, got {share!r}.")
+        self._check_backends()
         # Both check the parameters that they take when they are made.
         memories, _ = self._memories, self._rescaling
         for name in ("rescaling", "index"):
@@ -554,6 +684,15 @@ class MemoryBank:
             raise ValueError(
                 f"`coreset_size` and `max_clips` exclude each other, got {self.coreset_size} and {self.max_clips}."
             )
+
+    def _check_backends(self) -> None:
+        names = self._backend_names
+        if NEAREST not in names:
+            for name in OF_NEAREST:
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` needs backend='nearest', got {getattr(self, name)!r} with {names}.")
+        if self.coreset_size and names != (NEAREST,):
+            raise ValueError(f"`coreset_size` needs backend='nearest' alone, got {self.coreset_size} with {names}.")
 
     def _checked_queries(self, embeddings: torch.Tensor | np.ndarray) -> torch.Tensor:
         queries = as_embeddings(embeddings)
@@ -587,6 +726,10 @@ class _Learned:
     tensors: dict[str, torch.Tensor]
     indexes: dict[int, ApproximateIndex]
     num_clips: int
+
+
+def _clips_of_band(clips: Clips, band: int, metric: Metric) -> References:
+    return References(clips.vectors[band], clips.squared_norms[band], metric)
 
 
 def _progress(num_bands: int, work_per_band: int, description: str) -> Iterable[int]:

@@ -5,6 +5,7 @@ The header holds the parameters, the calibration, and the history of the bank.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from transformers.utils.hub import cached_file
 
 from .clip_embeddings import NORM_TOLERANCE
+from .memory_bank_backends import Backend
 from .memory_bank_rescaling import Rescaling
 from .reference_sampling import OneMemory
 from .threshold import Calibration
@@ -96,21 +98,24 @@ def check_vectors(vectors: torch.Tensor, squared_norms: torch.Tensor, normalize:
     """
     for band, (rows, saved) in enumerate(zip(vectors, squared_norms, strict=True)):
         squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()  # (N,)
-        # NaN is not close to anything.
-        if not (squares - saved).abs().le(SAVED_TOLERANCE * (1 + squares)).all():
+        # NaN is not close to anything, and infinity is close to everything.
+        is_close = (squares - saved).abs().le(SAVED_TOLERANCE * (1 + squares))
+        if not (is_close & squares.isfinite()).all():
             raise ValueError(f"Vectors must be finite and have the norms saved with them, got others in band {band}.")
         is_unit = (saved == 0) | ((saved - 1).abs() <= 3 * NORM_TOLERANCE)
         if (normalize or wants_unit_norm) and not is_unit.all():
             raise ValueError(f"Vectors must have unit norm or be zero, got a squared norm {saved[~is_unit][0]:.6g}.")
 
 
-def check_calibration(calibration: Calibration | None, rescaling: Rescaling) -> None:
+def check_calibration(calibration: Calibration | None, rescaling: Rescaling, num_backends: int) -> None:
     """Check that the scores of a calibration are such as a memory gives: distances are not negative.
+
+    Several backends are standardised, so that their scores may be.
 
     Raises:
         ValueError: They are not.
     """
-    if calibration is None or rescaling.name in ("variance_min", "difference"):
+    if calibration is None or num_backends > 1 or rescaling.name in ("variance_min", "difference"):
         return
     for name, value in (("threshold", calibration.threshold), ("self_scores", min(calibration.self_scores))):
         if value < -SAVED_TOLERANCE:
@@ -118,7 +123,13 @@ def check_calibration(calibration: Calibration | None, rescaling: Rescaling) -> 
 
 
 def check_state(
-    tensors: dict[str, torch.Tensor], num_clips: int, rescaling: Rescaling, memories: OneMemory, has_coreset: bool
+    tensors: dict[str, torch.Tensor],
+    num_clips: int,
+    rescaling: Rescaling,
+    memories: OneMemory,
+    has_coreset: bool,
+    other_backends: Sequence[Backend],
+    num_backends: int,
 ) -> None:
     """Check that tensors are the state of a memory of `num_clips` clips, and finite.
 
@@ -128,6 +139,8 @@ def check_state(
         rescaling: The rescaling that made some of them.
         memories: The kind of memory.
         has_coreset: Whether the clips are a coreset.
+        other_backends: The backends besides the nearest neighbours, which made others of them.
+        num_backends: The number of all backends.
 
     Raises:
         ValueError, TypeError or KeyError: They are not.
@@ -138,8 +151,13 @@ def check_state(
         "squared_norms_": (num_bands, num_references),
         **rescaling.state(num_bands, num_references),
     }
+    for backend in other_backends:
+        expected |= backend.state(num_bands, dim)
+    if num_backends > 1:
+        expected |= dict.fromkeys(("score_means_", "score_spreads_"), (num_backends, num_bands))
     num_dropped = len(tensors["dropped_scores_"]) if has_coreset else 0
-    if memories.knows_domains:
+    knows_domains = memories.knows_domains or any(backend.knows_domains for backend in other_backends)
+    if knows_domains:
         expected["is_target_"] = (num_references,)
     if has_coreset:
         expected |= {"coreset_": (num_clips,), "dropped_scores_": (num_dropped, num_bands)}
@@ -154,14 +172,18 @@ def check_state(
             raise ValueError(f"`{name}` must be {wanted}, got {tensor.dtype}.")
         if not tensor.isfinite().all():
             raise ValueError(f"`{name}` must be finite, got {tensor[~tensor.isfinite()][0]}.")
-        if name in ("density_", "k_distance_") and (tensor < -SAVED_TOLERANCE).any():
+        if name in ("density_", "k_distance_", "domain_medians_") and (tensor < -SAVED_TOLERANCE).any():
             raise ValueError(f"`{name}` must not be negative, got {tensor.min()}.")
+        if name == "score_spreads_" and (tensor <= 0).any():
+            raise ValueError(f"`{name}` must be above 0, got {tensor.min()}.")
     if not tensors["memory_"].any():
         raise ValueError("`memory_` must hold a vector other than zero, got none.")
     if has_coreset:
         kept = tensors["coreset_"].tolist()
         if kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < num_clips + num_dropped:
             raise ValueError(f"`coreset_` must hold ascending positions among the fitted clips, got {kept}.")
-    num_target = int(tensors["is_target_"][:num_clips].sum()) if memories.knows_domains else 0
+    num_target = int(tensors["is_target_"][:num_clips].sum()) if knows_domains else 0
+    for backend in other_backends:
+        backend.check(num_clips - num_target, num_target)
     if num_clips + memories.num_synthetic(num_clips - num_target, num_target) != num_references:
         raise ValueError(f"`num_clips` and the domains must fit the {num_references} references, got {num_clips}.")
