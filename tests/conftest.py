@@ -42,13 +42,23 @@ def goldens() -> Path:
 
 
 @pytest.fixture(scope="session")
-def converted(goldens, tmp_path_factory) -> Callable[[str], Path]:
+def dasheng_files(goldens, tmp_path_factory) -> dict[str, Path]:
+    """The weights of the Dasheng goldens in every layout of the original projects, NA-Dasheng with random layers."""
+    from dasheng_layouts import write_dasheng_layouts
+
+    return write_dasheng_layouts(goldens / "dasheng" / "weights.npz", tmp_path_factory.mktemp("dasheng"))
+
+
+@pytest.fixture(scope="session")
+def converted(goldens, dasheng_files, tmp_path_factory) -> Callable[[str], Path]:
     """Directories converted from the goldens' original checkpoints, each made once."""
     from na_ssl_hf.convert import convert
 
     models = goldens / "models"
     beats, eat = models / "beats_tiny" / "beats_tiny.pt", models / "eat_tiny" / "hf"
     sources = {
+        "dasheng": ("dasheng", dasheng_files["hub"], None),
+        "na-dasheng": ("na-dasheng", dasheng_files["fusion only"], dasheng_files["package"]),
         "beats": ("beats", beats, None),
         "eat": ("eat", eat, None),
         "na-beats": ("na-beats", models / "nabeats_tiny" / "nabeats_full.ckpt", None),

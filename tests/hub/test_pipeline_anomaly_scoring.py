@@ -502,7 +502,10 @@ def test_domains_reach_the_bank(refittable, normal):
         refittable.fit(normal[:4], domains=["source"] * 3, memory_bank=MemoryBank(smote_ratio=0.5), batch_size=4)
 
 
-@pytest.mark.parametrize(("model_type", "frontend"), [("na-eat", "eat"), ("beats", "beats"), ("eat", "eat")])
+@pytest.mark.parametrize(
+    ("model_type", "frontend"),
+    [("na-eat", "eat"), ("beats", "beats"), ("eat", "eat"), ("dasheng", "dasheng"), ("na-dasheng", "dasheng")],
+)
 def test_every_model_type_fits_scores_and_reloads(normal, clips, tmp_path, model_type, frontend):
     extractor = TwoChannelFeatureExtractor(frontend=frontend)
     scorer = AnomalyScorer(model=tiny_model(model_type), feature_extractor=extractor)

@@ -15,7 +15,7 @@ from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
 
 RATE = 16000
-SCORERS = ["na-beats", "na-eat", "beats", "unfitted"]
+SCORERS = ["na-beats", "na-eat", "na-dasheng", "beats", "unfitted"]
 
 # What the process without the package does: load everything, score, save again, and load that.
 REMOTE = (
@@ -65,7 +65,7 @@ def folder(clips, tmp_path_factory):
         name: AnomalyScorer(
             model=tiny_model(name), feature_extractor=TwoChannelFeatureExtractor(tiny_config(name).frontend)
         )
-        for name in ("na-eat", "beats")
+        for name in ("na-eat", "na-dasheng", "beats")
     }
     scorers["na-beats"] = pipeline("anomaly-scoring", model=str(default_checkpoint()))
     for name, scorer in scorers.items():
@@ -103,7 +103,13 @@ def test_the_package_was_out_of_reach(report):
 @pytest.mark.parametrize("name", SCORERS)
 def test_everything_comes_from_the_code_in_the_directory(report, name):
     assert report[name]["modules"] == ["transformers_modules"]
-    family = {"na-beats": "NABeats", "unfitted": "NABeats", "na-eat": "NAEat", "beats": "Beats"}[name]
+    family = {
+        "na-beats": "NABeats",
+        "unfitted": "NABeats",
+        "na-eat": "NAEat",
+        "na-dasheng": "NADasheng",
+        "beats": "Beats",
+    }[name]
     assert report[name]["classes"] == [
         f"{family}Config",
         "TwoChannelFeatureExtractor",
@@ -112,7 +118,7 @@ def test_everything_comes_from_the_code_in_the_directory(report, name):
     ]
 
 
-@pytest.mark.parametrize("name", ["na-beats", "na-eat", "beats"])
+@pytest.mark.parametrize("name", ["na-beats", "na-eat", "na-dasheng", "beats"])
 def test_remote_scores_equal_those_of_the_package(folder, report, clips, name):
     local = pipeline("anomaly-scoring", model=str(folder / name))
     expected = [result["score"] for result in local(clips, batch_size=4)]

@@ -62,7 +62,7 @@ class DashengEmbeddings(nn.Module):
         """Cut `(B, T, M)` into pieces `(B * P, target_length, M)`; a single piece may be shorter."""
         length = self.config.target_length
         if num_pieces == 1:
-            return spectrogram[:, :length]
+            return spectrogram
         # The original fills the last piece up with zeros behind the batch norm, and attends to them.
         missing = num_pieces * length - spectrogram.shape[1]
         padded = nn.functional.pad(spectrogram, (0, 0, 0, missing))  # (B, P * length, M)
@@ -154,9 +154,11 @@ class DashengModel(DashengPreTrainedModel):
         return num_frames // self.config.patch_size
 
     def num_pieces(self, num_frames: int) -> int:
-        """Compute the number of pieces in which a recording of `num_frames` frames is encoded."""
-        tokens_of_piece = self.config.target_length // self.config.patch_size
-        return -(-self.num_tokens(num_frames) // tokens_of_piece)
+        """Compute the number of pieces in which a recording of `num_frames` frames is encoded.
+
+        The last one may be of fewer frames than a token has, and then gives none.
+        """
+        return -(-num_frames // self.config.target_length)
 
     def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Arrange tokens `(B, N, D)` as `(B, N, 1, D)`: one row every 40 ms, and a single band."""

@@ -221,6 +221,11 @@ class AnomalyScorer(Pipeline):
         bank.calibration = self._calibration(bank, normal, pooled, windows, threshold_method, false_alarm_rate)
         self.memory_bank, self._verified = bank, (bank, self.model)
         self.left_out = normal.left_out
+        if normal.vectors.shape[1] == 1:
+            logger.warning_once(
+                f"The memory has one band, because each token of {type(self.model).__name__} spans all frequencies: a "
+                "score cannot tell in which band a recording deviates."
+            )
         return self
 
     def _calibration(
