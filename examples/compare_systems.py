@@ -85,6 +85,13 @@ def main() -> None:
         metavar="NAME=CHECKPOINT",
         help="noise-aware checkpoint: na-beats=, na-eat= or na-dasheng=CHECKPOINT",
     )
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="layers of the base and of the NA model that are compared, joined where there are several (default: last)",
+    )
     parser.add_argument("--reference", default="base, close only", help="row that the others are compared to")
     parser.add_argument(
         "--rescaling",
@@ -103,11 +110,14 @@ def main() -> None:
             f"{options.noise_aware!r}"
         )
     rescaling = None if options.rescaling == "none" else options.rescaling
-    rows = score_all(options.data, name, checkpoint, RunSettings(options.out / "cache"), rescaling)
+    layers = {name: options.layer, name.removeprefix("na-"): options.layer} if options.layer else {}
+    settings = RunSettings(options.out / "cache", layers=layers)
+    rows = score_all(options.data, name, checkpoint, settings, rescaling)
     if options.reference not in rows:
         parser.error(f"--reference must be one of {list(rows)}, got {options.reference!r}")
     text = comparison_table(rows, options.reference, options.seed)
-    (options.out / f"{name}-{options.rescaling}.md").write_text(text + "\n", encoding="utf-8")
+    suffix = "".join(f"-layer-{layer}" for layer in options.layer or ())
+    (options.out / f"{name}-{options.rescaling}{suffix}.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

@@ -125,6 +125,14 @@ def _add_run(dcase: Any) -> None:
         metavar="NAME=CHECKPOINT",
         help="checkpoint of a frontend: a directory, a name on the hub or of the package; NAME=A,B,C for three seeds",
     )
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=N",
+        help="layer of a frontend that is compared; NAME=8,10,12 for several, joined (default: the last one)",
+    )
     add_far_cancellation_option(parser)
     parser.add_argument("--machines", nargs="+", metavar="MACHINE", help="machine types, such as fan (default: all)")
     parser.add_argument(
@@ -161,6 +169,7 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
         seed=options.seed,
         num_epochs=options.epochs,
         processes=processes,
+        layers=_layers(options.layer),
     )
     checkpoints = _checkpoints(options.frontend)
     for system in dict.fromkeys(options.system):
@@ -195,3 +204,22 @@ def _checkpoints(pairs: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(f"--frontend must be NAME=CHECKPOINT with NAME of {', '.join(FRONTENDS)}; got {pair!r}")
         checkpoints.setdefault(name, []).extend(paths.split(","))
     return checkpoints
+
+
+def _layers(pairs: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the layers of each frontend from `NAME=8,10` arguments."""
+    from ..evaluation.systems.published_systems import FRONTENDS
+
+    layers = {}
+    for pair in pairs:
+        name, equals, numbers = pair.partition("=")
+        try:
+            chosen = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            chosen = ()
+        if name not in FRONTENDS or not equals or not chosen or name in layers:
+            raise ValueError(
+                f"--layer must be NAME=N or NAME=N,M, once for a NAME of {', '.join(FRONTENDS)}; got {pair!r}"
+            )
+        layers[name] = chosen
+    return layers

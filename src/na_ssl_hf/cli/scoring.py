@@ -54,6 +54,13 @@ def _add_fit(commands: Any) -> None:
         help="checkpoint: a directory, a name on the hub or of the package (default: na-beats-tiny)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="SCORER_DIR", help="directory of the new scorer")
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="numbers of the layers whose outputs are compared, joined where there are several (default: the last one)",
+    )
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="pooling over time (default: mean)")
     parser.add_argument("--gamma", type=float, help="strength of the poolings rdp and rdp_gem (default: 4)")
     parser.add_argument("--p", type=float, help="exponent of the poolings gem and rdp_gem (default: 3)")
@@ -168,6 +175,7 @@ def _fit(options: argparse.Namespace) -> None:
     scorer.fit(
         files,
         groups=groups,
+        layers=options.layer,
         pooling=options.pooling,
         gamma=options.gamma,
         p=options.p,
@@ -185,6 +193,8 @@ def _fit(options: argparse.Namespace) -> None:
     calibration: Any = scorer.memory_bank and scorer.memory_bank.calibration
     num_recordings = len(calibration.self_scores)
     print(f"{num_recordings} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
+    if calibration.layers is not None:
+        print(f"layers compared: {', '.join(map(str, calibration.layers))}")
     for name, why in scorer.left_out:
         print(f"left out: {name}: {why}")
     if calibration.threshold_method != "gamma":

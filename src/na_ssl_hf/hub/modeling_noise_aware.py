@@ -6,7 +6,7 @@ H heads, C channels a head, T and T' fbank frames of the close and far channel, 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -310,20 +310,40 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
                 more than EAT's position table holds; or Dasheng would cut the two channels into different numbers of
                 pieces.
         """
-        sizes = self.config.num_mel_bins, self.config.patch_size
-        if self.hears_far:
-            if noise_values is None:
-                noise_attention_mask = attention_mask
-            close, far = split_channels(input_values, noise_values, *sizes)
-            hidden_states, far_states, inputs = self._embed_both(close, far, attention_mask, noise_attention_mask)
-        else:
-            embedded = self.embed(close_channel(input_values, *sizes), attention_mask)
-            hidden_states, far_states = embedded.hidden_states, None
-            own_mask = embedded.layer_inputs.attention_mask
-            inputs = StreamInputs(embedded.layer_inputs, cross_attention_mask=own_mask)
+        hidden_states, far_states, inputs = self._embed_streams(
+            input_values, noise_values, attention_mask, noise_attention_mask
+        )
         for layer in self.layers:
             hidden_states, far_states = layer(hidden_states, far_states, inputs, **kwargs)
         return self.output(hidden_states)
+
+    def layer_states(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Run the layers one by one, as [`SpectrogramEncoder.layer_states`] does; yields the close stream."""
+        hidden_states, far_states, inputs = self._embed_streams(input_values, None, attention_mask, None)
+        yield hidden_states
+        for layer in self.layers:
+            hidden_states, far_states = layer(hidden_states, far_states, inputs)
+            yield hidden_states
+
+    def _embed_streams(
+        self,
+        input_values: torch.Tensor,
+        noise_values: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        far_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, StreamInputs]:
+        """Embed what the forward takes: both streams, or the close one where the far one is not used."""
+        sizes = self.config.num_mel_bins, self.config.patch_size
+        if self.hears_far:
+            if noise_values is None:
+                far_mask = mask
+            close, far = split_channels(input_values, noise_values, *sizes)
+            return self._embed_both(close, far, mask, far_mask)
+        embedded = self.embed(close_channel(input_values, *sizes), mask)
+        own_mask = embedded.layer_inputs.attention_mask
+        return embedded.hidden_states, None, StreamInputs(embedded.layer_inputs, cross_attention_mask=own_mask)
 
     def _embed_both(
         self, close: torch.Tensor, far: torch.Tensor, mask: torch.Tensor | None, far_mask: torch.Tensor | None

@@ -6,7 +6,7 @@ keys, C channels a head.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -211,6 +211,71 @@ class SpectrogramEncoder(CompleteModel):
         finished = self.output(hidden_states).last_hidden_state
         assert finished is not None
         return self.join_pieces(finished, num_frames)
+
+    @property
+    def num_layers(self) -> int:
+        """The number of the last layer; 0 is the input of the first one."""
+        return len(self.layers)
+
+    @property
+    def least_frames(self) -> int:
+        """The fewest frames that give a token."""
+        return self.config.patch_size
+
+    @property
+    def longest_frames(self) -> int | None:
+        """The most frames that the model takes; `None` for any number."""
+        rows = getattr(self.config, "max_time_patches", None)
+        return None if rows is None else rows * self.config.patch_size
+
+    def layer_states(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Run the layers one by one, as they are asked for.
+
+        Args:
+            input_values, attention_mask: as for the forward.
+
+        Yields:
+            the input of the first layer and the output of every layer, as the next layer takes it, `(B, N, D)`.
+        """
+        fbank = close_channel(input_values, self.config.num_mel_bins, self.least_frames)
+        hidden_states, _, layer_inputs = self.embed(fbank, attention_mask)
+        yield hidden_states
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, *layer_inputs)
+            yield hidden_states
+
+    def layer_grids(
+        self, input_values: torch.Tensor, layers: Sequence[int | None], attention_mask: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Compute the grids after chosen layers; no layer behind the last of them is run.
+
+        Args:
+            input_values, attention_mask: as for the forward.
+            layers: 0 for the input of the first layer, i for the output of layer i, as `output_hidden_states` counts
+                them; `None` for `last_hidden_state`. In any order.
+
+        Returns:
+            for each of `layers` a grid `(B, T', F', D)`.
+
+        Raises:
+            ValueError: there is no such layer, or a shape is wrong.
+        """
+        for layer in layers:
+            is_number = isinstance(layer, int) and not isinstance(layer, bool)
+            if layer is not None and not (is_number and 0 <= layer <= self.num_layers):
+                raise ValueError(f"`layers` must be None or in 0 ... {self.num_layers}, got {layer!r}.")
+        deepest = max((self.num_layers if layer is None else layer for layer in layers), default=-1)
+        num_frames = input_values.shape[-2]
+        found: dict[int | None, torch.Tensor] = {}
+        # The iterator comes second, so that no layer more is run than is asked for.
+        for index, hidden_states in zip(range(deepest + 1), self.layer_states(input_values, attention_mask)):  # noqa: B905
+            if index in layers:
+                found[index] = self.time_frequency_grid(self.join_pieces(hidden_states, num_frames))
+        if None in layers:
+            found[None] = self.time_frequency_grid(self.last_hidden_state(hidden_states, num_frames))
+        return [found[layer] for layer in layers]
 
     def num_tokens(self, num_frames: int) -> int:
         """Compute the number of patch tokens, CLS not counted, of `num_frames` fbank frames.

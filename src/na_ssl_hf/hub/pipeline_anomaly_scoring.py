@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 
-from .fbank import FRAME_SHIFT, SAMPLING_RATE
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
+from .layer_choice import LayerChoice
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
@@ -98,6 +98,24 @@ class LongResult(Result):
     worst_window: WindowScore
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a scorer takes of recordings.
+
+    Attributes:
+        pooling: how tokens are pooled over time; `None` for all tokens.
+        layers: the layers that they come from.
+    """
+
+    pooling: Any = field(default_factory=Pooling)
+    layers: LayerChoice = field(default_factory=LayerChoice)
+
+    @classmethod
+    def as_fitted(cls, calibration: Calibration) -> "Heard":
+        """What a fitted scorer took of its normal recordings."""
+        return cls(Pooling(**calibration.pooling), LayerChoice(calibration.layers))
+
+
 class AnomalyScorer(Pipeline):
     """Scores recordings by their distance to normal ones, band by band, in a model's representation.
 
@@ -160,6 +178,8 @@ class AnomalyScorer(Pipeline):
         domains: Iterable[str] | None = None,
         *,
         groups: Iterable[Hashable] | None = None,
+        layer: int | None = None,
+        layers: Sequence[int] | None = None,
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -186,6 +206,9 @@ class AnomalyScorer(Pipeline):
             domains: "source" or "target" for each, where known.
             groups: a label for each, say its room, day or machine. The score of a recording for the threshold then
                 comes from a memory without its whole group.
+            layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
+                `None` for the last hidden state.
+            layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
             pooling: how tokens are pooled over time, see [`pool_time`].
             gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
@@ -204,21 +227,23 @@ class AnomalyScorer(Pipeline):
 
         Raises:
             ValueError: no recordings, too few for the asked false-alarm rate, a parameter that the pooling does not
-                use, or one of the recordings is not acceptable.
+                use, a layer that the model lacks, layers of different grids, or one of the recordings is not
+                acceptable.
             OSError: a file is missing or cannot be decoded.
         """
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
             raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
-        pooled = Pooling().changed(pooling, gamma=gamma, p=p, r=r)
+        heard = Heard(Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers))
+        heard.layers.check(self.model)
         windows = self._windows(None, window, hop, aggregate)
         normal = NormalRecordings(domains, groups)
-        normal.take(self._embedded(recordings, pooled, windows, batch_size, progress, skip_unreadable))
+        normal.take(self._embedded(recordings, heard, windows, batch_size, progress, skip_unreadable))
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(normal.vectors, domains=normal.domains)
-        bank.calibration = self._calibration(bank, normal, pooled, windows, threshold_method, false_alarm_rate)
+        bank.calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
         self.memory_bank, self._verified = bank, (bank, self.model)
         self.left_out = normal.left_out
         if normal.vectors.shape[1] == 1:
@@ -232,7 +257,7 @@ class AnomalyScorer(Pipeline):
         self,
         bank: MemoryBank,
         normal: NormalRecordings,
-        pooling: Pooling,
+        heard: Heard,
         windows: Windows | None,
         threshold_method: str,
         false_alarm_rate: float | None,
@@ -251,7 +276,8 @@ class AnomalyScorer(Pipeline):
             bank_version=bank.version_,
             windows=None if windows is None else asdict(windows),
             num_groups=normal.num_groups,
-            pooling=asdict(pooling),
+            pooling=asdict(heard.pooling),
+            layers=heard.layers.layers,
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -328,9 +354,9 @@ class AnomalyScorer(Pipeline):
         bank, calibration = self._fitted()
         fitted = None if calibration.windows is None else Windows(**calibration.windows)
         windows = self._windows(fitted, window, hop, aggregate)
-        embedded = self._embedded(
-            recordings, Pooling(**calibration.pooling), windows, batch_size, progress, errors == "return"
-        )
+        heard = Heard.as_fitted(calibration)
+        heard.layers.check(self.model)
+        embedded = self._embedded(recordings, heard, windows, batch_size, progress, errors == "return")
         results = self._results(embedded, windows, bank, calibration)
         if is_single_recording(recordings):
             return next(results)
@@ -341,6 +367,8 @@ class AnomalyScorer(Pipeline):
         recordings: RecordingSources,
         batch_size: int | None = None,
         *,
+        layer: int | None = None,
+        layers: Sequence[int] | None = None,
         pooling: str | None = None,
         gamma: float | None = None,
         p: float | None = None,
@@ -350,16 +378,20 @@ class AnomalyScorer(Pipeline):
 
         Args:
             recordings, batch_size: as for scoring.
-            pooling, gamma, p, r: as for `fit`; what is `None` is as `fit` used it.
+            layer, layers, pooling, gamma, p, r: as for `fit`. Without `pooling`, what is `None` is as `fit` used it;
+                with it, an unfitted scorer will do, and what is `None` has the default of `fit`.
 
         Raises:
-            ValueError: as for scoring (with `pooling`, an unfitted scorer will do), a parameter that the pooling does
-                not use, or there are no recordings.
+            ValueError: as for scoring, a parameter that the pooling does not use, layers as for `fit`, or there are no
+                recordings.
             OSError: a file is missing or cannot be decoded.
         """
-        fitted = Pooling() if pooling else Pooling(**self._fitted()[1].pooling)
-        pooled = fitted.changed(pooling, gamma=gamma, p=p, r=r)
-        batches = self._embedded(recordings, pooled, WHOLE, batch_size, None)
+        heard = Heard() if pooling else Heard.as_fitted(self._fitted()[1])
+        heard = replace(heard, pooling=heard.pooling.changed(pooling, gamma=gamma, p=p, r=r))
+        if layer is not None or layers is not None:
+            heard = replace(heard, layers=LayerChoice.of(layer, layers))
+        heard.layers.check(self.model)
+        batches = self._embedded(recordings, heard, WHOLE, batch_size, None)
         vectors = [vector for batch in batches for _, vector in batch]
         if not vectors:
             raise ValueError("`recordings` must hold at least one recording, got none.")
@@ -369,15 +401,17 @@ class AnomalyScorer(Pipeline):
         """Where in time and frequency one recording deviates: the band scores of its unpooled tokens.
 
         Returns:
-            `(T', F)` float32; a row is one patch (0.16 s), a column one band, higher is more anomalous.
+            `(T', F)` float32; a row is one row of tokens in time (0.16 s for BEATs and EAT), a column one band, higher
+            is more anomalous.
 
         Raises:
             ValueError: as for scoring, or not a single recording.
             OSError: a file is missing or cannot be decoded.
         """
-        bank, _ = self._fitted()
+        bank, calibration = self._fitted()
         (piece,) = self.preprocess(recording, WHOLE)
-        tokens = self.forward({"waveforms": piece.samples[None], "pooling": None})["vectors"]  # (1, T', F, D)
+        heard = replace(Heard.as_fitted(calibration), pooling=None)
+        tokens = self.forward({"waveforms": piece.samples[None], "heard": heard})["vectors"]  # (1, T', F, D)
         return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
 
     # Saving
@@ -417,7 +451,7 @@ class AnomalyScorer(Pipeline):
     def _embedded(
         self,
         recordings: RecordingSources,
-        pooling: Pooling,
+        heard: Heard,
         windows: Windows | None,
         batch_size: int | None,
         progress: str | None,
@@ -443,7 +477,7 @@ class AnomalyScorer(Pipeline):
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
                 try:
                     while batch := list(islice(stream, size)):
-                        yield list(zip(batch, self._batch_vectors(batch, pooling, oddities), strict=True))
+                        yield list(zip(batch, self._batch_vectors(batch, heard, oddities), strict=True))
                         bar.update(sum(isinstance(item, Unreadable) or item.is_last for item in batch))
                 finally:
                     oddities.report()
@@ -451,7 +485,7 @@ class AnomalyScorer(Pipeline):
         return batches()
 
     def _batch_vectors(
-        self, batch: Sequence[Piece | Unreadable], pooling: Pooling, oddities: OddityReport
+        self, batch: Sequence[Piece | Unreadable], heard: Heard, oddities: OddityReport
     ) -> list[torch.Tensor | None]:
         """The vector `(F, D)` of every piece, `None` for what could not be read."""
         vectors: list[torch.Tensor | None] = [None] * len(batch)
@@ -465,7 +499,7 @@ class AnomalyScorer(Pipeline):
             waveforms = torch.stack([piece.samples for piece in pieces])  # (n, 2, N)
             oddities.note([piece.name for piece in pieces], waveforms)
             for row, vector in zip(
-                rows, self.forward({"waveforms": waveforms, "pooling": pooling})["vectors"], strict=True
+                rows, self.forward({"waveforms": waveforms, "heard": heard})["vectors"], strict=True
             ):
                 vectors[row] = vector
         return vectors
@@ -494,10 +528,8 @@ class AnomalyScorer(Pipeline):
             self.model.eval()
         # Equal lengths have no padding, so there is no mask to pass.
         fbank = self.feature_extractor.fbank(inputs["waveforms"])  # (B, 2, T, M)
-        tokens = self.model(fbank).last_hidden_state
-        grid = self.model.time_frequency_grid(tokens).float()  # (B, T', F, D)
-        pooling = inputs["pooling"]
-        return {"vectors": grid if pooling is None else pooling(grid)}
+        heard = inputs["heard"]
+        return {"vectors": heard.layers.vectors(self.model, fbank, heard.pooling)}
 
     def _results(
         self,
@@ -589,9 +621,8 @@ class AnomalyScorer(Pipeline):
 
     def _longest_possible(self) -> float:
         """The longest recording that the model takes, in s."""
-        config = self.model.config
-        patches = getattr(config, "max_time_patches", None)
-        return math.inf if patches is None else patches * config.patch_size * FRAME_SHIFT / SAMPLING_RATE
+        frames, extractor = self.model.longest_frames, self.feature_extractor
+        return math.inf if frames is None else frames * extractor.hop_length / extractor.sampling_rate
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
@@ -662,7 +693,7 @@ def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBa
     if not has_adapter(model):
         return model, bank
     merged = merge_adapter(copy.deepcopy(model)).eval()
-    frames, mel_bins = 4 * model.config.patch_size, model.config.num_mel_bins
+    frames, mel_bins = 4 * model.least_frames, model.config.num_mel_bins
     fbank = torch.randn(1, 2, frames, mel_bins, generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.no_grad():
         before, after = (one(fbank).last_hidden_state.float() for one in (copy.deepcopy(model).eval(), merged))

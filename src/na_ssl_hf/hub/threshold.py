@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from .layer_choice import LayerChoice
 from .pooling import Pooling
 from .recording import Windows
 
@@ -43,6 +44,7 @@ class Calibration:
         bank_version: The version of the memory that the scores belong to.
         windows: The settings of [`Windows`] by which long recordings were cut; `None` if all were taken whole.
         num_groups: The number of groups that were left out one by one, where recordings were grouped.
+        layers: The layers whose tokens are compared, see [`LayerChoice`]; `None` for the last one.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -59,6 +61,7 @@ class Calibration:
     bank_version: int
     windows: Mapping[str, Any] | None = None
     num_groups: int | None = None
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -91,6 +94,7 @@ class Calibration:
         # Copies, so that nobody else can change what is frozen; Python numbers, so that JSON can hold them.
         own: dict[str, Any] = {"self_scores": tuple(float(score) for score in scores)}
         own |= {name: dict(getattr(self, name)) for name in ("extractor", "pooling")}
+        own["layers"] = LayerChoice(self.layers).layers
         own["windows"] = None if self.windows is None else dict(self.windows)
         own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
         if self.asked_false_alarm_rate is not None:
@@ -125,7 +129,8 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON holds them."""
-        return asdict(self) | {"self_scores": list(self.self_scores)}
+        layers = None if self.layers is None else list(self.layers)
+        return asdict(self) | {"self_scores": list(self.self_scores), "layers": layers}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Calibration":

@@ -31,8 +31,12 @@ class _Facts(TypedDict):
 
 
 class RunMetrics(_Facts, total=False):
-    """The content of `metrics.json`; without labels the official score is `None`, and the fields below are missing."""
+    """The content of `metrics.json`; without labels the official score is `None`, and the fields below are missing.
 
+    `layers` is there only where others than the last one were chosen.
+    """
+
+    layers: dict[str, list[int]]
     interval: dict[str, float]
     machines: dict[str, dict[str, float]]
 
@@ -131,6 +135,8 @@ def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
         "published": {split: recipe.published(split, run.far_cancellation) for split in PUBLISHED_SPLITS},
         "official_score": None,
     }
+    if run.layers:
+        metrics["layers"] = {name: list(layers) for name, layers in run.layers.items()}
     if all(one.is_labelled for one in run.machines):
         interval = bootstrap_interval({one.machine: one.labelled_scores for one in run.machines}, seed=seed)
         metrics["official_score"] = interval.estimate
@@ -156,7 +162,13 @@ def _row(metrics: RunMetrics) -> dict[str, str]:
 
 
 def _checkpoints(metrics: RunMetrics) -> str:
-    return ", ".join(f"{name}: {' + '.join(seeds)}" for name, seeds in metrics["checkpoints"].items())
+    """Return the checkpoints of the frontends in words, with the layers that were chosen."""
+    chosen = {
+        name: f" (layer {' + '.join(map(str, layers))})" for name, layers in metrics.get("layers", {}).items()
+    }
+    return ", ".join(
+        f"{name}: {' + '.join(seeds)}{chosen.get(name, '')}" for name, seeds in metrics["checkpoints"].items()
+    )
 
 
 def _percent(share: float | None) -> str:

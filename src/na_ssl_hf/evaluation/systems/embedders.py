@@ -21,6 +21,7 @@ from ...checkpoints.loading import load_extractor, load_model
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from ...hub.front_end import TwoChannelFrontEnd
+from ...hub.layer_choice import LayerChoice
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
@@ -41,7 +42,8 @@ class Embedder:
 
     Attributes:
         name: name in messages and tables.
-        key: hash of everything that decides the embeddings besides the recordings: weights, extractor, pooling.
+        key: hash of everything that decides the embeddings besides the recordings: weights, extractor,
+            layers, pooling.
         embed: function from several paths to `(B, F, D)` float32 on the CPU; its OSError and ValueError name the
             recording that they are about.
         bank_settings: settings of the `MemoryBank` that fits these embeddings.
@@ -81,6 +83,7 @@ def checkpoint_embedder(
     far_cancellation: str | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Embedder:
     """Make the embedder of a frontend of the published tables from a checkpoint.
 
@@ -94,10 +97,11 @@ def checkpoint_embedder(
             checkpoint says.
         batch_size: number of recordings of one length that go through the model together.
         device: where the model computes; `None` for the best there is.
+        layers: the layers whose tokens are compared, see [`AnomalyScorer.fit`]; `None` for the last one.
 
     Raises:
         OSError: the checkpoint cannot be loaded.
-        ValueError: the name is unknown, or the model has another type.
+        ValueError: the name is unknown, the model has another type, or it lacks one of the layers.
     """
     if name not in FRONTENDS:
         raise ValueError(f"frontend must be one of {', '.join(FRONTENDS)}; got {name!r}")
@@ -111,7 +115,7 @@ def checkpoint_embedder(
         )
     if far_cancellation is not None:
         extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
-    return model_embedder(name, model, extractor, pooling, gamma, batch_size, device)
+    return model_embedder(name, model, extractor, pooling, gamma, batch_size, device, layers)
 
 
 def model_embedder(
@@ -122,9 +126,12 @@ def model_embedder(
     gamma: float = 4.0,
     batch_size: int = 8,
     device: str | torch.device | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Embedder:
     """Make the embedder of a model that is loaded already, with its extractor; the rest is as `checkpoint_embedder`."""
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
+    choice = LayerChoice.of(layers=layers)
+    choice.check(model)
     hears_close_only = not hasattr(model, "to_base") and extractor.far_cancellation is None
     pooling_settings: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
 
@@ -132,10 +139,12 @@ def model_embedder(
         recordings = [load_recording(file, extractor.sampling_rate) for file in files]
         if hears_close_only:
             recordings = [_with_two_channels(recording) for recording in recordings]
-        return scorer.embed([_as_dict(one) for one in recordings], batch_size, **pooling_settings)
+        return scorer.embed([_as_dict(one) for one in recordings], batch_size, layers=choice.layers, **pooling_settings)
 
     settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
     settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}
+    # Embeddings of the last layer keep the key that they had before there was a choice.
+    settings |= {} if choice.layers is None else {"layers": choice.layers}
     return Embedder(name, _key({"model": model_fingerprint(model), **settings}), embed, {})
 
 

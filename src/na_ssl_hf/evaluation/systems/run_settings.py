@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class RunSettings:
         num_epochs: number of epochs of the autoencoders.
         false_alarm_rate: share of normal clips that the thresholds may let alarm.
         processes: processes that share the work; every one of them must run the same systems.
+        layers: frontend -> the layers whose tokens are compared; the last one for the frontends that are not in it.
         show_progress: whether the main process shows progress bars.
         hashes: hashes of the sound files, so that each file is read for its hash once in a run.
     """
@@ -34,6 +36,7 @@ class RunSettings:
     num_epochs: int = 100
     false_alarm_rate: float = 0.1
     processes: Processes = field(default_factory=Processes)
+    layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     show_progress: bool = True
     hashes: ContentHashes = field(default_factory=ContentHashes, repr=False, compare=False)
 

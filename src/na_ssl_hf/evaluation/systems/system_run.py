@@ -6,7 +6,7 @@ Letters: N training clips, M test clips, S seeds, F bands, D channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -37,6 +37,7 @@ class SystemRun:
         system: name of the system.
         far_cancellation: "least_squares", "spectral_subtraction", "none", or `None` for what the checkpoints say.
         checkpoints: name of a frontend -> its checkpoints, one for every seed.
+        layers: name of a frontend -> the layers whose tokens are compared, where they are not the last one.
         machines: the scores of every machine, in the order of their names.
     """
 
@@ -44,11 +45,14 @@ class SystemRun:
     far_cancellation: str | None
     checkpoints: Mapping[str, tuple[str, ...]]
     machines: tuple[MachineScores, ...]
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Return the name of the system with its far-microphone cancellation; it may also name a folder."""
-        return f"{self.system}+{self.far_cancellation}" if self.far_cancellation else self.system
+        """Return the name of the system with its far-microphone cancellation and layers; it may also name a folder."""
+        name = f"{self.system}+{self.far_cancellation}" if self.far_cancellation else self.system
+        chosen = [f"{frontend}-layer-{'-'.join(map(str, layers))}" for frontend, layers in self.layers.items()]
+        return "+".join([name, *chosen])
 
 
 class _Embedded(NamedTuple):
@@ -87,8 +91,9 @@ def run_system(
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
-        ValueError: the system is unknown, a frontend has no checkpoint, there are too few clips, or the system does
-            not take one of the recordings; all but the last are found before any work.
+        ValueError: the system is unknown, a frontend has no checkpoint, there are too few clips, a checkpoint lacks a
+            chosen layer, or the system does not take one of the recordings; all but the last two are found before any
+            work.
     """
     recipe = find_system(system)
     if rescaling != "published":
@@ -110,7 +115,8 @@ def run_system(
         replace(machine, is_anomaly=labels[machine.machine][0], is_target=labels[machine.machine][1])
         for machine in scored
     )
-    return SystemRun(system, far_cancellation, seeds, labelled)
+    layers = {name: tuple(settings.layers[name]) for name in seeds if name in settings.layers}
+    return SystemRun(system, far_cancellation, seeds, labelled, layers)
 
 
 def _method(far_cancellation: str | None) -> str | None:
@@ -172,6 +178,7 @@ def _embedders(
             far_cancellation,
             settings.batch_size,
             settings.compute_device,
+            settings.layers.get(name),
         )
 
 

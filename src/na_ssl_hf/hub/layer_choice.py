@@ -1,0 +1,114 @@
+"""The choice of layers whose tokens a scorer compares, and how the vectors of several layers become one.
+
+Letters: B recordings, T' rows in time, F bands, D channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Below this norm a vector is constant over its channels, and has no direction after its mean is taken off.
+SMALLEST_NORM = 1e-12
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The layers whose tokens are compared.
+
+    Attributes:
+        layers: numbers of layers as in `output_hidden_states`, 0 for the input of the first one; `None` for what the
+            model gives as `last_hidden_state`.
+
+    Raises:
+        ValueError: a layer is not a whole number of at least 0, is there twice, or there is none.
+    """
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            return
+        given = self.layers
+        if not isinstance(given, (list, tuple)) or not given:
+            raise ValueError(f"`layers` must be a list of at least one number of a layer, or None, got {given!r:.80}.")
+        for layer in given:
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise ValueError(f"`layers` must hold whole numbers of at least 0, got {layer!r:.80}.")
+        if len(set(given)) < len(given):
+            raise ValueError(f"`layers` must name every layer once, got {list(given)!r:.80}.")
+        object.__setattr__(self, "layers", tuple(given))
+
+    @classmethod
+    def of(cls, layer: int | None = None, layers: Sequence[int] | None = None) -> "LayerChoice":
+        """Make the choice from what a user gives: one number, or several.
+
+        Raises:
+            ValueError: both are given, or one is not a number of a layer.
+        """
+        if layer is None:
+            return cls(layers)  # type: ignore[arg-type] # other sequences than tuples become one
+        if layers is not None:
+            raise ValueError(f"`layer` must be None where `layers` is given, got layer={layer!r}, layers={layers!r}.")
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise ValueError(f"`layer` must be a whole number of at least 0, got {layer!r:.80}.")
+        return cls((layer,))
+
+    def check(self, model: Any) -> None:
+        """Raise a ValueError where the model lacks one of the layers."""
+        for layer in self.layers or ():
+            if layer > model.num_layers:
+                raise ValueError(
+                    f"`layers` must be in 0 ... {model.num_layers} for this {type(model).__name__}, got {layer}."
+                )
+
+    def vectors(
+        self, model: Any, input_values: torch.Tensor, pooling: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Encode recordings, and pool the tokens of the chosen layers.
+
+        One layer stays as it is. Of several layers, every vector is standardised over its channels (mean 0, and one
+        variance for all layers and sizes D, so that every layer counts equally), and they are joined along the
+        channels to vectors of norm 1.
+
+        Args:
+            model: an encoder of this package.
+            input_values: what the model takes, `(B, 2, T, M)`.
+            pooling: maps a grid `(B, T', F, D)` to `(B, F, D)`; `None` keeps the rows in time.
+
+        Returns:
+            `(B, F, D)`, or `(B, T', F, D)` without pooling, float32; of several layers D is the sum of theirs.
+
+        Raises:
+            ValueError: the model lacks one of the layers, or their grids differ in rows or bands.
+        """
+        if self.layers is None:
+            grids = [model.time_frequency_grid(model(input_values).last_hidden_state)]
+        else:
+            grids = model.layer_grids(input_values, self.layers)
+            self._check_alike(grids)
+        pooled = [grid.float() if pooling is None else pooling(grid.float()) for grid in grids]
+        return pooled[0] if len(pooled) == 1 else joined(pooled)
+
+    def _check_alike(self, grids: Sequence[torch.Tensor]) -> None:
+        if len({grid.shape[1:3] for grid in grids}) > 1:
+            sizes = ", ".join(
+                f"{grid.shape[1]} x {grid.shape[2]} in layer {layer}"
+                for layer, grid in zip(self.layers or (), grids, strict=True)
+            )
+            raise ValueError(f"`layers` must be layers with equal grids (rows in time x bands), got {sizes}.")
+
+
+def joined(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join the vectors `(..., D)` of several layers to `(..., sum of D)`, so that every layer counts equally.
+
+    Each vector has its mean over the channels taken off and is scaled to the norm `1 / sqrt(layers)`; the whole then
+    has norm 1. A vector that is constant over its channels becomes zero.
+    """
+    parts = []
+    for vector in vectors:
+        centred = vector - vector.mean(-1, keepdim=True)
+        norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        parts.append(torch.where(norm > SMALLEST_NORM, centred / norm.clamp_min(SMALLEST_NORM), 0.0))
+    return torch.cat(parts, dim=-1) / len(parts) ** 0.5
