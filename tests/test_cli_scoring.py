@@ -196,3 +196,20 @@ def test_code_is_not_asked_for_where_it_is_known(folder, tmp_path, monkeypatch):
     for trust in ([], ["--trust-remote-code"]):
         assert run("score", folder / "scorer", recording, "--csv", tmp_path / "s.csv", *trust) == 0
     assert all(module.startswith("na_ssl_hf.hub.") for module in seen)
+
+
+def test_the_chosen_layers_are_said_saved_and_scored(folder, tmp_path, capsys):
+    fitting = ["fit", folder / "normal", "--out", tmp_path / "scorer", "--device", "cpu"]
+    assert run(*fitting, "--layer", 1, 2) == 0
+    assert "layers compared: 1, 2" in capsys.readouterr().out.splitlines()
+    clip = write_clip(tmp_path / "today.wav", 100)
+    tables = []
+    for scorer in (folder / "scorer", tmp_path / "scorer"):
+        assert run("score", scorer, clip, "--csv", tmp_path / "scores.csv", "--report", tmp_path / "report.html") == 0
+        tables.append(rows(tmp_path / "scores.csv"))
+    assert tables[0] != tables[1]
+    capsys.readouterr()
+    assert run(*fitting, "--layer", 99) != 0
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "`layers` must be in 0 ... " in error
+    assert "got 99" in error

@@ -300,3 +300,31 @@ def test_another_run_with_the_same_cache_may_train_the_same_autoencoder_first(be
     monkeypatch.setattr(AutoencoderBaseline, "save_pretrained", save_after_the_other_run)
     np.testing.assert_array_equal(run(), other[0])
     assert [path.name.startswith("autoencoder-") for path in settings.cache.iterdir()] == [True]
+
+
+def test_chosen_layers_of_a_frontend_are_scored_named_and_shown(benchmark_root, checkpoints, tmp_path, capsys):
+    arguments = ["dcase", "run", "--system", "na-beats", "--frontend", f"na-beats={checkpoints['na-beats'][0]}"]
+    arguments += ["--data", str(benchmark_root), "--machines", "fan", "--out", str(tmp_path / "runs"), "--no-report"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert main([*arguments, "--device", "cpu", "--layer", "na-beats=1,0"]) == 0
+    table = capsys.readouterr().out
+    assert "(layer 1 + 0)" in table
+    folders = [tmp_path / "runs" / name for name in ("na-beats", "na-beats+na-beats-layer-1-0")]
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    assert "layers" not in metrics[0]
+    assert metrics[1]["layers"] == {"na-beats": [1, 0]}
+    assert scores_of(folders[0]) != scores_of(folders[1])
+
+
+@pytest.mark.parametrize("pair", ["na-beats", "na-beats=", "na-beats=1,x", "nothing=1", "=1"])
+def test_a_layer_that_names_no_frontend_or_number_is_one_clear_line(benchmark_root, tmp_path, capsys, pair):
+    arguments = ["--data", str(benchmark_root), "--out", str(tmp_path / "runs"), "--layer", pair]
+    assert main(["dcase", "run", "--system", "logmel", *arguments]) != 0
+    assert "--layer must be NAME=N or NAME=N,M" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_layer_that_the_checkpoint_lacks_is_one_clear_line(benchmark_root, checkpoints, tmp_path, capsys):
+    arguments = ["--data", str(benchmark_root), "--out", str(tmp_path / "runs"), "--layer", "na-beats=13"]
+    frontend = f"na-beats={checkpoints['na-beats'][0]}"
+    assert main(["dcase", "run", "--system", "na-beats", "--frontend", frontend, *arguments]) != 0
+    assert "`layers` must be in 0 ... 2 for this NABeatsModel, got 13." in capsys.readouterr().err.splitlines()[-1]

@@ -163,9 +163,7 @@ def _row(metrics: RunMetrics) -> dict[str, str]:
 
 def _checkpoints(metrics: RunMetrics) -> str:
     """Return the checkpoints of the frontends in words, with the layers that were chosen."""
-    chosen = {
-        name: f" (layer {' + '.join(map(str, layers))})" for name, layers in metrics.get("layers", {}).items()
-    }
+    chosen = {name: f" (layer {' + '.join(map(str, layers))})" for name, layers in metrics.get("layers", {}).items()}
     return ", ".join(
         f"{name}: {' + '.join(seeds)}{chosen.get(name, '')}" for name, seeds in metrics["checkpoints"].items()
     )
