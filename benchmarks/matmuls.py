@@ -1,4 +1,4 @@
-"""The matrix products inside BEATs and NA-BEATs, timed bare, which the models are compared with.
+"""The matrix products inside the transformers, timed bare, which the models are compared with.
 
 Every linear layer, convolution and attention product of a model is timed as one `torch.mm` or `torch.bmm` of its shape
 into a buffer that exists already, and nothing else. Each distinct shape is timed five times, and the median is scaled
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from na_ssl_hf import BeatsConfig, NABeatsConfig
+from na_ssl_hf import BeatsConfig, DashengConfig, EatConfig, NABeatsConfig, NADashengConfig
 
 from .measuring import Row, cpu_seconds, progress
 
 NUM_CLIPS = 4
 NUM_FRAMES = 998  # fbank frames of 10 s
+NUM_EAT_FRAMES = 1024
+NUM_DASHENG_FRAMES = 1001
 
 
 @dataclass(frozen=True)
@@ -65,30 +67,47 @@ def embedding_products(config: BeatsConfig, streams: int) -> Products:
 
 def base_layer_products(config: BeatsConfig, count: int, backward: bool = False) -> Products:
     """Returns the products of frozen transformer layers, whose backward pass needs only gradients of the inputs."""
-    tokens, size = NUM_CLIPS * num_tokens(), config.hidden_size
+    tokens, heads = NUM_CLIPS * num_tokens(), config.num_attention_heads
+    gate = linear(tokens * heads, config.hidden_size // heads, 2, count, "fi" if backward else "f")
+    return [*transformer_products(config, num_tokens(), count, backward), *gate]
+
+
+def transformer_products(
+    config: BeatsConfig | EatConfig | DashengConfig, num_tokens: int, count: int, backward: bool = False
+) -> Products:
+    """Returns the products of `count` plain transformer layers over so many tokens a clip."""
+    tokens, size = NUM_CLIPS * num_tokens, config.hidden_size
     heads, passes = config.num_attention_heads, "fi" if backward else "f"
     return [
         *linear(tokens, size, size, 4 * count, passes),
         *linear(tokens, size, config.intermediate_size, count, passes),
         *linear(tokens, config.intermediate_size, size, count, passes),
-        *linear(tokens * heads, size // heads, 2, count, passes),
-        *attention(NUM_CLIPS * heads, num_tokens(), size // heads, count, backward),
+        *attention(NUM_CLIPS * heads, num_tokens, size // heads, count, backward),
     ]
 
 
-def noise_aware_products(config: NABeatsConfig, backward: bool = False) -> Products:
+def patch_products(config: EatConfig | DashengConfig, num_patches: int, streams: int) -> Products:
+    """Returns the products that make tokens of patches, of 16 x 16 for EAT and of all bands in 4 frames for Dasheng."""
+    bands = config.num_mel_bins if isinstance(config, DashengConfig) else config.patch_size
+    return [(streams, Product(NUM_CLIPS * num_patches, config.patch_size * bands, config.hidden_size))]
+
+
+def noise_aware_products(
+    config: NABeatsConfig | NADashengConfig, backward: bool = False, tokens_of_clip: int | None = None
+) -> Products:
     """Returns the products of all noise-aware layers.
 
     Their norms learn too, so every linear layer needs the gradients of both its input and its weight.
     """
-    tokens, size, count = NUM_CLIPS * num_tokens(), config.hidden_size, config.num_hidden_layers
+    of_clip = num_tokens() if tokens_of_clip is None else tokens_of_clip
+    tokens, size, count = NUM_CLIPS * of_clip, config.hidden_size, config.num_hidden_layers
     inner, heads = config.noise_aware_intermediate_size, config.noise_aware_num_heads
     passes = "fiw" if backward else "f"
     return [
         *linear(tokens, size, size, 4 * count, passes),
         *linear(tokens, size, inner, 2 * count, passes),
         *linear(tokens, inner, size, count, passes),
-        *attention(NUM_CLIPS * heads, num_tokens(), size // heads, count, backward),
+        *attention(NUM_CLIPS * heads, of_clip, size // heads, count, backward),
     ]
 
 
