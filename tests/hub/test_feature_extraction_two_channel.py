@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+import soxr
 import torch
 from transformers.utils import logging
 
@@ -260,6 +261,13 @@ def test_swapped_channels_are_suspected_and_correct_ones_are_not(delay, snr_db):
     pairs = torch.stack([delayed_pair(1.0, 0.3, delay, snr_db, seed) for seed in range(5)])
     assert not far_leads_and_is_louder(pairs).any()
     assert far_leads_and_is_louder(pairs.flip(1)).all()
+
+
+def test_swapped_channels_are_suspected_at_any_rate():
+    pairs = torch.stack([delayed_pair(1.0, 0.3, 20, 10.0, seed) for seed in range(5)])
+    twice = torch.from_numpy(np.stack([soxr.resample(pair.T.contiguous().numpy(), 16000, 32000).T for pair in pairs]))
+    assert not far_leads_and_is_louder(twice, 32000).any()
+    assert far_leads_and_is_louder(twice.flip(1), 32000).all()
 
 
 def test_common_or_independent_noise_alone_is_not_suspected():

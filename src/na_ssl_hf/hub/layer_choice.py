@@ -55,6 +55,11 @@ class LayerChoice:
             raise ValueError(f"`layer` must be a whole number of at least 0, got {layer!r:.80}.")
         return cls((layer,))
 
+    @property
+    def deepest(self) -> int | None:
+        """The last of the layers; `None` for the last one of the model."""
+        return None if self.layers is None else max(self.layers)
+
     def check(self, model: Any) -> None:
         """Raise a ValueError where the model lacks one of the layers."""
         for layer in self.layers or ():

@@ -7,7 +7,6 @@ its channels, D those of the last one, L labels.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -245,48 +244,9 @@ class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
         )
 
     @property
-    def num_layers(self) -> int:
-        """The number of the last layer; 0 is the stem."""
-        return len(self.layers)
-
-    @property
     def least_frames(self) -> int:
         """The fewest frames that give a column."""
         return 1
-
-    @property
-    def longest_frames(self) -> int | None:
-        """The most frames that the model takes: any number."""
-        return None
-
-    def layer_grids(
-        self, input_values: torch.Tensor, layers: Sequence[int | None], attention_mask: torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
-        """Compute the grids after chosen layers; no layer behind the last of them is run.
-
-        Args:
-            input_values, attention_mask: as for the forward.
-            layers: 0 for the stem, 1 to 16 for a layer, `None` for the last; in any order.
-
-        Returns:
-            for each of `layers` a grid `(B, T', F', C)` of its own size.
-
-        Raises:
-            ValueError: there is no such layer, or a shape is wrong.
-        """
-        chosen = [self.num_layers if layer is None else layer for layer in layers]
-        for layer in chosen:
-            if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.num_layers:
-                raise ValueError(f"`layers` must be None or in 0 ... {self.num_layers}, got {layer!r}.")
-        fbank = close_channel(input_values, self.config.num_mel_bins, self.least_frames)
-        embedded = self.embed(fbank, attention_mask)
-        maps, found = embedded.hidden_states, {}
-        for index in range(max(chosen, default=-1) + 1):
-            if index:
-                maps = self.layers[index - 1](maps, *embedded.layer_inputs)
-            if index in chosen:
-                found[index] = self.time_frequency_grid(maps)
-        return [found[layer] for layer in chosen]
 
     def num_tokens(self, num_frames: int) -> int:
         """Compute the number of positions of the last map for `num_frames` frames."""

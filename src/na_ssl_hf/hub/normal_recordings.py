@@ -28,6 +28,7 @@ class NormalRecordings:
     Attributes:
         left_out: the recordings that do not count, with the reason.
         was_cut: whether a recording was cut into windows.
+        rate: the sampling rate that says which bands the recordings hold, see `recorded_rate`; `None` for all.
         vectors: `(M, F, D)`, those of all windows, after `take`.
         domains: for each of them, after `take`; `None` for none.
         num_groups: the number of groups, after `take`; `None` where there are none.
@@ -48,6 +49,7 @@ class NormalRecordings:
         }
         self.left_out: list[tuple[str, str]] = []
         self.was_cut = False
+        self.rate: int | None = None
         self._num_given = 0
         self._first_of_samples: dict[str, str] = {}  # a hash -> the recording that had these samples first
         self._of_recordings: list[torch.Tensor] = []  # (windows, F, D) each
@@ -68,6 +70,7 @@ class NormalRecordings:
         self._samples.update(item.samples.cpu().contiguous().numpy().data)
         self._windows.append(vector)
         self.was_cut |= item.was_cut
+        self.rate = item.rate
         if not item.is_last:
             return
         content = self._samples.hexdigest()

@@ -27,6 +27,7 @@ from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
 from .normal_recordings import NormalRecordings
 from .pooling import Pooling
+from .recorded_bands import check_rate, num_recorded_bands, recorded_rate, tell_left_out_bands
 from .recording import (
     WHOLE,
     Piece,
@@ -105,15 +106,18 @@ class Heard:
     Attributes:
         pooling: how tokens are pooled over time; `None` for all tokens.
         layers: the layers that they come from.
+        rate: the sampling rate that says which bands the recordings hold, see `recorded_rate`; `None` where the first
+            recording says it.
     """
 
     pooling: Any = field(default_factory=Pooling)
     layers: LayerChoice = field(default_factory=LayerChoice)
+    rate: int | None = None
 
     @classmethod
     def as_fitted(cls, calibration: Calibration) -> "Heard":
         """What a fitted scorer took of its normal recordings."""
-        return cls(Pooling(**calibration.pooling), LayerChoice(calibration.layers))
+        return cls(Pooling(**calibration.pooling), LayerChoice(calibration.layers), calibration.recording_rate)
 
 
 class AnomalyScorer(Pipeline):
@@ -240,6 +244,7 @@ class AnomalyScorer(Pipeline):
         windows = self._windows(None, window, hop, aggregate)
         normal = NormalRecordings(domains, groups)
         normal.take(self._embedded(recordings, heard, windows, batch_size, progress, skip_unreadable))
+        tell_left_out_bands(self.model, heard.layers.deepest, normal.rate)
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(normal.vectors, domains=normal.domains)
@@ -278,6 +283,7 @@ class AnomalyScorer(Pipeline):
             num_groups=normal.num_groups,
             pooling=asdict(heard.pooling),
             layers=heard.layers.layers,
+            recording_rate=normal.rate,
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -410,6 +416,7 @@ class AnomalyScorer(Pipeline):
         """
         bank, calibration = self._fitted()
         (piece,) = self.preprocess(recording, WHOLE)
+        check_rate(piece.name, piece.rate, calibration.recording_rate, self.feature_extractor.sampling_rate)
         heard = replace(Heard.as_fitted(calibration), pooling=None)
         tokens = self.forward({"waveforms": piece.samples[None], "heard": heard})["vectors"]  # (1, T', F, D)
         return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
@@ -462,9 +469,13 @@ class AnomalyScorer(Pipeline):
         size, sources = self._checked_batch_size(batch_size), each_recording(recordings)
 
         def pieces() -> Iterator[Piece | Unreadable]:
+            rate = heard.rate
             for source in sources:
                 try:
-                    yield from self.preprocess(source, windows)
+                    for piece in self.preprocess(source, windows):
+                        check_rate(piece.name, piece.rate, rate, self.feature_extractor.sampling_rate)
+                        rate = piece.rate
+                        yield piece
                 except (ValueError, OSError) as error:
                     if not keep_failures:
                         raise
@@ -499,7 +510,9 @@ class AnomalyScorer(Pipeline):
             waveforms = torch.stack([piece.samples for piece in pieces])  # (n, 2, N)
             oddities.note([piece.name for piece in pieces], waveforms)
             for row, vector in zip(
-                rows, self.forward({"waveforms": waveforms, "heard": heard})["vectors"], strict=True
+                rows,
+                self.forward({"waveforms": waveforms, "heard": replace(heard, rate=pieces[0].rate)})["vectors"],
+                strict=True,
             ):
                 vectors[row] = vector
         return vectors
@@ -519,7 +532,8 @@ class AnomalyScorer(Pipeline):
                 except ValueError as error:
                     raise ValueError(f"{recording.name}: {error}") from error
                 is_last = index == len(spans) - 1
-                yield Piece(waveform, recording.name, start / rate, (start + frames) / rate, is_last, was_cut)
+                own_rate = recorded_rate(self.model, rate, self.feature_extractor.sampling_rate)
+                yield Piece(waveform, recording.name, start / rate, (start + frames) / rate, is_last, was_cut, own_rate)
 
     def _forward(self, inputs: dict[str, Any], **forward_parameters: Any) -> Any:  # type: ignore[override]
         """Waveforms `(B, 2, N)` of one length to vectors `(B, F, D)`, or tokens `(B, T', F, D)` without pooling."""
@@ -529,7 +543,9 @@ class AnomalyScorer(Pipeline):
         # Equal lengths have no padding, so there is no mask to pass.
         fbank = self.feature_extractor.fbank(inputs["waveforms"])  # (B, 2, T, M)
         heard = inputs["heard"]
-        return {"vectors": heard.layers.vectors(self.model, fbank, heard.pooling)}
+        vectors = heard.layers.vectors(self.model, fbank, heard.pooling)
+        num_bands = num_recorded_bands(self.model, heard.layers.deepest, heard.rate)
+        return {"vectors": vectors[..., :num_bands, :]}
 
     def _results(
         self,

@@ -122,6 +122,7 @@ class Piece:
         start, end: of the window, in s.
         is_last: whether the recording ends with it.
         was_cut: whether the recording was cut into windows, be it one.
+        rate: the sampling rate that says which bands it holds, see `recorded_rate`; `None` for all of them.
     """
 
     samples: torch.Tensor
@@ -130,6 +131,7 @@ class Piece:
     end: float
     is_last: bool
     was_cut: bool
+    rate: int | None = None
 
 
 @dataclass(frozen=True)

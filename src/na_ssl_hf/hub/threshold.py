@@ -43,6 +43,8 @@ class Calibration:
         pooling: The method and the parameters of `pool_time`.
         bank_version: The version of the memory that the scores belong to.
         windows: The settings of [`Windows`] by which long recordings were cut; `None` if all were taken whole.
+        recording_rate: The sampling rate of the recordings, at most the model's, where it decides which bands
+            count, see `recorded_rate`.
         num_groups: The number of groups that were left out one by one, where recordings were grouped.
         layers: The layers whose tokens are compared, see [`LayerChoice`]; `None` for the last one.
 
@@ -61,6 +63,7 @@ class Calibration:
     bank_version: int
     windows: Mapping[str, Any] | None = None
     num_groups: int | None = None
+    recording_rate: int | None = None
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -85,9 +88,9 @@ class Calibration:
             if not isinstance(self.windows, Mapping) or set(self.windows) != {field.name for field in fields(Windows)}:
                 raise ValueError(f"`windows` must be a dict with length, hop and aggregate, got {self.windows!r}.")
             Windows(**self.windows)
-        for name, least in (("bank_version", 0), ("num_groups", 2)):
+        for name, least in (("bank_version", 0), ("num_groups", 2), ("recording_rate", 1)):
             value = getattr(self, name)
-            if value is None and name == "num_groups":
+            if value is None and name != "bank_version":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an int of at least {least}, got {value!r}.")
