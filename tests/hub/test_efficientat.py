@@ -179,6 +179,15 @@ def test_a_mask_of_ones_changes_nothing(model):
 
 
 @torch.no_grad()
+def test_a_masked_batch_compiles_as_one_graph(model):
+    x, mask = spectrogram(), torch.ones(2, 97, dtype=torch.long)
+    mask[0, 40:] = 0
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, mask).pooler_output, model(x, mask).pooler_output, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
 def test_the_encoder_and_the_classifier_load_from_one_folder(tmp_path, caplog):
     tagger, x = classifier(), spectrogram()
     tagger.save_pretrained(tmp_path)

@@ -38,7 +38,7 @@ def valid_frames(attention_mask: torch.Tensor | None, fbank: torch.Tensor) -> to
         attention_mask: `(B, T)`, nonzero on the frames of the recording, zero on padding; or `None`.
 
     Returns:
-        bool `(B, T)`, or `None`.
+        bool `(B, T)`, or `None` where nothing is padded.
 
     Raises:
         ValueError: the mask has another shape.
@@ -49,7 +49,10 @@ def valid_frames(attention_mask: torch.Tensor | None, fbank: torch.Tensor) -> to
         raise ValueError(
             f"The attention mask must be (batch, frames), {tuple(fbank.shape[:2])}, got {tuple(attention_mask.shape)}."
         )
-    return attention_mask.bool()
+    mask = attention_mask.bool()
+    # A mask of ones changes nothing and takes a third more time. Compiled graphs cannot depend on what is in it.
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta
+    return mask if is_traced or not bool(mask.all()) else None
 
 
 def without_padding(maps: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
@@ -217,7 +220,8 @@ class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
         sizes = block_sizes(config.width, config.strides)
         self.stem = EfficientATConvolution(config, 1, stem_channels(config.width), 3, 2, activation="hardswish")
         blocks = [EfficientATBlock(config, size, config.layer_stride(i)) for i, size in enumerate(sizes)]
-        last = EfficientATLastLayer(config, sizes[-1].out_channels, config.layer_stride(len(sizes)))
+        self.last_stride = config.layer_stride(len(sizes))
+        last = EfficientATLastLayer(config, sizes[-1].out_channels, self.last_stride)
         self.layers = nn.ModuleList([*blocks, last])
         self.post_init()
 
@@ -239,9 +243,7 @@ class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
 
     def last_columns(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """Reduce a mask `(B, T)` over frames to a bool one `(B, T')` over the columns of the last map."""
-        return (
-            None if attention_mask is None else attention_mask[:, :: self.config.layer_stride(self.num_layers)].bool()
-        )
+        return None if attention_mask is None else attention_mask[:, :: self.last_stride].bool()
 
     @property
     def least_frames(self) -> int:
@@ -250,8 +252,7 @@ class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
 
     def num_tokens(self, num_frames: int) -> int:
         """Compute the number of positions of the last map for `num_frames` frames."""
-        stride = self.config.layer_stride(self.num_layers)
-        return -(-num_frames // stride) * -(-self.config.num_mel_bins // stride)
+        return -(-num_frames // self.last_stride) * -(-self.config.num_mel_bins // self.last_stride)
 
     def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Turn a map `(B, C, F', T')` of any layer into `(B, T', F', C)`: columns in time, rows from low to high."""
