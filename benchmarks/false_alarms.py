@@ -15,7 +15,7 @@ from transformers import pipeline
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.checkpoints import default_checkpoint
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
-from na_ssl_hf.data.synthetic.machine_sounds import MACHINE_TYPES, synthesize_machine
+from na_ssl_hf.data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, MACHINE_TYPES, synthesize_machine
 from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.normal_recordings import NormalRecordings
@@ -41,7 +41,7 @@ class Sizes:
     are new recordings in the same rooms, and all clips of the other half are new recordings in rooms never heard.
     """
 
-    machines: Sequence[str] = MACHINE_TYPES
+    machines: Sequence[str] = HEARD_MACHINE_TYPES
     num_sets: int = 3
     num_rooms: int = 24
     num_clips: int = 7

@@ -223,7 +223,9 @@ def make_materials(folder: Path) -> None:
     """Write what the victims read."""
     folder.mkdir()
     for name, seed in (("data", 1), ("other data", 2)):
-        write_dcase_benchmark(folder / name, "smoke", seed=seed, machines=("fan",), show_progress=False)
+        write_dcase_benchmark(
+            folder / name, "smoke", seed=seed, machines=("fan",), installation="moving", show_progress=False
+        )
     _model(0).save_pretrained(folder / "base")
     RoomPool.simulate(2, 0, folder / "rooms.safetensors", show_progress=False)
     for use, count in (("targets", 2), ("noises", 4)):

@@ -1,6 +1,6 @@
 """Compare every published system on one data set, from tiny checkpoints whose "dis" variants are fine-tuned first.
 
-    na-ssl simulate dcase --out benchmark --preset small --seed 0
+    na-ssl simulate dcase --out benchmark --preset small --installation moving --seed 0
     python examples/compare_published_systems.py benchmark --out published
 
 The rows are Table 3 (single frontends) and Table 5 (the challenge's baselines and the four submissions) of Fujimura et

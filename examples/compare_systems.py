@@ -1,6 +1,6 @@
 """Compare the ways of using the far microphone on one data set, with paired bootstrap intervals.
 
-    na-ssl simulate dcase --out benchmark --preset small --seed 0
+    na-ssl simulate dcase --out benchmark --preset small --installation moving --seed 0
     python examples/compare_systems.py benchmark --noise-aware na-beats=na-beats-tiny --out comparison
 
 Each way is a row: log-mel statistics without a network, the base of the checkpoint and the NA model itself, on the

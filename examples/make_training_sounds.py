@@ -19,7 +19,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
-from na_ssl_hf.data.synthetic.machine_sounds import MACHINE_TYPES, synthesize_machine
+from na_ssl_hf.data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, synthesize_machine
 from na_ssl_hf.data.synthetic.random_sounds import synthesize_random_sound
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.simulation.staged_folder import staged_folder, write_manifest
@@ -67,7 +67,7 @@ def plan(num_targets: int) -> list[Recipe]:
 def machine_in_company(seeds: list[int], is_validation: bool) -> tuple[np.ndarray, str]:
     """Synthesise a machine at a speed of its own, sometimes with a random sound beside it, and describe it."""
     rng = np.random.default_rng([300, *seeds])
-    machine, domain = str(rng.choice(MACHINE_TYPES)), str(rng.choice(["source", "target"]))
+    machine, domain = str(rng.choice(HEARD_MACHINE_TYPES)), str(rng.choice(["source", "target"]))
     unit = int(rng.integers(1000, 2000) if is_validation else rng.integers(1, 1000))
     rate = int(rng.integers(*RATES))
     num_samples = round(TARGET_S * SAMPLING_RATE)

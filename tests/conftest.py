@@ -91,4 +91,5 @@ def golden_fbank(goldens) -> Callable[[str, str], torch.Tensor]:
 def benchmark_root(tmp_path_factory) -> Path:
     """A DCASE-shaped data set of three machines (the valve without attributes), 15 + 16 clips of 1.5 s each."""
     root = tmp_path_factory.mktemp("benchmark") / "data"
-    return write_dcase_benchmark(root, "smoke", seed=3, machines=("fan", "gearbox", "valve"), show_progress=False)
+    settings = {"machines": ("fan", "gearbox", "valve"), "installation": "moving", "show_progress": False}
+    return write_dcase_benchmark(root, "smoke", seed=3, **settings)

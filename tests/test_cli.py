@@ -467,14 +467,37 @@ def test_simulate_dcase_writes_a_benchmark_that_dcase_check_reads(tmp_path, caps
     from na_ssl_hf.simulation import dcase_benchmark
 
     tiny = dcase_benchmark.BenchmarkPreset(1, 1, 1, duration_s=0.5, num_rooms=1, num_places=1)
-    monkeypatch.setitem(dcase_benchmark.PRESETS, "smoke", tiny)
-    options = ["--preset", "smoke", "--seed", "3", "--noise-coherence", "0.5", "--snr", "5"]
+    monkeypatch.setitem(dcase_benchmark.PRESETS["moving"], "smoke", tiny)
+    options = ["--preset", "smoke", "--seed", "3", "--noise-coherence", "0.5", "--snr", "5", "--installation", "moving"]
     assert main(["simulate", "dcase", "--out", str(tmp_path / "set"), *options]) == 0
     assert f"benchmark written to {tmp_path / 'set'}" in capsys.readouterr().out
-    dcase_benchmark.write_dcase_benchmark(tmp_path / "same", "smoke", 3, 0.5, (5.0, 5.0), show_progress=False)
+    settings = {"installation": "moving", "show_progress": False}
+    dcase_benchmark.write_dcase_benchmark(tmp_path / "same", "smoke", 3, 0.5, (5.0, 5.0), **settings)
     clip = "bearing/test/section_00_target_test_anomaly_0000_noAttribute.wav"
     assert (tmp_path / "set" / clip).read_bytes() == (tmp_path / "same" / clip).read_bytes()
     assert main(["dcase", "check", str(tmp_path / "set")]) == 0
+
+
+def test_simulate_dcase_passes_its_options_to_fixed_installations(tmp_path, capsys, monkeypatch):
+    from na_ssl_hf.simulation import dcase_benchmark
+
+    tiny = dcase_benchmark.BenchmarkPreset(1, 1, 2, duration_s=0.5, num_rooms=1, num_places=1, num_supplemental=1)
+    monkeypatch.setitem(dcase_benchmark.PRESETS["fixed"], "smoke", tiny)
+    options = ["--preset", "smoke", "--machines", "pump", "--coherence", "0.5", "--machine-level", "-3", "--snr", "5"]
+    options += ["--drift", "gain", "--drift-from", "0.4"]
+    assert main(["simulate", "dcase", "--out", str(tmp_path / "set"), *options]) == 0
+    pump = json.loads((tmp_path / "set" / "installations.json").read_text())["installations"]["pump"]
+    assert (pump["coherence"], pump["machine_level_db"], pump["test_snr_db"]) == (0.5, -3, [5, 5])
+    assert set(pump["drifts"]) == {"from_share", "gain"}
+    assert pump["drifts"]["from_share"] == 0.4
+    capsys.readouterr()
+    assert main(["dcase", "check", str(tmp_path / "set")]) == 0
+    assert "supplemental" in capsys.readouterr().out
+    assert "drift_from must be" in one_line_error(
+        capsys, "simulate", "dcase", "--out", tmp_path / "no", *options[:-1], "1"
+    )
+    assert "toaster" in one_line_error(capsys, "simulate", "dcase", "--out", tmp_path / "no", "--machines", "toaster")
+    assert not (tmp_path / "no").exists()
 
 
 def test_simulate_rooms_writes_a_pool(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import builtins
 import logging as std_logging
+import shutil
 
 import numpy as np
 import pytest
@@ -92,10 +93,35 @@ def test_layouts_of_one_set_load_alike(development, tmp_path_factory):
     assert set(one["machine"]) == {"fan"}
 
 
-def test_hidden_and_supplemental_files_are_not_clips(development):
+def test_hidden_and_supplemental_files_are_no_training_clips(development):
     (development / "fan/train/._section_00_source_train_normal_0000_spd_0.wav").write_bytes(b"resource fork")
     write_clip(development / "fan/supplemental/section_00_machine_source_0000_noAttribute.wav")
     assert len(load_dcase2026(development, "train", machines=["fan"])) == 3
+
+
+def test_supplemental_clips_are_a_split_of_their_own(tmp_path):
+    for machine in ("fan", "pump"):
+        write_clip(tmp_path / machine / "train/section_00_source_train_normal_0000_noAttribute.wav")
+    assert set(load_dcase2026(tmp_path)) == {"train"}
+    with pytest.raises(FileNotFoundError, match="fan/supplemental"):
+        load_dcase2026(tmp_path, "supplemental")
+    for kind in ("machine", "noise"):
+        write_clip(tmp_path / f"fan/supplemental/section_00_{kind}_source_0000_noAttribute.wav")
+    # The pump has none, and only he who asks for its clips is told so.
+    for alone in (
+        load_dcase2026(tmp_path, "supplemental"),
+        load_dcase2026(tmp_path, machines=["fan", "pump"])["supplemental"],
+    ):
+        assert [(row["machine"], row["label"], row["domain"]) for row in alone] == [
+            ("fan", "machine", "source"),
+            ("fan", "noise", "source"),
+        ]
+    with pytest.raises(FileNotFoundError, match="pump/supplemental"):
+        load_dcase2026(tmp_path, "supplemental", machines=["fan", "pump"])
+    shutil.rmtree(tmp_path / "fan/train")
+    shutil.rmtree(tmp_path / "pump")
+    with pytest.raises(FileNotFoundError, match="root must hold folders"):
+        load_dcase2026(tmp_path)
 
 
 def test_the_scorer_takes_a_dataset(tmp_path):

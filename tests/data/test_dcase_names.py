@@ -21,8 +21,13 @@ from na_ssl_hf.data.dcase.names import DcaseName, dcase_stem, format_dcase_name,
         ),
         ("fan/train/normal_id_04_00000012.wav", DcaseName("fan", None, "train", "normal", 12, None, section=4)),  # 2020
         ("fan/test/id_05_00000012.wav", DcaseName("fan", None, "test", None, 12, None, section=5)),
+        (
+            "fan/supplemental/section_00_machine_source_0003_noAttribute.wav",  # 2025
+            DcaseName("fan", "source", "supplemental", "machine", 3, "noAttribute"),
+        ),
+        ("fan/supplemental/section_01_noise_0004.wav", DcaseName("fan", None, "supplemental", "noise", 4, None, 1)),
     ],
-    ids=["2026", "anonymous", "2021", "2021-anonymous", "2020", "2020-anonymous"],
+    ids=["2026", "anonymous", "2021", "2021-anonymous", "2020", "2020-anonymous", "machine-alone", "noise-alone"],
 )
 def test_names_of_all_challenges(path, name):
     assert parse_dcase_name(path) == name
@@ -31,6 +36,8 @@ def test_names_of_all_challenges(path, name):
 def test_a_formatted_name_is_parsed_back():
     name = DcaseName("fan", "target", "test", "anomaly", 7, "flow_1.5", section=3)
     assert parse_dcase_name(format_dcase_name(name)) == name
+    alone = DcaseName("fan", "source", "supplemental", "noise", 7, "noAttribute", section=3)
+    assert parse_dcase_name(format_dcase_name(alone)) == alone
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,8 @@ def test_a_formatted_name_is_parsed_back():
     [
         "fan/train/section_00_source_test_normal_0000.wav",
         "fan/train/section_00_source_train_0000.wav",
-        "fan/supplemental/section_00_machine_source_0000_noAttribute.wav",
+        "fan/supplemental/section_00_source_train_normal_0000_noAttribute.wav",
+        "fan/train/section_00_machine_source_0000_noAttribute.wav",
         "fan/section_00_0000.wav",
         "train/section_00_source_train_normal_0000.wav",
     ],

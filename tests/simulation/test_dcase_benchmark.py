@@ -13,7 +13,7 @@ from na_ssl_hf.evaluation.report.submission import evaluate_submission
 from na_ssl_hf.simulation.dcase_benchmark import PRESETS, BenchmarkPreset, write_dcase_benchmark
 
 TINY = BenchmarkPreset(2, 1, 2, duration_s=0.5, num_rooms=1, num_places=1)
-SETTINGS = {"preset": TINY, "machines": ("fan", "valve"), "show_progress": False}
+SETTINGS = {"preset": TINY, "machines": ("fan", "valve"), "installation": "moving", "show_progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +119,15 @@ def test_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
     assert bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2")
 
 
-def test_presets_grow_to_the_published_counts():
-    full = PRESETS["full"]
+@pytest.mark.parametrize("installation", ["fixed", "moving"])
+def test_presets_grow_to_the_published_counts(installation):
+    presets = PRESETS[installation]
+    full = presets["full"]
     assert (full.num_train_source, full.num_train_target, 4 * full.num_test, full.duration_s) == (990, 10, 200, 10.0)
-    sizes = [math.prod((p.num_train_source, p.num_test, p.duration_s, p.num_rooms)) for p in PRESETS.values()]
-    assert list(PRESETS) == ["smoke", "small", "full"]
+    sizes = [math.prod((p.num_train_source, p.num_test, p.duration_s, p.num_rooms)) for p in presets.values()]
+    assert list(presets) == ["smoke", "small", "full"]
     assert sizes == sorted(sizes)
-    assert PRESETS["smoke"].num_train_target >= 3  # SMOTE with two neighbours
+    assert presets["smoke"].num_train_target >= 3  # SMOTE with two neighbours
 
 
 def test_only_an_own_benchmark_is_overwritten(benchmark, tmp_path):
@@ -148,6 +150,9 @@ def test_only_an_own_benchmark_is_overwritten(benchmark, tmp_path):
         ({"preset": "huge"}, "preset must be one of .*'huge'"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"machines": ("toaster",)}, "toaster"),
+        ({"installation": "flying"}, "installation must be one of .*'flying'"),
+        ({"machine_level_db": 3.0}, "machine_level_db must be left out .*got 3.0"),
+        ({"drifts": ("gain",)}, "drifts must be left out .*'gain'"),
         ({"noise_coherence": 2.0}, "coherence"),
         ({"preset": BenchmarkPreset(2, 1, 2, 0.5, 1, 0)}, "num_places must be at least 1, got 0"),
     ],

@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
         "--noises are given, else synthetic)",
         "  na-ssl simulate --targets machine_sounds --noises backgrounds --out rooms --snr -5 0 5\n"
         "  na-ssl simulate --out dataset\n"
-        "  na-ssl simulate dcase --out benchmark --preset small --seed 0 --noise-coherence 0.5\n"
+        "  na-ssl simulate dcase --out benchmark --preset small --seed 0 --coherence 0.5\n"
         "  na-ssl simulate rooms --num 10000 --workers 8 --out rooms.safetensors",
     )
     group.default_command = _recordings_or_synthetic
@@ -107,14 +107,16 @@ def _add_dcase(layouts: Any) -> None:
         "dcase",
         _dcase,
         "make a benchmark of synthetic machines like DCASE 2026 Task 2",
-        "  na-ssl simulate dcase --out benchmark --preset small --seed 0 --noise-coherence 0.5",
+        "  na-ssl simulate dcase --out benchmark --preset small --seed 0\n"
+        "  na-ssl simulate dcase --out drifting --coherence 0.5 --machine-level -3 --drift microphone_moved gain",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new benchmark")
     parser.add_argument(
         "--preset",
         choices=("smoke", "small", "full"),
         default="small",
-        help="size of the benchmark: a few clips, 109 + 100 of 6 s a machine, or 1000 + 200 of 10 s (default: small)",
+        help="size of the benchmark: a few clips, 60 + 48 of 6 s a machine (moving: 109 + 100), or 1000 + 200 of 10 s "
+        "(default: small)",
     )
     parser.add_argument(
         "--snr",
@@ -123,7 +125,38 @@ def _add_dcase(layouts: Any) -> None:
         default=[-10.0, 10.0],
         help="signal-to-noise ratio in dB, one or both ends of a range (default: -10 10)",
     )
-    _add_noise_coherence_option(parser)
+    parser.add_argument(
+        "--installation",
+        choices=("fixed", "moving"),
+        default="fixed",
+        help="one room and placement a machine, or another room for every clip (default: fixed)",
+    )
+    parser.add_argument(
+        "--machines", nargs="+", metavar="NAME", help="machines (default: all ten; moving: the first five)"
+    )
+    parser.add_argument(
+        "--noise-coherence",
+        "--coherence",
+        type=float,
+        help="share of noise power common to all corners, 0 (independent) to 1 (the same noise) (default: drawn for "
+        "each machine; moving: 0)",
+    )
+    parser.add_argument(
+        "--machine-level",
+        type=float,
+        metavar="DB",
+        help="level of the machine at the close microphone over that at the far one (default: drawn, -4 to 20 dB)",
+    )
+    parser.add_argument(
+        "--drift",
+        nargs="+",
+        default=[],
+        choices=("microphone_moved", "gain", "new_noise", "door"),
+        help="changes at every installation during the test",
+    )
+    parser.add_argument(
+        "--drift-from", type=float, default=0.5, help="share of the test clips before the changes (default: 0.5)"
+    )
     _add_seed_option(parser)
 
 
@@ -133,7 +166,18 @@ def _dcase(options: argparse.Namespace) -> None:
     if len(options.snr) > 2:
         raise ValueError(f"--snr must be one value or the two ends of a range, got {options.snr}.")
     snr_db = (options.snr[0], options.snr[-1])
-    write_dcase_benchmark(options.out, options.preset, options.seed, options.noise_coherence, snr_db=snr_db)
+    write_dcase_benchmark(
+        options.out,
+        options.preset,
+        options.seed,
+        options.noise_coherence,
+        snr_db=snr_db,
+        machines=options.machines,
+        installation=options.installation,
+        machine_level_db=options.machine_level,
+        drifts=options.drift,
+        drift_from=options.drift_from,
+    )
     print(f"benchmark written to {options.out}")
 
 

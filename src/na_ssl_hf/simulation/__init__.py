@@ -5,6 +5,7 @@ pyroomacoustics is imported only when impulse responses are simulated, so readin
 
 from .dcase_benchmark import write_dcase_benchmark
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
+from .installation import Installation, Site, draw_installation
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
 from .recordings import simulate_recordings
@@ -14,9 +15,12 @@ from .synthetic_dataset import write_two_channel_dataset
 
 __all__ = [
     "ImpulseResponses",
+    "Installation",
     "Room",
     "RoomPool",
+    "Site",
     "TwoChannelMixture",
+    "draw_installation",
     "draw_room",
     "mix_examples",
     "mix_two_channel",

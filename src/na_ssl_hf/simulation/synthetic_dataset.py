@@ -18,7 +18,13 @@ from tqdm.auto import tqdm
 
 from ..data.dcase.names import DcaseName, format_dcase_name
 from ..data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
-from ..data.synthetic.machine_sounds import DEFAULT_SEVERITY, MACHINE_TYPES, operating_point, synthesize_machine
+from ..data.synthetic.machine_sounds import (
+    DEFAULT_SEVERITY,
+    HEARD_MACHINE_TYPES,
+    MACHINE_TYPES,
+    operating_point,
+    synthesize_machine,
+)
 from ..hub.fbank import SAMPLING_RATE
 from .impulse_responses import ImpulseResponses, simulate_impulse_responses
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
@@ -35,7 +41,7 @@ _CLIPS_PER_PLACE = 5
 
 def write_two_channel_dataset(
     root: str | Path,
-    machines: Sequence[str] = MACHINE_TYPES,
+    machines: Sequence[str] = HEARD_MACHINE_TYPES,
     num_train_source: int = 40,
     num_train_target: int = 4,
     num_test: int = 10,
@@ -89,7 +95,9 @@ def write_two_channel_dataset(
         "num_rooms": num_rooms,
         "num_places": num_places,
     }
-    _check_settings(machines, counts, duration_s, rooms, seed)
+    check_dataset(machines, counts, duration_s, seed, may_be_zero=("num_train_target",))
+    if rooms is not None and len(rooms) < 2:
+        raise ValueError(f"rooms must hold at least 2 rooms, for training and test, got {len(rooms)}")
     root, clean_root = Path(root), Path(clean_root) if clean_root is not None else None
     names = list(_plan(machines, num_train_source, num_train_target, num_test, seed))
     with ExitStack() as stack:
@@ -97,7 +105,7 @@ def write_two_channel_dataset(
         clean_folder = stack.enter_context(staged_folder(clean_root, overwrite)) if clean_root else None
         clips = _Clips(
             rooms=_split_rooms(rooms, num_rooms, seed, show_progress),
-            places={split: _places(split, seed, duration_s, num_places, show_progress) for split in _SPLITS},
+            places={split: synthesize_places(split, seed, duration_s, num_places, show_progress) for split in _SPLITS},
             severity={**DEFAULT_SEVERITY, **(severity or {})},
             duration_s=duration_s,
             snr_db=snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db),
@@ -159,18 +167,19 @@ class _Clips:
         return mixture, row
 
 
-def _check_settings(
-    machines: Sequence[str],
-    counts: Mapping[str, int],
-    duration_s: float,
-    rooms: Sequence[ImpulseResponses] | None,
-    seed: int,
+def check_dataset(
+    machines: Sequence[str], counts: Mapping[str, int], duration_s: float, seed: int, may_be_zero: Sequence[str]
 ) -> None:
+    """Check the settings of a data set; `counts` are named, at least 1, or at least 0 where their name `may_be_zero`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
     unknown = sorted(set(machines) - set(MACHINE_TYPES))
     if unknown or not machines:
         raise ValueError(f"machines must be among {MACHINE_TYPES}, got {unknown or list(machines)}")
     for name, value in counts.items():
-        if name == "num_train_target":
+        if name in may_be_zero:
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         elif value < 1:
@@ -179,8 +188,6 @@ def _check_settings(
         raise ValueError(f"seed must not be negative, got {seed}")
     if not _MIN_DURATION_S <= duration_s < np.inf:
         raise ValueError(f"duration_s must be at least {_MIN_DURATION_S} s, got {duration_s}")
-    if rooms is not None and len(rooms) < 2:
-        raise ValueError(f"rooms must hold at least 2 rooms, for training and test, got {len(rooms)}")
 
 
 def mix_in_room(
@@ -243,8 +250,10 @@ def _split_rooms(
     }
 
 
-def _places(split: str, seed: int, duration_s: float, num_places: int, show_progress: bool) -> list[np.ndarray]:
-    """Synthesise `num_places` backgrounds of every type; training and test share none."""
+def synthesize_places(
+    split: str, seed: int, duration_s: float, num_places: int, show_progress: bool
+) -> list[np.ndarray]:
+    """Synthesise `num_places` backgrounds (N,) float32 of every type, type after type; training and test share none."""
     length_s = _CLIPS_PER_PLACE * duration_s
     places = list(product(BACKGROUND_TYPES, range(num_places)))
     return [

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.recording import load_recording
 from .clips import SPLITS, SplitFolder, find_split_folders, read_attribute_tables
-from .names import DcaseName, dcase_stem, parse_dcase_name
+from .names import SUPPLEMENTAL, DcaseName, dcase_stem, parse_dcase_name
 
 DEVELOPMENT_MACHINES = ("ToyCar", "ToyCarEmu", "bearingEmu", "fan", "gearboxEmu", "sliderEmu", "valveEmu")
 EVALUATION_MACHINES = ("BlowerDustCollector", "Sander", "SewingMachine", "ToothBrush", "ToyDrone")
@@ -97,8 +97,9 @@ class DcaseReport:
         """Return the report as lines to read: a table of counts, then every kind of damage with its first files."""
         lines = [self.root]
         width = max((len(count.machine) for count in self.counts), default=0)
+        split_width = max((len(count.split) for count in self.counts), default=0)
         for count in self.counts:
-            group = f"{count.split:5} {count.domain or 'unknown':7} {count.label or 'unknown':7}"
+            group = f"{count.split:{split_width}} {count.domain or 'unknown':7} {count.label or 'unknown':7}"
             published = f"  published: {count.published}" if count.differs else ""
             lines.append(f"  {count.machine:{width}}  {group}  {count.count:5d}{published}")
         if self.missing_machines:
@@ -172,10 +173,17 @@ def _counts(machine: str, splits: set[str], names: Iterable[DcaseName]) -> list[
     # Training and test clips of the evaluation set come in different archives, so one of the folders may be absent.
     partial = machine in EVALUATION_MACHINES
     expected = {group: count for group, count in published.items() if group[0] in splits or not partial}
+    # No number of supplemental clips is published.
+    supplemental = {group for group in found if group[0] == SUPPLEMENTAL}
     groups = sorted(set(found) | set(expected), key=lambda group: (SPLITS.index(group[0]), *map(str, group[1:])))
     known = bool(published)
     return [
-        ClipCount(machine, *group, count=found[group], published=expected.get(group, 0) if known else None)
+        ClipCount(
+            machine,
+            *group,
+            count=found[group],
+            published=expected.get(group, 0) if known and group not in supplemental else None,
+        )
         for group in groups
     ]
 

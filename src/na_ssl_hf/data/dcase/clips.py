@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..tables import read_table
-from .names import NO_ATTRIBUTE, SPLIT_FOLDERS, DcaseName, dcase_stem, parse_dcase_name
+from .names import NO_ATTRIBUTE, SPLIT_FOLDERS, SUPPLEMENTAL, DcaseName, dcase_stem, parse_dcase_name
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", SUPPLEMENTAL)
 # The layout of the official baseline, <root>/<set>/raw/<machine>/<split>, is the deepest that is looked for.
 _MAX_DEPTH = 4
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitFolder:
-    """A folder `.../<machine>/<train|test>`, or of 2021 `.../<machine>/<source_test|target_test>`."""
+    """A folder `.../<machine>/<train|test|supplemental>`, or of 2021 `.../<machine>/<source_test|target_test>`."""
 
     machine: str
     split: str
@@ -77,18 +77,18 @@ def find_split_folders(root: str | Path) -> list[SplitFolder]:
                 found.append(SplitFolder(path.parent.name, SPLIT_FOLDERS[path.name], path))
             else:
                 level.append(path)
-    if not found:
+    if all(folder.split == SUPPLEMENTAL for folder in found):
         raise FileNotFoundError(f"root must hold folders <machine>/train or <machine>/test, got {root} without any")
     return sorted(found, key=lambda folder: (folder.machine, SPLITS.index(folder.split), folder.path))
 
 
 def list_dcase_clips(root: str | Path, split: str, machines: Sequence[str] | None = None) -> list[DcaseClip]:
-    """Return the clips of one split, "train" or "test", sorted by machine and file name.
+    """Return the clips of one split, "train", "test" or "supplemental", sorted by machine and file name.
 
     Args:
         root: folder of the data set.
         split: the split.
-        machines: names of the machines, by default all.
+        machines: names of the machines, by default all, or those that have supplemental clips.
 
     Raises:
         FileNotFoundError: `root` or folders of the split are missing (all of them are named) or empty.
@@ -99,8 +99,14 @@ def list_dcase_clips(root: str | Path, split: str, machines: Sequence[str] | Non
     if isinstance(machines, str):
         raise ValueError(f"machines must be a list of names, got the string {machines!r}")
     folders = find_split_folders(root)
-    wanted = sorted({folder.machine for folder in folders} if machines is None else set(machines))
     present = {folder.machine for folder in folders if folder.split == split}
+    if machines is not None:
+        wanted = sorted(set(machines))
+    elif split == SUPPLEMENTAL and present:
+        # Supplemental clips are an offer that a machine may lack, and no part of the task.
+        wanted = sorted(present)
+    else:
+        wanted = sorted({folder.machine for folder in folders})
     if missing := [f"{machine}/{split}" for machine in wanted if machine not in present]:
         raise FileNotFoundError(f"root must hold the folders {missing}, got {root} without them")
     clips = []

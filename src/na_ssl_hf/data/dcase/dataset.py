@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ...hub.sound_reader import SoundReader
 from .clips import SPLITS, DcaseClip, find_split_folders, list_dcase_clips
+from .names import SUPPLEMENTAL
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,16 +32,18 @@ def load_dcase2026(
 
     Args:
         root: folder that holds `<machine>/train`, `<machine>/test` and `<machine>/attributes_00.csv`, directly or up to
-            two folders deeper (`dev_data/raw/<machine>`). Supplemental folders are not read.
-        split: "train" or "test"; `None` gives a `DatasetDict` of the splits that are there.
+            two folders deeper (`dev_data/raw/<machine>`), and perhaps `<machine>/supplemental`.
+        split: "train", "test" or "supplemental" (the machine alone and the noise alone); `None` gives a `DatasetDict`
+            of the splits that are there.
         machines: names of the machines, by default all.
 
     Returns:
         A data set of rows sorted by machine and file name. Its columns are `audio` (`{"path", "bytes": None}`, an
         undecoded `datasets.Audio`, which the anomaly scorer reads), `path` (absolute), `machine`, `section` and `index`
         (integers), `split`, `num_channels` (as the file's header says), and `domain` ("source", "target"), `label`
-        ("normal", "anomaly") and `attributes` ("spd_1_pow_2", "noAttribute"), which are `None` where an anonymous
-        evaluation clip does not say. Files of one channel (the challenges 2020 to 2025) load with one warning.
+        ("normal", "anomaly", or of supplemental clips "machine", "noise") and `attributes` ("spd_1_pow_2",
+        "noAttribute"), which are `None` where an anonymous evaluation clip does not say. Files of one channel (the
+        challenges 2020 to 2025) load with one warning.
 
     Raises:
         ImportError: the `datasets` package is missing.
@@ -60,7 +63,12 @@ def load_dcase2026(
         }
         # Where none is there, the request for training clips raises the error that names what is missing.
         splits = [name for name in SPLITS if name in present] or ["train"]
-        return DatasetDict({name: load_dcase2026(root, name, machines) for name in splits})
+        # Some machines of those asked for may have no supplemental clips.
+        asked = dict.fromkeys(splits, machines)
+        if machines is not None and SUPPLEMENTAL in splits:
+            having = {folder.machine for folder in find_split_folders(root) if folder.split == SUPPLEMENTAL}
+            asked[SUPPLEMENTAL] = [machine for machine in machines if machine in having]
+        return DatasetDict({name: load_dcase2026(root, name, asked[name]) for name in splits})
     rows = [_row(clip) for clip in tqdm(list_dcase_clips(root, split, machines), "headers", unit="clip", delay=5)]
     _warn_of_one_channel(rows)
     kinds = {"section": "int32", "index": "int32", "num_channels": "int32"}
