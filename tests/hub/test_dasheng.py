@@ -142,6 +142,28 @@ def test_outputs_keep_the_forms_of_transformers():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("model_type", ["dasheng", "na-dasheng"])
+def test_grids_of_layers_are_those_of_recordings_and_not_of_pieces(model_type):
+    model, mel = tiny_model(model_type, **IN_PIECES), two_channel_fbank(model_type)
+    result = model(mel, output_hidden_states=True)
+    *grids, last = model.layer_grids(mel, [0, 1, 2, None])
+    for grid, state in zip(grids, result.hidden_states, strict=True):
+        torch.testing.assert_close(grid, state[:, :, None], atol=1e-6, rtol=0)
+    torch.testing.assert_close(last, result.last_hidden_state[:, :, None], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["dasheng", "na-dasheng"])
+def test_an_exported_graph_takes_every_length_of_one_piece(model_type):
+    model, mel = tiny_model(model_type), two_channel_fbank(model_type)
+    sizes = {"input_values": {2: torch.export.Dim.DYNAMIC}}
+    exported = torch.export.export(model, (mel,), dynamic_shapes=sizes, strict=False).module()
+    for frames in (57, 240):
+        mel = two_channel_fbank(model_type, frames=frames)
+        torch.testing.assert_close(exported(mel).last_hidden_state, model(mel).last_hidden_state, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_each_piece_hears_the_far_piece_of_the_same_time():
     model, mel = tiny_model("na-dasheng", **IN_PIECES), two_channel_fbank("na-dasheng", frames=60)
     changed = mel.clone()
