@@ -154,9 +154,7 @@ class AnomalyScorer(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not hasattr(self.model, "time_frequency_grid"):
-            raise ValueError(
-                f"`model` must be a BEATs, EAT, NA-BEATs or NA-EAT model, got {type(self.model).__name__}."
-            )
+            raise ValueError(f"`model` must be an encoder of this package, got {type(self.model).__name__}.")
         if self.feature_extractor is None:
             raise ValueError("`feature_extractor` must be a TwoChannelFeatureExtractor, got None.")
         wanted = TwoChannelFrontEnd.of(self.model.config)
