@@ -1,0 +1,354 @@
+"""The calibrated far microphone: it learns the path of the noise, and leaves the machine alone."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from na_ssl_hf.hub import noise_cancellation
+from na_ssl_hf.hub.noise_cancellation import (
+    FAR_MICROPHONE_METHODS,
+    FarMicrophone,
+    Heard,
+    NoisePathSums,
+    filtered,
+    solve_noise_path,
+)
+
+RATE = 16000
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def path(num_taps=300, seed=1):
+    """A decaying response with a direct path after 40 samples."""
+    taps = 0.3 * random(num_taps, seed=seed) * torch.exp(-torch.arange(num_taps) / 60)
+    taps[:40], taps[40] = 0.0, 1.0
+    return taps
+
+
+def convolved(wave, taps):
+    length = wave.shape[-1]
+    size = 1 << (length + len(taps)).bit_length()
+    return torch.fft.irfft(torch.fft.rfft(wave, size) * torch.fft.rfft(taps, size), size)[..., :length]
+
+
+def varying_noise(count, num_samples, seed):
+    """White noise whose level differs from recording to recording and from second to second."""
+    levels = 10 ** (random(count, num_samples // 8000 + 2, seed=seed + 1000) / 2)
+    curve = torch.nn.functional.interpolate(levels[:, None], num_samples, mode="linear")[:, 0]
+    return 0.02 * curve * random(count, num_samples, seed=seed)
+
+
+def steady_machine(count, num_samples, seed):
+    """Tones and a constant noise, which are the same in level all the time."""
+    time = torch.arange(num_samples) / RATE
+    phases = 2 * math.pi * torch.rand(count, 3, 1, generator=torch.Generator().manual_seed(seed))
+    tones = sum(torch.sin(2 * math.pi * f * time + phases[:, i]) for i, f in enumerate((220.0, 950.0, 3100.0)))
+    return 0.05 * tones + 0.05 * random(count, num_samples, seed=seed + 1)
+
+
+def site(count=12, seconds=3.0, seed=0, coherent=True, leakage=0.3):
+    """`(count, 2, N)` recordings, and what machine and noise have in them, alike."""
+    num_samples = int(seconds * RATE)
+    noise = varying_noise(count, num_samples, seed)
+    if coherent:
+        heard = convolved(noise, path())
+    else:
+        # The same levels, but other samples.
+        heard = noise.abs() * random(count, num_samples, seed=seed + 2).sign()
+    machine = steady_machine(count, num_samples, seed + 3)
+    noises = torch.stack([heard, noise], dim=1)
+    machines = torch.stack([machine, leakage * machine.roll(20, dims=-1)], dim=1)
+    return noises + machines, machines, noises
+
+
+def decibels(part, whole):
+    return 10 * float(torch.log10(part.square().mean() / whole.square().mean()))
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return site()
+
+
+@pytest.fixture(scope="module")
+def calibrated(recordings):
+    return FarMicrophone().fit(recordings[0])
+
+
+def test_a_known_path_is_recovered_and_new_noise_cancelled_by_20_db():
+    noises = site(seed=5)[2]
+    far_microphone = FarMicrophone("filter").fit(noises)
+    new = site(seed=50)[2]
+    cancelled = far_microphone.cancel(new)
+    assert decibels(cancelled[:, 0, 1000:-1000], new[:, 0, 1000:-1000]) < -20
+    assert cancelled[:, 1].equal(new[:, 1])
+
+
+def test_a_steady_machine_that_leaks_into_the_far_microphone_is_kept_while_the_noise_goes(calibrated):
+    _, machines, noises = site(seed=60)
+    assert calibrated.method_ == "installation"
+    assert not calibrated.slope_.any()
+    filtered = [calibrated.cancel(part)[:, 0] for part in (machines, noises)]
+    assert decibels(filtered[1], noises[:, 0]) < -10
+    # What the filter makes of the leakage is an echo of the machine; its level hardly changes.
+    assert abs(decibels(filtered[0], machines[:, 0])) < 2
+
+
+def test_a_filter_without_protection_would_cancel_the_machine_more(recordings):
+    """The mean of all blocks, which the difference replaces, makes a filter of the machine."""
+    _, machines, _ = site(seed=60, leakage=1.0)
+    sums = NoisePathSums(RATE)
+    sums.add(site(leakage=1.0, coherent=False)[0])
+    left = []
+    for noise in (sums.difference(), sums.mean()):
+        taps = solve_noise_path(Heard(noise, sums.mean()), [], 4096, 2048, RATE)
+        left.append(decibels(machines[:, 0] - filtered(machines[:, 1], taps, 2048), machines[:, 0]))
+    assert left[0] > -1 > left[1] + 3
+
+
+def test_incoherent_noise_is_subtracted_by_its_power():
+    far_microphone = FarMicrophone("auto").fit(site(coherent=False)[0])
+    assert far_microphone.method_ == "installation"
+    assert far_microphone.slope_.median() == pytest.approx(1, rel=0.5)
+    mixture, machines, noises = site(seed=70, coherent=False)
+    left = far_microphone.cancel(mixture)[:, 0] - machines[:, 0]
+    assert decibels(left, noises[:, 0]) < -3
+
+
+def test_auto_stands_back_where_the_close_microphone_does_not_follow_the_far_one():
+    machine = steady_machine(12, 48000, 3)
+    mixture = torch.stack([machine, varying_noise(12, 48000, 0)], dim=1)
+    far_microphone = FarMicrophone("auto").fit(mixture)
+    assert far_microphone.method_ == "none"
+    assert far_microphone.cancel(mixture).equal(mixture)
+
+
+def test_machine_off_recordings_give_the_path_even_where_the_noise_never_changes():
+    noise = 0.05 * random(10, 48000)
+    noises = torch.stack([convolved(noise, path()), noise], dim=1)
+    machines = site(10)[1]
+    far_microphone = FarMicrophone("filter").fit(noises + machines, machine_off=noises)
+    assert decibels(far_microphone.cancel(noises)[:, 0], noises[:, 0]) < -20
+    without = FarMicrophone("filter").fit(noises + machines)
+    assert decibels(without.cancel(machines)[:, 0], machines[:, 0]) > -1
+
+
+def test_the_order_and_the_batches_of_recordings_have_no_influence(recordings, calibrated):
+    mixture = recordings[0]
+    one_by_one = FarMicrophone()
+    for recording in mixture.flip(0):
+        one_by_one.partial_fit(recording)
+    one_by_one.finish()
+    torch.testing.assert_close(one_by_one.filter_, calibrated.filter_, atol=1e-6, rtol=1e-4)
+    assert FarMicrophone().fit(iter(mixture.split(5))).num_seconds_ == 36
+
+
+def test_the_sums_do_not_grow_with_the_number_of_recordings(recordings):
+    sums = NoisePathSums(RATE)
+    sums.add(recordings[0][:1])
+    before = sums.sums.numel() + sums.counts.numel()
+    sums.add(recordings[0])
+    assert sums.sums.numel() + sums.counts.numel() == before
+    assert sums.num_samples == 13 * 48000
+
+
+def test_equal_recordings_give_equal_bytes(recordings, calibrated):
+    again = FarMicrophone().fit(recordings[0])
+    assert again.filter_.equal(calibrated.filter_)
+    assert again.fingerprint == calibrated.fingerprint
+    assert again.fingerprint != FarMicrophone("filter", future=0.0).fit(recordings[0]).fingerprint
+
+
+@pytest.mark.parametrize("coherent", [True, False])
+@pytest.mark.parametrize("num_samples", [1, 300, 9000])
+def test_a_recording_of_any_length_does_not_depend_on_its_batch(coherent, num_samples):
+    mixture = site(coherent=coherent)[0]
+    far_microphone = FarMicrophone().fit(mixture)
+    assert far_microphone.slope_.any() != coherent
+    batch = mixture[:3, :, :num_samples]
+    together = far_microphone.cancel(batch)
+    assert together.shape == batch.shape
+    for index in range(3):
+        torch.testing.assert_close(
+            far_microphone.cancel(batch[index : index + 1])[0], together[index], atol=1e-6, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("coherent", [True, False])
+def test_saved_and_loaded_it_cancels_the_same(coherent):
+    mixture = site(coherent=coherent)[0]
+    far_microphone = FarMicrophone("auto").fit(mixture)
+    tensors, settings = far_microphone.state()
+    loaded = FarMicrophone.from_state(tensors, json.loads(json.dumps(settings)))
+    assert loaded.cancel(mixture).equal(far_microphone.cancel(mixture))
+    assert loaded.fingerprint == far_microphone.fingerprint
+    assert loaded.report() == far_microphone.report()
+    assert loaded.update(mixture).filter_.shape == far_microphone.filter_.shape
+
+
+def test_damaged_states_are_refused(calibrated):
+    tensors, settings = calibrated.state()
+    for damage, message in (
+        ({"filter": tensors["filter"][1:]}, "`filter` must be finite of shape"),
+        ({"slope": tensors["slope"] / 0}, "`slope` must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FarMicrophone.from_state({**tensors, **damage}, settings)
+    for damage in ({"chosen": "none"}, {"num_seconds": -1.0}, {"method": "best"}, {"past": "long"}):
+        with pytest.raises(ValueError, match="must be"):
+            FarMicrophone.from_state(tensors, {**settings, **damage})
+    with pytest.raises(ValueError, match="must have the keys"):
+        FarMicrophone.from_state({}, settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_result_is_float32_for_every_input_dtype(calibrated, recordings, dtype):
+    waveforms = recordings[0][:2].to(dtype)
+    cancelled = calibrated.cancel(waveforms)
+    assert cancelled.dtype == torch.float32
+    assert cancelled.equal(calibrated.cancel(waveforms.float()))
+
+
+@pytest.mark.parametrize("coherent", [True, False])
+def test_gradients_pass_and_are_not_needed(coherent):
+    mixture = site(coherent=coherent)[0]
+    far_microphone = FarMicrophone().fit(mixture.requires_grad_())
+    assert not far_microphone.filter_.requires_grad
+    waveforms = torch.cat([mixture[:1].detach(), torch.zeros(1, 2, 48000)]).requires_grad_()
+    far_microphone.cancel(waveforms).square().sum().backward()
+    assert waveforms.grad.isfinite().all()
+    assert waveforms.grad[0].abs().max() > 0
+
+
+def test_the_causal_filter_hears_nothing_of_later_samples(recordings):
+    causal = FarMicrophone("filter", future=0.0).fit(recordings[0])
+    waveforms = recordings[0][:1].clone()
+    before = causal.cancel(waveforms)
+    waveforms[..., 20000:] = 0
+    torch.testing.assert_close(causal.cancel(waveforms)[..., :20000], before[..., :20000], atol=1e-6, rtol=0)
+    assert decibels(causal.cancel(recordings[2])[:, 0], recordings[2][:, 0]) < -10
+
+
+def test_the_report_says_per_band_what_is_cancelled(calibrated):
+    bands = calibrated.report()
+    assert [band.low for band in bands] == [0, 250, 500, 1000, 2000, 4000]
+    assert bands[-1].high == 8000
+    assert all(band.cancelled_db > 10 and 0.8 < band.coherence <= 1 for band in bands[2:])
+    incoherent = FarMicrophone().fit(site(coherent=False)[0]).report()
+    assert all(band.coherence < 0.6 and abs(band.cancelled_db) < 1 for band in incoherent[1:])
+
+
+def test_drift_is_seen_and_followed():
+    mixture = site(20, seed=80)[0]
+    far_microphone = FarMicrophone().fit(mixture)
+    assert not far_microphone.drift(site(20, seed=90)[0]).is_drifted
+    machines, noise = site(20, seed=100)[1], varying_noise(20, 48000, 100)
+    moved = machines + torch.stack([convolved(noise, path(seed=9)), noise], dim=1)
+    assert far_microphone.drift(moved).residual_db > 3
+    louder = mixture * torch.tensor([1.0, 2.0])[:, None]
+    assert far_microphone.drift(louder).level_db == pytest.approx(6, abs=0.5)
+    far_microphone.update(moved, forget=0.0)
+    assert not far_microphone.drift(moved).is_drifted
+
+
+# Bad input
+
+
+def test_too_little_or_nothing_to_learn_from_is_refused():
+    with pytest.raises(ValueError, match="`recordings` must hold at least one recording, got none"):
+        FarMicrophone().fit([])
+    with pytest.raises(ValueError, match=r"must hold at least 3\.84 s for a filter of 6144 taps, got 1\.00 s"):
+        FarMicrophone().fit(random(1, 2, 16000))
+    silent = random(5, 2, 16000)
+    silent[:, 1] = 0
+    with pytest.raises(ValueError, match="got silence: there is nothing to calibrate on"):
+        FarMicrophone().fit(silent)
+    with pytest.raises(ValueError, match="`machine_off` must hold at least one recording"):
+        FarMicrophone().fit(random(5, 2, 16000), machine_off=torch.zeros(1, 2, 0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_samples_that_are_not_finite_are_named(value):
+    mixture = random(5, 2, 16000)
+    mixture[2, 1, 77] = value
+    with pytest.raises(ValueError, match="`waveforms` must be finite, got"):
+        FarMicrophone().fit(mixture)
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "message"),
+    [
+        (torch.zeros(2, 1, 16000), r"shape \(B, 2, N\), got \(2, 1, 16000\)"),
+        (torch.zeros(16000), r"got \(16000,\)"),
+        (torch.zeros(1, 2, 16000, dtype=torch.int16), "floating point of full scale 1.0, got torch.int16"),
+        ([0.0, 1.0], "got list"),
+    ],
+)
+def test_other_waveforms_are_refused(calibrated, waveforms, message):
+    with pytest.raises(ValueError, match=message):
+        calibrated.cancel(waveforms)
+    with pytest.raises(ValueError, match=message):
+        FarMicrophone().partial_fit(waveforms)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "best"}, "`method` must be one of"),
+        ({"sampling_rate": 100}, "at least 1000 Hz, got 100"),
+        ({"past": 0.0}, "`past` must be from 0.001 to 0.256 s, got 0.0"),
+        ({"future": 1.0}, "`future` must be from"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FarMicrophone(**settings)
+
+
+def test_what_needs_a_calibration_says_so():
+    with pytest.raises(ValueError, match="not fitted yet"):
+        FarMicrophone().cancel(torch.zeros(1, 2, 100))
+    with pytest.raises(ValueError, match="not fitted yet"):
+        _ = FarMicrophone().fingerprint
+
+
+@pytest.fixture
+def warnings_seen(monkeypatch):
+    seen = []
+    monkeypatch.setattr(noise_cancellation.logger, "warning", seen.append)
+    return seen
+
+
+def test_machine_off_recordings_with_the_machine_are_warned_of(recordings, warnings_seen):
+    mixture, _, noises = recordings
+    FarMicrophone().fit(mixture, machine_off=noises)
+    assert not warnings_seen
+    FarMicrophone().fit(mixture, machine_off=site(seed=7)[0])
+    assert "sound like the normal ones" in warnings_seen[0]
+
+
+def test_swapped_channels_are_warned_of(recordings, warnings_seen):
+    FarMicrophone().fit(recordings[0])
+    assert not warnings_seen
+    FarMicrophone().fit(recordings[0].flip(1))
+    assert "are the channels swapped?" in warnings_seen[0]
+
+
+@pytest.mark.parametrize("rate", [8000, 32000])
+def test_other_rates_have_blocks_and_filters_as_long_in_seconds(rate):
+    far_microphone = FarMicrophone("filter", sampling_rate=rate).fit(site(12, 3.0 * rate / RATE)[2])
+    assert len(far_microphone.filter_) == round(0.384 * rate)
+    assert decibels(far_microphone.cancel(site(12, seed=9)[2])[:, 0], site(12, seed=9)[2][:, 0]) < -15
+
+
+def test_methods_that_learn_nothing_need_no_filter(recordings):
+    assert "auto" in FAR_MICROPHONE_METHODS
+    subtracting = FarMicrophone("spectral_subtraction").fit(recordings[0])
+    assert not subtracting.filter_.any()
+    assert not subtracting.cancel(recordings[0]).equal(recordings[0])
+    assert FarMicrophone("none").fit(recordings[0]).cancel(recordings[0]).equal(recordings[0])
