@@ -27,6 +27,8 @@ from . import (
     false_alarms,
     filter_banks,
     fine_tuning,
+    input_level,
+    layers,
     memory_bank,
     mixtures,
     models,
@@ -46,6 +48,8 @@ SUBJECTS = (
     memory_bank,
     big_memory_bank,
     false_alarms,
+    layers,
+    input_level,
 )
 
 

@@ -213,3 +213,15 @@ def test_the_chosen_layers_are_said_saved_and_scored(folder, tmp_path, capsys):
     error = capsys.readouterr().err.splitlines()[-1]
     assert "`layers` must be in 0 ... " in error
     assert "got 99" in error
+
+
+def test_normalised_recordings_score_alike_at_every_gain(folder, tmp_path, capsys):
+    scorer = tmp_path / "scorer"
+    assert run("fit", folder / "normal", "--out", scorer, "--device", "cpu", "--level", "normalised") == 0
+    assert "level of the recordings: normalised" in capsys.readouterr().out.splitlines()
+    clip = write_clip(tmp_path / "today" / "one.wav", 100)
+    samples, _ = soundfile.read(clip)
+    soundfile.write(tmp_path / "today" / "two.wav", 4 * samples, RATE, subtype="FLOAT")
+    assert run("score", scorer, tmp_path / "today", "--csv", tmp_path / "scores.csv") == 0
+    scores = [float(row["score"]) for row in rows(tmp_path / "scores.csv")]
+    assert scores[0] == pytest.approx(scores[1], rel=0.02)

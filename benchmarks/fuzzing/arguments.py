@@ -141,6 +141,9 @@ def scorer_arguments(draw: random.Random, materials: Materials) -> Trial:
     known = {
         "domains": (["source"] * 8 + ["target"] * 2, None),
         "groups": (list("aabbccddee"), None),
+        "layer": (0, 1),
+        "layers": ([0, 1], (1,)),
+        "level": ("as recorded", "normalised"),
         "pooling": ("mean", "gem"),
         "gamma": (4.0,),
         "window": (1.0, None),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The choices are repeated here, because the modules that define them take seconds to import.
 POOLINGS = ("mean", "rdp", "gem", "rdp_gem", "gwrp", "max")
+LEVELS = ("as recorded", "normalised")
 RESCALINGS = ("none", "variance_min", "ratio", "difference", "lof")
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
 COLUMNS = ("file", "score", "is_anomaly", "threshold", "p_value")
@@ -60,6 +61,12 @@ def _add_fit(commands: Any) -> None:
         type=int,
         metavar="N",
         help="numbers of the layers whose outputs are compared, joined where there are several (default: the last one)",
+    )
+    parser.add_argument(
+        "--level",
+        choices=LEVELS,
+        default="as recorded",
+        help="level of the recordings; normalised, a gain of the microphones has no influence (default: as recorded)",
     )
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="pooling over time (default: mean)")
     parser.add_argument("--gamma", type=float, help="strength of the poolings rdp and rdp_gem (default: 4)")
@@ -176,6 +183,7 @@ def _fit(options: argparse.Namespace) -> None:
         files,
         groups=groups,
         layers=options.layer,
+        level=options.level,
         pooling=options.pooling,
         gamma=options.gamma,
         p=options.p,
@@ -193,6 +201,8 @@ def _fit(options: argparse.Namespace) -> None:
     calibration: Any = scorer.memory_bank and scorer.memory_bank.calibration
     num_recordings = len(calibration.self_scores)
     print(f"{num_recordings} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
+    if calibration.level != "as recorded":
+        print(f"level of the recordings: {calibration.level}")
     if calibration.layers is not None:
         print(f"layers compared: {', '.join(map(str, calibration.layers))}")
     for name, why in scorer.left_out:

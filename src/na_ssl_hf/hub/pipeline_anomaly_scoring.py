@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
+from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
 from .layer_choice import LayerChoice
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .memory_bank_file import find_bank_file
@@ -108,16 +109,23 @@ class Heard:
         layers: the layers that they come from.
         rate: the sampling rate that says which bands the recordings hold, see `recorded_rate`; `None` where the first
             recording says it.
+        level: the level at which the model hears the recordings, see [`AnomalyScorer.fit`].
     """
 
     pooling: Any = field(default_factory=Pooling)
     layers: LayerChoice = field(default_factory=LayerChoice)
     rate: int | None = None
+    level: str = "as recorded"
 
     @classmethod
     def as_fitted(cls, calibration: Calibration) -> "Heard":
         """What a fitted scorer took of its normal recordings."""
-        return cls(Pooling(**calibration.pooling), LayerChoice(calibration.layers), calibration.recording_rate)
+        return cls(
+            Pooling(**calibration.pooling),
+            LayerChoice(calibration.layers),
+            calibration.recording_rate,
+            calibration.level,
+        )
 
 
 class AnomalyScorer(Pipeline):
@@ -182,6 +190,7 @@ class AnomalyScorer(Pipeline):
         groups: Iterable[Hashable] | None = None,
         layer: int | None = None,
         layers: Sequence[int] | None = None,
+        level: str = "as recorded",
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -211,6 +220,9 @@ class AnomalyScorer(Pipeline):
             layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
                 `None` for the last hidden state.
             layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
+            level: "as recorded", or "normalised": every recording, each window of a long one, is scaled so that its
+                close channel has -26 dB of full scale, both channels alike, now and in scoring. A gain of the
+                microphones then has no influence, and neither has the loudness of the machine.
             pooling: how tokens are pooled over time, see [`pool_time`].
             gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
@@ -237,16 +249,20 @@ class AnomalyScorer(Pipeline):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
             raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
-        heard = Heard(Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers))
+        heard = Heard(
+            Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers), level=check_level(level)
+        )
         heard.layers.check(self.model)
         windows = self._windows(None, window, hop, aggregate)
         normal = NormalRecordings(domains, groups)
-        normal.take(self._embedded(recordings, heard, windows, batch_size, progress, skip_unreadable))
+        levels = LevelRange()
+        normal.take(self._embedded(recordings, heard, windows, batch_size, progress, skip_unreadable, levels))
         tell_left_out_bands(self.model, heard.layers.deepest, normal.rate)
         # A copy, so that a refit that fails leaves the bank that is in use alone.
         bank = MemoryBank() if memory_bank is None else replace(memory_bank)
         bank.fit(normal.vectors, domains=normal.domains)
-        bank.calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
+        calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
+        bank.calibration = replace(calibration, levels=levels.ranges)
         self.memory_bank, self._verified = bank, (bank, self.model)
         self.left_out = normal.left_out
         if normal.vectors.shape[1] == 1:
@@ -282,6 +298,7 @@ class AnomalyScorer(Pipeline):
             pooling=asdict(heard.pooling),
             layers=heard.layers.layers,
             recording_rate=normal.rate,
+            level=heard.level,
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -360,7 +377,8 @@ class AnomalyScorer(Pipeline):
         windows = self._windows(fitted, window, hop, aggregate)
         heard = Heard.as_fitted(calibration)
         heard.layers.check(self.model)
-        embedded = self._embedded(recordings, heard, windows, batch_size, progress, errors == "return")
+        levels = LevelReport(calibration.levels, CHANNELS if self._hears_far() else CHANNELS[:1])
+        embedded = self._embedded(recordings, heard, windows, batch_size, progress, errors == "return", levels)
         results = self._results(embedded, windows, bank, calibration)
         if is_single_recording(recordings):
             return next(results)
@@ -416,7 +434,8 @@ class AnomalyScorer(Pipeline):
         (piece,) = self.preprocess(recording, WHOLE)
         check_rate(piece.name, piece.rate, calibration.recording_rate, self.feature_extractor.sampling_rate)
         heard = replace(Heard.as_fitted(calibration), pooling=None)
-        tokens = self.forward({"waveforms": piece.samples[None], "heard": heard})["vectors"]  # (1, T', F, D)
+        waveforms = at_level(piece.samples[None], heard.level)  # (1, 2, N)
+        tokens = self.forward({"waveforms": waveforms, "heard": heard})["vectors"]  # (1, T', F, D)
         return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
 
     # Saving
@@ -461,6 +480,7 @@ class AnomalyScorer(Pipeline):
         batch_size: int | None,
         progress: str | None,
         keep_failures: bool = False,
+        levels: LevelRange | LevelReport | None = None,
     ) -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
         """Up to `batch_size` pieces at a time, in order, with their vectors `(F, D)`; unreadable ones with `None`."""
         # Checked when this is called, not when the first vectors are asked for.
@@ -481,20 +501,25 @@ class AnomalyScorer(Pipeline):
 
         def batches() -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
             total = len(sources) if isinstance(sources, Sized) else None
-            oddities = OddityReport(self.feature_extractor.sampling_rate)
+            oddities, heard_levels = OddityReport(self.feature_extractor.sampling_rate), levels or LevelRange()
             stream = pieces()
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
                 try:
                     while batch := list(islice(stream, size)):
-                        yield list(zip(batch, self._batch_vectors(batch, heard, oddities), strict=True))
+                        yield list(zip(batch, self._batch_vectors(batch, heard, oddities, heard_levels), strict=True))
                         bar.update(sum(isinstance(item, Unreadable) or item.is_last for item in batch))
                 finally:
                     oddities.report()
+                    heard_levels.report()
 
         return batches()
 
     def _batch_vectors(
-        self, batch: Sequence[Piece | Unreadable], heard: Heard, oddities: OddityReport
+        self,
+        batch: Sequence[Piece | Unreadable],
+        heard: Heard,
+        oddities: OddityReport,
+        levels: LevelRange | LevelReport,
     ) -> list[torch.Tensor | None]:
         """The vector `(F, D)` of every piece, `None` for what could not be read."""
         vectors: list[torch.Tensor | None] = [None] * len(batch)
@@ -507,6 +532,8 @@ class AnomalyScorer(Pipeline):
             pieces = [item for row in rows if isinstance(item := batch[row], Piece)]
             waveforms = torch.stack([piece.samples for piece in pieces])  # (n, 2, N)
             oddities.note([piece.name for piece in pieces], waveforms)
+            waveforms = at_level(waveforms, heard.level)
+            levels.note([piece.name for piece in pieces], waveforms)
             for row, vector in zip(
                 rows,
                 self.forward({"waveforms": waveforms, "heard": replace(heard, rate=pieces[0].rate)})["vectors"],
@@ -625,6 +652,10 @@ class AnomalyScorer(Pipeline):
                 f"got {windows.length!r}."
             )
         return windows
+
+    def _hears_far(self) -> bool:
+        """Whether the far channel has an influence on scores."""
+        return getattr(self.model, "hears_far", False) or self.feature_extractor.far_cancellation is not None
 
     def _default_windows(self) -> Windows:
         return Windows(length=min(10.0, self._longest_whole()))

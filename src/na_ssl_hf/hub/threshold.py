@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from .input_level import check_level, check_levels
 from .layer_choice import LayerChoice
 from .pooling import Pooling
 from .recording import Windows
@@ -47,6 +48,9 @@ class Calibration:
             count, see `recorded_rate`.
         num_groups: The number of groups that were left out one by one, where recordings were grouped.
         layers: The layers whose tokens are compared, see [`LayerChoice`]; `None` for the last one.
+        level: "as recorded", or "normalised" where every recording is brought to one level.
+        levels: The lowest and the highest level of the close and the far channel of the normal recordings as the model
+            heard them, in dB of full scale; `None` where nobody knows.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -65,6 +69,8 @@ class Calibration:
     num_groups: int | None = None
     recording_rate: int | None = None
     layers: tuple[int, ...] | None = None
+    level: str = "as recorded"
+    levels: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -97,6 +103,8 @@ class Calibration:
         # Copies, so that nobody else can change what is frozen; Python numbers, so that JSON can hold them.
         own: dict[str, Any] = {"self_scores": tuple(float(score) for score in scores)}
         own |= {name: dict(getattr(self, name)) for name in ("extractor", "pooling")}
+        check_level(self.level)
+        own["levels"] = check_levels(self.levels)
         own["layers"] = LayerChoice(self.layers).layers
         own["windows"] = None if self.windows is None else dict(self.windows)
         own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
@@ -133,7 +141,8 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON holds them."""
         layers = None if self.layers is None else list(self.layers)
-        return asdict(self) | {"self_scores": list(self.self_scores), "layers": layers}
+        levels = None if self.levels is None else {channel: list(ends) for channel, ends in self.levels.items()}
+        return asdict(self) | {"self_scores": list(self.self_scores), "layers": layers, "levels": levels}
 
     @classmethod
     def from_dict(cls, values: Any) -> "Calibration":
