@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+from transformers import pipeline
 
-from na_ssl_hf import AnomalyScorer
+from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.cli import main
 
 RATE = 16000
@@ -142,6 +144,52 @@ def test_groups_are_folders_or_what_a_pattern_finds(folder, tmp_path, capsys, ru
 )
 def test_bad_groups_are_named(folder, tmp_path, capsys, rule, message):
     assert run("fit", folder / "normal", "--out", tmp_path / "scorer", "--groups", rule) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "scorer").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "backend"),
+    [
+        (["--backend", "mahalanobis"], ("mahalanobis",)),
+        (["--backend", "nearest,pca", "--backend-fusion", "mean", "--rescaling", "ratio"], ("nearest", "pca")),
+        (["--backend", "two-domains", "--domains", "folder"], ("two_domains",)),
+        (["--backend", "two-domains", "--domains", "day_(source|target)"], ("two_domains",)),
+    ],
+)
+def test_backends_by_name_score_alike_after_saving(tmp_path, options, backend):
+    for index in range(10):
+        domain = "target" if index < 4 else "source"
+        write_clip(tmp_path / "day_source" / domain / f"day_{domain}_{index}.wav", index)
+    if options[-1].startswith("day"):
+        (tmp_path / "day_source").rename(tmp_path / "normal")
+    normal = tmp_path / ("normal" if options[-1].startswith("day") else "day_source")
+    assert run("fit", normal, "--out", tmp_path / "scorer", "--device", "cpu", *options) == 0
+    bank = MemoryBank.from_pretrained(tmp_path / "scorer")
+    assert tuple(bank.backend) == backend
+    today = write_clip(tmp_path / "today.wav", 100)
+    assert run("score", tmp_path / "scorer", today, "--csv", tmp_path / "scores.csv", "--device", "cpu") == 0
+    scorer = pipeline("anomaly-scoring", model=str(tmp_path / "scorer"), device="cpu")
+    assert float(rows(tmp_path / "scores.csv")[0]["score"]) == pytest.approx(scorer(str(today))["score"], rel=1e-4)
+    domains = ["target"] * 4 + ["source"] * 6
+    files = [str(next(normal.rglob(f"day_*_{index}.wav"))) for index in range(10)]
+    again = AnomalyScorer(model=scorer.model, feature_extractor=scorer.feature_extractor, device="cpu")
+    again.fit(files, domains, memory_bank=replace(bank))
+    assert again.threshold == pytest.approx(scorer.threshold, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "two-domains"], "--backend two-domains needs --domains"),
+        (["--backend", "pca", "--rescaling", "ratio"], "`rescaling` needs backend='nearest', got 'ratio'"),
+        (["--domains", "folder"], "--domains must give source or target for every recording, got 'room_0'"),
+        (["--domains", "room_("], "--domains must be 'folder' or a regular expression"),
+        (["--domains", "source|target"], "--domains must match in the path of every recording"),
+    ],
+)
+def test_bad_backends_and_domains_are_named(folder, tmp_path, capsys, options, message):
+    assert run("fit", folder / "normal", "--out", tmp_path / "scorer", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "scorer").exists()
 

@@ -20,6 +20,7 @@ from na_ssl_hf.evaluation.autoencoder.baseline import AutoencoderBaseline
 from na_ssl_hf.evaluation.report.result_files import write_run, write_table
 from na_ssl_hf.evaluation.report.submission import evaluate_submission
 from na_ssl_hf.evaluation.systems.content_hashes import content_hash
+from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.evaluation.systems.published_systems import SYSTEMS
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
 from na_ssl_hf.evaluation.systems.system_run import run_system
@@ -62,6 +63,40 @@ def test_cancellation_is_off_by_name_where_there_is_no_checkpoint(benchmark_root
         plain, off = (run_system(system, benchmark_root, settings, {}, how, machines=["fan"]) for how in (None, "none"))
         assert off.name == f"{system}+none"
         np.testing.assert_array_equal(plain.machines[0].scores, off.machines[0].scores)
+
+
+@pytest.mark.parametrize("backend", ["two_domains", "mahalanobis", ("nearest", "pca")])
+def test_another_backend_is_a_bank_with_it(benchmark_root, shared_cache, backend):
+    settings = RunSettings(shared_cache, device="cpu", show_progress=False)
+    run = run_system("logmel", benchmark_root, settings, machines=["fan"], backend=backend, backend_fusion="mean")
+    assert run.name == ("logmel+nearest+pca-mean" if isinstance(backend, tuple) else f"logmel+{backend}")
+    waves = {
+        split: [soundfile.read(clip)[0][:, 0] for clip in sorted((benchmark_root / "fan" / split).glob("*.wav"))]
+        for split in ("train", "test")
+    }
+    domains = [clip.name.split("_")[2] for clip in sorted((benchmark_root / "fan" / "train").glob("*.wav"))]
+    rescaling = "variance_min" if "nearest" in backend else None
+    bank = MemoryBank("euclidean", False, backend=backend, backend_fusion="mean", rescaling=rescaling)
+    bank.fit(log_mel_embeddings(waves["train"]), domains)
+    np.testing.assert_allclose(run.machines[0].scores, bank.score(log_mel_embeddings(waves["test"])), rtol=1e-3)
+    np.testing.assert_allclose(run.machines[0].normal_scores, bank.self_scores(), rtol=1e-3)
+
+
+def test_another_backend_is_named_in_the_table_without_published_scores(benchmark_root, tmp_path, capsys):
+    command = ["dcase", "run", "--system", "logmel", "--data", str(benchmark_root), "--machines", "fan", "--no-report"]
+    command += ["--out", str(tmp_path), "--device", "cpu"]
+    assert main(command) == 0
+    assert "backend" not in (tmp_path / "results.md").read_text()
+    assert main([*command, "--backend", "two-domains,pca"]) == 0
+    metrics = json.loads((tmp_path / "logmel+two_domains+pca" / "metrics.json").read_text())
+    assert (metrics["backend"], metrics["published"]) == ("two_domains+pca", {"dev": None, "eval": None})
+    table = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["backend"] for row in table] == ["", "two_domains+pca"]
+    capsys.readouterr()
+    for wrong in ("kmeans", "pca,pca", "pca,", ""):
+        with pytest.raises(SystemExit):
+            main([*command, "--backend", wrong])
+        assert "must be one or several different ones of nearest, two-domains" in capsys.readouterr().err
 
 
 def scores_of(folder: Path) -> dict[str, list[list[str]]]:
@@ -265,6 +300,16 @@ def test_bad_input_is_named_before_any_work(benchmark_root, checkpoints, setting
         run_system("logmel", tmp_path / "nothing", settings)
     with pytest.raises(FileNotFoundError, match="pump/train"):
         run_system("logmel", benchmark_root, settings, machines=["pump"])
+    assert not settings.cache.exists()
+    with pytest.raises(ValueError, match="'baseline_mse' is an autoencoder, which has backend 'nearest' alone"):
+        run_system("baseline_mse", benchmark_root, settings, backend="pca")
+    few = tmp_path / "few"
+    (few / "fan" / "train").mkdir(parents=True)
+    (few / "fan" / "test").symlink_to(benchmark_root / "fan" / "test")
+    for clip in (benchmark_root / "fan" / "train").glob("*_source_*.wav"):
+        (few / "fan" / "train" / clip.name).symlink_to(clip)
+    with pytest.raises(ValueError, match="fan: `backend='two_domains'` needs at least 3 clips of each domain"):
+        run_system("logmel", few, settings, backend="two_domains")
     assert not settings.cache.exists()
     with pytest.raises(ValueError, match="needs rescaling=None, got 'lof'"):
         run_system("fujimura_merl_task2_1", benchmark_root, settings, checkpoints, rescaling="lof")

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# The choices are repeated here, because the module that defines them takes seconds to import.
+BACKENDS = ("nearest", "two-domains", "mahalanobis", "pca")
+
 
 class CommandParser(argparse.ArgumentParser):
     """A parser in which a group of commands may have a default one.
@@ -76,6 +79,31 @@ def add_far_cancellation_option(parser: CommandParser) -> None:
         help="method that removes from the close channel what the far one hears, before everything else "
         "(without a method: least_squares; without the option: as the checkpoint says)",
     )
+
+
+def add_backend_options(parser: CommandParser) -> None:
+    """Add `--backend NAME[,NAME...]` and `--backend-fusion RULE`."""
+    parser.add_argument(
+        "--backend",
+        type=_backends,
+        default=("nearest",),
+        metavar="NAME[,NAME...]",
+        help=f"score of a band: {', '.join(BACKENDS)}, or several of them (default: nearest)",
+    )
+    parser.add_argument(
+        "--backend-fusion",
+        choices=("minimum", "mean"),
+        default="minimum",
+        help="rule by which several backends, each in units of its normal scores, become one (default: minimum)",
+    )
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    if not set(names) <= set(BACKENDS) or len(set(names)) < len(names):
+        known = ", ".join(BACKENDS)
+        raise argparse.ArgumentTypeError(f"must be one or several different ones of {known}, got {text!r}")
+    return tuple(name.replace("-", "_") for name in names)
 
 
 def add_inference_options(parser: CommandParser) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_line import add_command, add_far_cancellation_option, add_group, add_inference_options
+from .command_line import (
+    add_backend_options,
+    add_command,
+    add_far_cancellation_option,
+    add_group,
+    add_inference_options,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.systems.processes import Processes
@@ -134,6 +140,7 @@ def _add_run(dcase: Any) -> None:
         help="layer of a frontend that is compared; NAME=8,10,12 for several, joined (default: the last one)",
     )
     add_far_cancellation_option(parser)
+    add_backend_options(parser)
     parser.add_argument("--machines", nargs="+", metavar="MACHINE", help="machine types, such as fan (default: all)")
     parser.add_argument(
         "--ground-truth", type=Path, metavar="DIR", help="folder of ground_truth_* folders, for anonymous test clips"
@@ -181,6 +188,8 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
             options.far_cancellation,
             options.machines,
             options.ground_truth,
+            backend=options.backend,
+            backend_fusion=options.backend_fusion,
         )
         if processes.is_main:
             metrics = write_run(options.out / run.name, run, options.data, options.seed)

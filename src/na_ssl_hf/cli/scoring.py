@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import default_checkpoint, resolve_checkpoint
 from ..data.sound_files import find_sound_files
 from ..tables import write_table
-from .command_line import CommandParser, add_command, add_far_cancellation_option, add_inference_options
+from .command_line import (
+    CommandParser,
+    add_backend_options,
+    add_command,
+    add_far_cancellation_option,
+    add_inference_options,
+)
 
 if TYPE_CHECKING:
     from ..hub.pipeline_anomaly_scoring import AnomalyScorer
@@ -78,6 +84,8 @@ def _add_fit(commands: Any) -> None:
         default="none",
         help="rescaling of the distances; variance_min is that of the published systems (default: none)",
     )
+    add_backend_options(parser)
+    _add_domains_option(parser)
     add_far_cancellation_option(parser)
     parser.add_argument(
         "--threshold-method",
@@ -133,6 +141,15 @@ def _add_score(commands: Any) -> None:
     _add_common_options(parser)
 
 
+def _add_domains_option(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--domains",
+        metavar="folder|REGEX",
+        help="source or target for each recording, which the backend two-domains needs: folder, or a pattern whose "
+        "match in a file's path is one of these words",
+    )
+
+
 def _add_window_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--window",
@@ -175,12 +192,16 @@ def _fit(options: argparse.Namespace) -> None:
         raise FileExistsError(f"--out must be a directory, got the file {options.out}")
     files = find_sound_files(options.recordings)
     groups = None if options.groups is None else _groups(files, options.groups)
+    domains = None if options.domains is None else _domains(files, options.domains)
+    if "two_domains" in options.backend and domains is None:
+        raise ValueError("--backend two-domains needs --domains, which tells source from target recordings; got none")
     scorer = _load_scorer(options.model or str(default_checkpoint()), options)
     if options.far_cancellation is not None:
         method = None if options.far_cancellation == "none" else options.far_cancellation
         scorer.feature_extractor.far_cancellation = method
     scorer.fit(
         files,
+        domains=domains,
         groups=groups,
         layers=options.layer,
         level=options.level,
@@ -191,7 +212,11 @@ def _fit(options: argparse.Namespace) -> None:
         window=options.window,
         hop=options.hop,
         aggregate=options.aggregate,
-        memory_bank=MemoryBank(rescaling=None if options.rescaling == "none" else options.rescaling),
+        memory_bank=MemoryBank(
+            rescaling=None if options.rescaling == "none" else options.rescaling,
+            backend=options.backend,
+            backend_fusion=options.backend_fusion,
+        ),
         threshold_method=options.threshold_method,
         false_alarm_rate=options.false_alarm_rate,
         skip_unreadable=options.skip_unreadable,
@@ -218,16 +243,27 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _groups(files: Sequence[Path], rule: str) -> list[str]:
     """Return the group of every file: its folder, or what a pattern finds in its path."""
-    if rule == "folder":
-        return [str(file.parent) for file in files]
+    return [str(file.parent) for file in files] if rule == "folder" else _matches(files, rule, "--groups")
+
+
+def _domains(files: Sequence[Path], rule: str) -> list[str]:
+    """Return the domain of every file: the name of its folder, or what a pattern finds in its path."""
+    domains = [file.parent.name for file in files] if rule == "folder" else _matches(files, rule, "--domains")
+    for file, domain in zip(files, domains, strict=True):
+        if domain not in ("source", "target"):
+            raise ValueError(f"--domains must give source or target for every recording, got {domain!r} for {file}")
+    return domains
+
+
+def _matches(files: Sequence[Path], rule: str, option: str) -> list[str]:
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise ValueError(f"--groups must be 'folder' or a regular expression, got {rule!r}: {error}") from error
+        raise ValueError(f"{option} must be 'folder' or a regular expression, got {rule!r}: {error}") from error
     matches = [pattern.search(str(file)) for file in files]
     for file, match in zip(files, matches, strict=True):
         if match is None:
-            raise ValueError(f"--groups must match in the path of every recording, got {rule!r} for {file}")
+            raise ValueError(f"{option} must match in the path of every recording, got {rule!r} for {file}")
     return [match.group(1 if pattern.groups else 0) for match in matches if match is not None]
 
 

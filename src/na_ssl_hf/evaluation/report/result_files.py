@@ -33,10 +33,11 @@ class _Facts(TypedDict):
 class RunMetrics(_Facts, total=False):
     """The content of `metrics.json`; without labels the official score is `None`, and the fields below are missing.
 
-    `layers` is there only where others than the last one were chosen.
+    `layers` is there only where others than the last one were chosen, and `backend` where it is not the system's own.
     """
 
     layers: dict[str, list[int]]
+    backend: str
     interval: dict[str, float]
     machines: dict[str, dict[str, float]]
 
@@ -83,7 +84,7 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
     folder = Path(folder)
     found = [_read_metrics(path) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
     order = list(SYSTEMS)
-    found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or ""))
+    found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or "", one.get("backend", "")))
     rows = [_row(one) for one in found]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "") for column in columns] for row in rows]
@@ -106,6 +107,8 @@ def describe(metrics: RunMetrics) -> dict[str, str]:
         "checkpoints": _checkpoints(metrics) or "none",
         "far-microphone cancellation": metrics["far_cancellation"] or "as the checkpoints say",
     }
+    if "backend" in metrics:
+        facts["backend"] = metrics["backend"]
     for split, value in metrics["published"].items():
         if value is not None:
             facts[f"published, {split} set"] = f"{value:.2f} % (the challenge's data, the authors' checkpoints)"
@@ -132,11 +135,16 @@ def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
         "checkpoints": {name: list(seeds) for name, seeds in run.checkpoints.items()},
         "data": data,
         "clips": {one.machine: {"train": len(one.normal_scores), "test": len(one.clips)} for one in run.machines},
-        "published": {split: recipe.published(split, run.far_cancellation) for split in PUBLISHED_SPLITS},
+        "published": {
+            split: recipe.published(split, run.far_cancellation) if run.backend is None else None
+            for split in PUBLISHED_SPLITS
+        },
         "official_score": None,
     }
     if run.layers:
         metrics["layers"] = {name: list(layers) for name, layers in run.layers.items()}
+    if run.backend is not None:
+        metrics["backend"] = run.backend
     if all(one.is_labelled for one in run.machines):
         interval = bootstrap_interval({one.machine: one.labelled_scores for one in run.machines}, seed=seed)
         metrics["official_score"] = interval.estimate
@@ -152,6 +160,8 @@ def _submission_name(machine: MachineScores) -> str:
 
 def _row(metrics: RunMetrics) -> dict[str, str]:
     row = {"system": metrics["system"], "far cancellation": metrics["far_cancellation"] or ""}
+    if "backend" in metrics:
+        row["backend"] = metrics["backend"]
     row["official score"] = _percent(metrics["official_score"])
     if "interval" in metrics:
         row["95 % interval"] = f"{_percent(metrics['interval']['low'])} to {_percent(metrics['interval']['high'])}"

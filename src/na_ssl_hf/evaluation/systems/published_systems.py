@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...hub.memory_bank_backends import NEAREST, BackendName
 from ...hub.memory_bank_rescaling import RescalingName
 
 # Frontends without a network: name -> whether the level of the clip is subtracted.
@@ -45,6 +46,8 @@ class PublishedSystem:
         frontends: name of a frontend -> weight of its scores; none for the autoencoder.
         pooling, gamma: how tokens are pooled over time, see `pool_time`.
         rescaling: how scores are rescaled, see [`MemoryBank`].
+        backend, backend_fusion: what scores a band, see [`MemoryBank`]; every published system has the nearest
+            neighbours, to which rescaling and SMOTE belong.
         smote_ratio: share of the source clips up to which target clips are synthesised; it excludes rescaling.
         frontends_with_attributes: names of the frontends that serve machines with attributes, while the others serve
             the rest; empty where all serve all.
@@ -57,6 +60,8 @@ class PublishedSystem:
     pooling: Literal["mean", "rdp"] = "mean"
     gamma: float = 4.0
     rescaling: RescalingName | None = "variance_min"
+    backend: BackendName | tuple[BackendName, ...] = NEAREST
+    backend_fusion: Literal["minimum", "mean"] = "minimum"
     smote_ratio: float = 0.0
     frontends_with_attributes: tuple[str, ...] = ()
     autoencoder_score: Literal["mse", "mahalanobis"] | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...hub.memory_bank import MemoryBank
+from ...hub.memory_bank_backends import BACKENDS, NEAREST, BackendName, backend_names
 from ...hub.memory_bank_rescaling import RescalingName
 from ...hub.threshold import fit_threshold
 from ..autoencoder.run import run_autoencoder
@@ -39,6 +40,8 @@ class SystemRun:
         checkpoints: name of a frontend -> its checkpoints, one for every seed.
         layers: name of a frontend -> the layers whose tokens are compared, where they are not the last one.
         machines: the scores of every machine, in the order of their names.
+        backend: what scored the bands in place of the nearest neighbours, such as "pca" or "nearest+pca-mean"; `None`
+            for the system's own.
     """
 
     system: str
@@ -46,13 +49,13 @@ class SystemRun:
     checkpoints: Mapping[str, tuple[str, ...]]
     machines: tuple[MachineScores, ...]
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    backend: str | None = None
 
     @property
     def name(self) -> str:
-        """Return the name of the system with its far-microphone cancellation and layers; it may also name a folder."""
-        name = f"{self.system}+{self.far_cancellation}" if self.far_cancellation else self.system
+        """Return the name of the system with its cancellation, layers and backend; it may also name a folder."""
         chosen = [f"{frontend}-layer-{'-'.join(map(str, layers))}" for frontend, layers in self.layers.items()]
-        return "+".join([name, *chosen])
+        return "+".join(part for part in (self.system, self.far_cancellation, *chosen, self.backend) if part)
 
 
 class _Embedded(NamedTuple):
@@ -72,6 +75,8 @@ def run_system(
     machines: Sequence[str] | None = None,
     ground_truth: str | Path | None = None,
     rescaling: RescalingName | Literal["published"] | None = "published",
+    backend: BackendName | Sequence[BackendName] = NEAREST,
+    backend_fusion: Literal["minimum", "mean"] = "minimum",
 ) -> SystemRun:
     """Fit a system on the training clips of every machine and score its test clips; higher is more anomalous.
 
@@ -88,6 +93,8 @@ def run_system(
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
         rescaling: the rescaling of the memory, in place of the system's own; `None` for plain distances. Systems with
             SMOTE refuse every other one; autoencoders have none.
+        backend, backend_fusion: what scores a band, see [`MemoryBank`]. Rescaling and SMOTE are those of "nearest", and
+            have no part where it is not among the backends. Autoencoders take no other backend.
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
@@ -98,6 +105,10 @@ def run_system(
     recipe = find_system(system)
     if rescaling != "published":
         recipe = replace(recipe, rescaling=rescaling)
+    names = backend_names(backend)
+    if recipe.autoencoder_score and names != (NEAREST,):
+        raise ValueError(f"system {system!r} is an autoencoder, which has backend 'nearest' alone; got {backend!r}")
+    recipe = replace(recipe, backend=names, backend_fusion=backend_fusion)
     given = checkpoints or {}
     seeds = {name: tuple(given.get(name, ())) for name in recipe.frontends if name not in LOG_MEL_FRONTENDS}
     if missing := [name for name, paths in seeds.items() if not paths]:
@@ -107,6 +118,7 @@ def run_system(
         )
     machine_data = list_machines(data, machines)
     labels = read_labels_of_machines(machine_data, ground_truth)
+    _check_clips(recipe, machine_data)
     if recipe.autoencoder_score:
         scored = run_autoencoder(recipe.autoencoder_score, machine_data, _method(far_cancellation), settings)
     else:
@@ -116,7 +128,26 @@ def run_system(
         for machine in scored
     )
     layers = {name: tuple(settings.layers[name]) for name in seeds if name in settings.layers}
-    return SystemRun(system, far_cancellation, seeds, labelled, layers)
+    return SystemRun(system, far_cancellation, seeds, labelled, layers, _backend_label(names, backend_fusion))
+
+
+def _backend_label(names: Sequence[BackendName], fusion: str) -> str | None:
+    if tuple(names) == (NEAREST,):
+        return None
+    return "+".join(names) + (f"-{fusion}" if len(names) > 1 and fusion != "minimum" else "")
+
+
+def _check_clips(recipe: PublishedSystem, machine_data: Sequence[MachineData]) -> None:
+    """Raise ValueError, which names the machine, where a backend needs more clips than there are."""
+    for machine in machine_data:
+        num_target = machine.domains.count("target")
+        for name in backend_names(recipe.backend):
+            if name == NEAREST:
+                continue
+            try:
+                BACKENDS[name]().check(len(machine.train) - num_target, num_target)
+            except ValueError as error:
+                raise ValueError(f"{machine.name}: {error}") from error
 
 
 def _method(far_cancellation: str | None) -> str | None:
@@ -212,7 +243,10 @@ def _score_machine(
 
 def _memory(recipe: PublishedSystem, embedder: Embedder, machine: MachineData) -> MemoryBank:
     """Make the unfitted memory of a system for one machine."""
-    bank = partial(embedder.bank, rescaling=recipe.rescaling)
+    bank = partial(embedder.bank, backend=recipe.backend, backend_fusion=recipe.backend_fusion)
+    if NEAREST not in backend_names(recipe.backend):
+        return bank()
+    bank = partial(bank, rescaling=recipe.rescaling)
     if not recipe.smote_ratio:
         return bank()
     num_target = machine.domains.count("target")
