@@ -124,7 +124,7 @@ def noise_alone(coherence, duration_s=20.0):
     assert installation.coherence == coherence
     random = np.random.default_rng(0)
     count = len(BACKGROUND_TYPES) * LEAST_PLACES
-    white = [random.standard_normal(round(2 * duration_s * 16000), dtype=np.float32) for _ in range(count)]
+    white = [random.standard_normal(round(3 * duration_s * 16000), dtype=np.float32) for _ in range(count)]
     site = InstalledMachine(installation, responses, gain_db, {"train": white, "test": white}, duration_s)
     return site.clip(DcaseName("pump", "source", "supplemental", "noise", 0, None), drifted=False)[0]
 

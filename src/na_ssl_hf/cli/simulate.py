@@ -115,7 +115,7 @@ def _add_dcase(layouts: Any) -> None:
         "--preset",
         choices=("smoke", "small", "full"),
         default="small",
-        help="size of the benchmark: a few clips, 60 + 48 of 6 s a machine (moving: 109 + 100), or 1000 + 200 of 10 s "
+        help="size of the benchmark: a few clips, 56 + 48 of 6 s a machine (moving: 109 + 100), or 1000 + 200 of 10 s "
         "(default: small)",
     )
     parser.add_argument(

@@ -38,7 +38,7 @@ PRESETS = {
     "fixed": {
         **_MOVING,
         # Ten machines instead of five, each with about half as many clips, take the same time.
-        "small": BenchmarkPreset(54, 6, 12, duration_s=6.0, num_rooms=1, num_places=5, num_supplemental=4),
+        "small": BenchmarkPreset(50, 6, 12, duration_s=6.0, num_rooms=1, num_places=5, num_supplemental=4),
         "full": replace(_MOVING["full"], num_supplemental=50),
     },
     "moving": _MOVING,

@@ -52,7 +52,7 @@ def write_dcase_benchmark(
 
     Args:
         root: folder to write, which must be missing or empty.
-        preset: "smoke" (a few seconds), "small" (6 s clips, under a CPU minute and 0.5 GB; fixed: ten machines, 60
+        preset: "smoke" (a few seconds), "small" (6 s clips, under a CPU minute and 0.5 GB; fixed: ten machines, 56
             training and 48 test clips each; moving: five machines, 109 and 100) or "full" (990 + 10 : 200 clips of 10 s
             a machine; about a CPU minute and 0.8 GB a machine, twice that while writing), or sizes of your own.
         seed: of rooms, noises and every clip; equal arguments give equal bytes, on any number of cores.

@@ -35,6 +35,8 @@ _SPLITS, _DOMAINS = ("train", "test", SUPPLEMENTAL), ("source", "target")
 _LABELS = ("normal", "anomaly", "machine", "noise")
 # A site has this many scenes of noise for each split; a clip hears one of them, and a second one more softly.
 _SCENES = 3
+# Clips are cut from a scene that is as long as three of them.
+_CLIPS_PER_SCENE = 3
 _SECOND_SCENE_DB = (-12.0, -3.0)
 # A scene takes five places, and the target domain may hear those of one kind only.
 LEAST_PLACES = 5
@@ -82,11 +84,10 @@ def write_installed_machines(
         for machine in tqdm(machines, desc="rooms", unit="room", delay=5, disable=not show_progress)
     }
     num_places = max(LEAST_PLACES, sizes.num_places)
-    places = {}
-    for split in ("train", "test"):
-        sounds = synthesize_places(split, seed, sizes.duration_s, num_places, show_progress)
-        # Corners of equal power make the coherence a share of power.
-        places[split] = [_unit_power(sound[None])[0] for sound in sounds]
+    places = {
+        split: synthesize_places(split, seed, sizes.duration_s, num_places, show_progress)
+        for split in ("train", "test")
+    }
     rows: list[dict[str, object]] = []
     described = {}
     num_clips = sizes.num_train_source + sizes.num_train_target + 4 * sizes.num_test + 2 * sizes.num_supplemental
@@ -192,10 +193,16 @@ class InstalledMachine:
         return scene
 
     def _draw_places(self, split: str, kinds: Sequence[str], count: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Draw `count` different backgrounds (L,) of the given kinds."""
+        """Draw parts (L,) of `count` different backgrounds of the given kinds."""
         num_places = len(self.places[split]) // len(BACKGROUND_TYPES)
         pool = [BACKGROUND_TYPES.index(kind) * num_places + place for kind, place in product(kinds, range(num_places))]
-        return [self.places[split][index] for index in rng.choice(pool, size=count, replace=False)]
+        sounds = [self.places[split][index] for index in rng.choice(pool, size=count, replace=False)]
+        length = _CLIPS_PER_SCENE * round(self.duration_s * SAMPLING_RATE)
+        starts = rng.integers(len(sounds[0]) - length + 1, size=count)
+        # Equal power makes the coherence a share of power.
+        return [
+            _unit_power(sound[start : start + length][None])[0] for sound, start in zip(sounds, starts, strict=True)
+        ]
 
 
 def _unit_power(signal: np.ndarray) -> np.ndarray:
