@@ -53,7 +53,7 @@ REPORT_EDGES_HZ = (0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)
 # Fewer seconds than this many lengths of the filter say too little of it.
 _LEAST_FILTER_LENGTHS = 10
 # Where the filter takes this much of the noise, in dB, subtraction after it would cost more than it takes.
-_ENOUGH_DB = 8.0
+_ENOUGH_DB = 10.0
 # "auto": the close microphone must follow the power of the far one by this share, or there is nothing to take away.
 _LEAST_SLOPE = 0.05
 _SILENT_POWER = 1e-12  # -120 dB of full scale
@@ -453,7 +453,7 @@ class FarMicrophone:
     ```
 
     Args:
-        method: `"installation"`, the filter, and after it subtraction of what it leaves, where it takes less than 8 dB
+        method: `"installation"`, the filter, and after it subtraction of what it leaves, where it takes less than 10 dB
             of the noise in the normal recordings; `"filter"` alone; `"spectral_subtraction"`, which learns nothing, of
             [`cancel_far_microphone`]; `"none"`; or `"auto"`, which is `"installation"` where the close microphone
             follows the noise in the far one at all, and else `"none"`.
