@@ -273,3 +273,19 @@ def test_normalised_recordings_score_alike_at_every_gain(folder, tmp_path, capsy
     assert run("score", scorer, tmp_path / "today", "--csv", tmp_path / "scores.csv") == 0
     scores = [float(row["score"]) for row in rows(tmp_path / "scores.csv")]
     assert scores[0] == pytest.approx(scores[1], rel=0.02)
+
+
+def test_fit_calibrates_the_far_microphone_and_prints_what_it_cancels(folder, tmp_path, capsys):
+    options = [
+        "--far-cancellation",
+        "auto",
+        "--machine-off",
+        folder / "normal" / "room_0",
+        folder / "normal" / "room_1",
+    ]
+    assert run("fit", folder / "normal", "--out", tmp_path / "scorer", "--device", "cpu", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "far microphone, calibrated on 10 s: " in lines[1]
+    assert lines[2].lstrip().startswith("0 to   250 Hz: the filter takes ")
+    assert (tmp_path / "scorer" / "far_microphone.safetensors").exists()
+    assert run("score", tmp_path / "scorer", folder / "normal" / "room_0", "--csv", tmp_path / "scores.csv") == 0

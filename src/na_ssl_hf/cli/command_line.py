@@ -69,13 +69,13 @@ def _add_parser(commands: Any, name: str, summary: str, example: str) -> Command
     )
 
 
-def add_far_cancellation_option(parser: CommandParser) -> None:
-    """Add `--far-cancellation [METHOD]`."""
+def add_far_cancellation_option(parser: CommandParser, calibrated: tuple[str, ...] = ()) -> None:
+    """Add `--far-cancellation [METHOD]`, with the methods in `calibrated` where normal recordings are at hand."""
     parser.add_argument(
         "--far-cancellation",
         nargs="?",
         const="least_squares",
-        choices=("none", "least_squares", "spectral_subtraction"),
+        choices=("none", "least_squares", "spectral_subtraction", *calibrated),
         help="method that removes from the close channel what the far one hears, before everything else "
         "(without a method: least_squares; without the option: as the checkpoint says)",
     )

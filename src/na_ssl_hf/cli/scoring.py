@@ -86,7 +86,14 @@ def _add_fit(commands: Any) -> None:
     )
     add_backend_options(parser)
     _add_domains_option(parser)
-    add_far_cancellation_option(parser)
+    add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
+    parser.add_argument(
+        "--machine-off",
+        nargs="+",
+        type=Path,
+        metavar="FILES_OR_DIR",
+        help="recordings of the noise alone, from which --far-cancellation installation learns its path exactly",
+    )
     parser.add_argument(
         "--threshold-method",
         choices=THRESHOLD_METHODS,
@@ -196,12 +203,11 @@ def _fit(options: argparse.Namespace) -> None:
     if "two_domains" in options.backend and domains is None:
         raise ValueError("--backend two-domains needs --domains, which tells source from target recordings; got none")
     scorer = _load_scorer(options.model or str(default_checkpoint()), options)
-    if options.far_cancellation is not None:
-        method = None if options.far_cancellation == "none" else options.far_cancellation
-        scorer.feature_extractor.far_cancellation = method
     scorer.fit(
         files,
         domains=domains,
+        far_cancellation=options.far_cancellation,
+        machine_off=None if options.machine_off is None else find_sound_files(options.machine_off),
         groups=groups,
         layers=options.layer,
         level=options.level,
@@ -228,6 +234,7 @@ def _fit(options: argparse.Namespace) -> None:
     print(f"{num_recordings} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
     if calibration.level != "as recorded":
         print(f"level of the recordings: {calibration.level}")
+    _print_far_microphone(scorer)
     if calibration.layers is not None:
         print(f"layers compared: {', '.join(map(str, calibration.layers))}")
     for name, why in scorer.left_out:
@@ -239,6 +246,21 @@ def _fit(options: argparse.Namespace) -> None:
             else "of the same machine, place, microphones and conditions; for others, see --groups"
         )
         print(f"The false-alarm rate of {100 * calibration.false_alarm_rate:.3g} % is for new recordings {conditions}.")
+
+
+def _print_far_microphone(scorer: AnomalyScorer) -> None:
+    """Print what a calibrated far microphone does, and how much of the noise it cancels in each band."""
+    far_microphone = scorer.far_microphone
+    if far_microphone is None:
+        return
+    stages = "a filter, then subtraction of what it leaves" if far_microphone.slope_.any() else "a filter"
+    done = stages if far_microphone.method_ in ("installation", "filter") else "nothing: it does not hear the noise"
+    print(f"far microphone, calibrated on {far_microphone.num_seconds_:.0f} s: {done}")
+    for band in far_microphone.report():
+        print(
+            f"  {band.low:5.0f} to {band.high:5.0f} Hz: the filter takes {band.cancelled_db:4.1f} dB of the noise "
+            f"(coherence {band.coherence:.2f})"
+        )
 
 
 def _groups(files: Sequence[Path], rule: str) -> list[str]:

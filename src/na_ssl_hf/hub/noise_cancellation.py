@@ -7,14 +7,20 @@ for the path of the noise from the far microphone to the close one. `FarMicropho
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers.utils import logging
+
+from .whole_files import whole_file
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +53,7 @@ _BLOCK_PER_FRAME = 32
 # Noise that is louder than this in the close microphone, in power, did not come past the far one.
 _MOST_SLOPE = 4.0
 
+FAR_MICROPHONE_FILE = "far_microphone.safetensors"
 FAR_MICROPHONE_METHODS = ("installation", "filter", "spectral_subtraction", "none", "auto")
 # Bands of `report`, in Hz; the last one ends at half the sampling rate.
 REPORT_EDGES_HZ = (0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)
@@ -679,7 +686,7 @@ class FarMicrophone:
         self._check_fitted()
         tensors = {"filter": self.filter_, "slope": self.slope_}
         for name, spectra in zip(Heard._fields, self.heard_, strict=True):
-            tensors[f"{name}_spectra"] = spectra.stacked()  # (4, K)
+            tensors[f"{name}_spectra"] = spectra.stacked().float()  # (4, K)
         return tensors, asdict(self) | {"chosen": self.method_, "num_seconds": self.num_seconds_}
 
     @classmethod
@@ -715,6 +722,37 @@ class FarMicrophone:
         loaded.filter_, loaded.slope_ = tensors["filter"].float().cpu(), tensors["slope"].float().cpu()
         loaded.heard_ = Heard(*(Spectra.of(tensors[f"{name}_spectra"]) for name in Heard._fields))
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `far_microphone.safetensors`, whole or not at all.
+
+        Raises:
+            ValueError: not fitted yet.
+            OSError: the directory cannot be written.
+        """
+        tensors, settings = self.state()
+        path = Path(save_directory) / FAR_MICROPHONE_FILE
+        try:
+            with whole_file(path) as partial:
+                metadata = {"format": "pt", "far_microphone": json.dumps(settings)}
+                save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        except SafetensorError as error:
+            raise OSError(f"Could not write {path}: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "FarMicrophone":
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            OSError: the file is missing, or not one of a far microphone.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                settings = json.loads((file.metadata() or {})["far_microphone"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return cls.from_state(tensors, settings)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise OSError(f"{path} must be a calibrated far microphone: {' '.join(str(error).split())}") from error
 
     @property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,15 @@ from typing import Any, TypedDict
 import torch
 from transformers import AutoModel, Pipeline
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
 from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
 from .layer_choice import LayerChoice
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
-from .memory_bank_file import find_bank_file
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
+from .noise_cancellation import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, METHODS, FarMicrophone
 from .normal_recordings import NormalRecordings
 from .pooling import Pooling
 from .recorded_bands import check_rate, num_recorded_bands, recorded_rate, tell_left_out_bands
@@ -145,6 +147,7 @@ class AnomalyScorer(Pipeline):
 
     Attributes:
         memory_bank: the fitted memory with its calibration, or `None`.
+        far_microphone: the calibrated [`FarMicrophone`], where `fit` was asked for one.
         left_out: the recordings that the last `fit` did not count (copies and unreadable ones), with the reason.
 
     Raises:
@@ -173,12 +176,14 @@ class AnomalyScorer(Pipeline):
                     f"got one of {getattr(self.feature_extractor, name)!r}."
                 )
         self.memory_bank: MemoryBank | None = None
+        self.far_microphone: FarMicrophone | None = None
         self.left_out: list[tuple[str, str]] = []
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
         # A model with an adapter has the name of its base, whose memory is of other embeddings.
         if not has_adapter(self.model):
-            self.memory_bank = _saved_bank(self.model)
+            self.memory_bank = _saved(self.model, MEMORY_BANK_FILE, MemoryBank.from_file)
+            self.far_microphone = _saved(self.model, FAR_MICROPHONE_FILE, FarMicrophone.from_file)
 
     # Fitting
 
@@ -191,6 +196,8 @@ class AnomalyScorer(Pipeline):
         layer: int | None = None,
         layers: Sequence[int] | None = None,
         level: str = "as recorded",
+        far_cancellation: str | None = None,
+        machine_off: RecordingSources | None = None,
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -209,7 +216,6 @@ class AnomalyScorer(Pipeline):
 
         The stated false-alarm rate holds for new recordings that are exchangeable with the normal ones: same machine,
         place, microphones and conditions. With `groups` the threshold is made for conditions that were never heard.
-
         Recordings with the same samples count once; `left_out` lists the others.
 
         Args:
@@ -220,19 +226,19 @@ class AnomalyScorer(Pipeline):
             layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
                 `None` for the last hidden state.
             layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
-            level: "as recorded", or "normalised": every recording, each window of a long one, is scaled so that its
-                close channel has -26 dB of full scale, both channels alike, now and in scoring. A gain of the
-                microphones then has no influence, and neither has the loudness of the machine.
+            level: "as recorded", or "normalised": the close channel of every recording, or window, is brought to -26 dB
+                of full scale. Neither gains of the microphones nor the loudness of the machine have an influence then.
             pooling: how tokens are pooled over time, see [`pool_time`].
             gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
+            far_cancellation: "installation", "filter" or "auto" of a [`FarMicrophone`], calibrated on `recordings`;
+                "least_squares", "spectral_subtraction" or "none"; `None` for what the feature extractor says.
+            machine_off: recordings of the noise alone, for the calibration of the far microphone.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
-                are cut into windows of 10 s. The score of a recording for the threshold is aggregated like every other
-                one, from a memory without the recording.
+                are cut into windows of 10 s. For the threshold, a memory without the recording scores it alike.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
                 itself. `MemoryBank(rescaling="variance_min")` is that of the published systems.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
-            skip_unreadable: leave out recordings that cannot be read or break a rule, with a warning, instead of
-                raising.
+            skip_unreadable: leave out, with a warning, recordings that cannot be read or break a rule.
             batch_size: recordings of equal length that go through the model together.
             progress: label of the progress bar; `None` for no bar.
 
@@ -240,37 +246,100 @@ class AnomalyScorer(Pipeline):
             the scorer itself.
 
         Raises:
-            ValueError: no recordings, too few for the asked false-alarm rate, a parameter that the pooling does not
-                use, a layer that the model lacks, layers of different grids, or one of the recordings is not
-                acceptable.
+            ValueError: too few recordings, one that is not acceptable, or a setting that does not fit the others.
             OSError: a file is missing or cannot be decoded.
         """
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
-        if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
-            raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
+        bank = _unfitted(memory_bank)
         heard = Heard(
             Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers), level=check_level(level)
         )
         heard.layers.check(self.model)
         windows = self._windows(None, window, hop, aggregate)
-        normal = NormalRecordings(domains, groups)
-        levels = LevelRange()
-        normal.take(self._embedded(recordings, heard, windows, batch_size, progress, skip_unreadable, levels))
-        tell_left_out_bands(self.model, heard.layers.deepest, normal.rate)
-        # A copy, so that a refit that fails leaves the bank that is in use alone.
-        bank = MemoryBank() if memory_bank is None else replace(memory_bank)
-        bank.fit(normal.vectors, domains=normal.domains)
-        calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
+        normal, levels = NormalRecordings(domains, groups), LevelRange()
+        with self._far_microphone_of(recordings, far_cancellation, machine_off, windows, skip_unreadable) as kept:
+            normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
+            self._tell_bands(normal, heard)
+            bank.fit(normal.vectors, domains=normal.domains)
+            calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
         bank.calibration = replace(calibration, levels=levels.ranges)
         self.memory_bank, self._verified = bank, (bank, self.model)
         self.left_out = normal.left_out
+        return self
+
+    def _tell_bands(self, normal: NormalRecordings, heard: Heard) -> None:
+        """Warn once of bands that no recording holds, and of a model whose tokens have one band."""
+        tell_left_out_bands(self.model, heard.layers.deepest, normal.rate)
         if normal.vectors.shape[1] == 1:
             logger.warning_once(
                 f"The memory has one band, because each token of {type(self.model).__name__} spans all frequencies: a "
                 "score cannot tell in which band a recording deviates."
             )
-        return self
+
+    @contextmanager
+    def _far_microphone_of(
+        self,
+        recordings: RecordingSources,
+        far_cancellation: str | None,
+        machine_off: RecordingSources | None,
+        windows: Windows | None,
+        skip_unreadable: bool,
+    ) -> Iterator[RecordingSources]:
+        """Set the cancellation of the far microphone, calibrated where asked; if the block fails, the old one is back.
+
+        Yields:
+            the recordings, which can be read once more.
+
+        Raises:
+            ValueError: the method is unknown, `machine_off` is given to one that learns nothing, or as `FarMicrophone`.
+            OSError: a file is missing or cannot be decoded.
+        """
+        calibrated = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
+        known = (*calibrated, *METHODS, "none")
+        if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
+            raise ValueError(f"`far_cancellation` must be None or one of {list(known)}, got {far_cancellation!r}.")
+        if machine_off is not None and far_cancellation not in calibrated:
+            raise ValueError(
+                f"`machine_off` must go with far_cancellation={' or '.join(map(repr, calibrated))}, "
+                f"got {far_cancellation!r}."
+            )
+        extractor = self.feature_extractor
+        own = self.far_microphone, extractor.far_cancellation
+        try:
+            if far_cancellation in calibrated:
+                far_microphone = FarMicrophone(far_cancellation, extractor.sampling_rate)
+                # What can be read once only is read twice.
+                recordings = recordings if isinstance(recordings, Sized) else list(each_recording(recordings))
+                self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
+                if machine_off is not None:
+                    self._hear(far_microphone, machine_off, windows, skip_unreadable, machine_off=True)
+                self.far_microphone, extractor.far_cancellation = far_microphone.finish(), None
+            else:
+                self.far_microphone = None
+                if far_cancellation is not None:
+                    extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
+            yield recordings
+        except BaseException:
+            self.far_microphone, extractor.far_cancellation = own
+            raise
+
+    def _hear(
+        self,
+        far_microphone: FarMicrophone,
+        recordings: RecordingSources,
+        windows: Windows | None,
+        skip_unreadable: bool,
+        machine_off: bool,
+    ) -> None:
+        """Add recordings to what a far microphone is calibrated on; they are not kept."""
+        for source in each_recording(recordings):
+            try:
+                for piece in self.preprocess(source, windows):
+                    far_microphone.partial_fit(piece.samples[None], machine_off)
+            except (ValueError, OSError):
+                if not skip_unreadable:
+                    raise
 
     def _calibration(
         self,
@@ -465,6 +534,8 @@ class AnomalyScorer(Pipeline):
                 super().save_pretrained(staging, **kwargs)
                 if self.memory_bank is not None:
                     self.memory_bank.save_pretrained(staging)
+                if self.far_microphone is not None:
+                    self.far_microphone.save_pretrained(staging)
         finally:
             self.model, self.memory_bank = own
         if push_to_hub:
@@ -566,7 +637,11 @@ class AnomalyScorer(Pipeline):
         if self.model.training:
             self.model.eval()
         # Equal lengths have no padding, so there is no mask to pass.
-        fbank = self.feature_extractor.fbank(inputs["waveforms"])  # (B, 2, T, M)
+        waveforms = inputs["waveforms"]
+        if self.far_microphone is not None:
+            with torch.no_grad():
+                waveforms = self.far_microphone.cancel(waveforms)
+        fbank = self.feature_extractor.fbank(waveforms)  # (B, 2, T, M)
         heard = inputs["heard"]
         vectors = heard.layers.vectors(self.model, fbank, heard.pooling)
         num_bands = num_recorded_bands(self.model, heard.layers.deepest, heard.rate)
@@ -655,7 +730,8 @@ class AnomalyScorer(Pipeline):
 
     def _hears_far(self) -> bool:
         """Whether the far channel has an influence on scores."""
-        return getattr(self.model, "hears_far", False) or self.feature_extractor.far_cancellation is not None
+        cancels = self.far_microphone is not None or self.feature_extractor.far_cancellation is not None
+        return getattr(self.model, "hears_far", False) or cancels
 
     def _default_windows(self) -> Windows:
         return Windows(length=min(10.0, self._longest_whole()))
@@ -721,12 +797,22 @@ class AnomalyScorer(Pipeline):
 
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
-        return {name: getattr(self.feature_extractor, name) for name in names}
+        settings = {name: getattr(self.feature_extractor, name) for name in names}
+        if self.far_microphone is not None:
+            settings["far_microphone"] = self.far_microphone.fingerprint
+        return settings
+
+
+def _unfitted(memory_bank: MemoryBank | None) -> MemoryBank:
+    """A new memory with the settings of one, so that a refit that fails leaves the bank that is in use alone."""
+    if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
+        raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
+    return MemoryBank() if memory_bank is None else replace(memory_bank)
 
 
 def _belongs_to_a_scorer(name: str) -> bool:
     """Whether a file of an earlier save would be loaded in place of, or along with, the new ones."""
-    return name == MEMORY_BANK_FILE or _WEIGHTS.fullmatch(name) is not None
+    return name in (MEMORY_BANK_FILE, FAR_MICROPHONE_FILE) or _WEIGHTS.fullmatch(name) is not None
 
 
 def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBank | None]:
@@ -754,19 +840,19 @@ def _without_adapter(model: Any, bank: MemoryBank | None) -> tuple[Any, MemoryBa
     return merged, bank
 
 
-def _saved_bank(model: Any) -> MemoryBank | None:
-    """The memory that was saved with a model's checkpoint, found as the model was; `None` where there is none."""
+def _saved(model: Any, file_name: str, read: Callable[[str], Any]) -> Any:
+    """What was saved with a model's checkpoint in a file, found as the model was; `None` where there is none."""
     found_with = dict(getattr(model, "found_with", None) or {"path_or_repo_id": getattr(model, "name_or_path", None)})
     source = found_with.pop("path_or_repo_id")
     if not source:
         return None
     try:
-        path = find_bank_file(source, **found_with)
+        path = cached_file(source, file_name, **found_with, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         # The model is loaded; that its source is gone or out of reach by now must not keep it from being fitted.
-        logger.warning(f"No memory of normal recordings could be looked up at {source}: {error}")
+        logger.warning(f"No {file_name} of normal recordings could be looked up at {source}: {error}")
         return None
-    return None if path is None else MemoryBank.from_file(path)
+    return None if path is None else read(path)
 
 
 # A pipeline that was itself loaded from a checkpoint's code is not registered, yet must save its code again.
