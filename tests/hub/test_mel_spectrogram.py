@@ -92,6 +92,22 @@ def test_a_batch_gives_what_each_wave_gives_alone(frontend):
             torch.testing.assert_close(channel, LOG_MEL[frontend](wave), atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("frontend", sorted(FRONT_ENDS))
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_equal_waves_give_equal_bits_wherever_they_stand_in_a_batch(frontend, num_threads):
+    front_end = TwoChannelFrontEnd(frontend)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for num_samples in (514, 641, 700, 1000, 1500, 2000, 2800, 3793, 6441, 16000):
+            for batch in (1, 3):
+                if num_samples >= front_end.min_samples:
+                    features = front_end(noise(1, 1, num_samples).expand(batch, 2, -1).contiguous())
+                    assert torch.equal(features, features[:1, :1].expand_as(features)), (num_samples, batch)
+    finally:
+        torch.set_num_threads(before)
+
+
 @FRONT_END
 def test_a_shorter_recording_of_a_batch_has_the_features_that_it_has_alone(frontend):
     extractor = TwoChannelFeatureExtractor(frontend)

@@ -180,7 +180,12 @@ def _mel_power(waves: torch.Tensor, kind: str, num_mel_bins: int, hop_length: in
     else:
         bins = torch.fft.rfft(frames, n=tables.fft_length)[..., :num_bins]
         power = bins.real.square() + bins.imag.square()  # the square of abs() would cost more than the FFT
-    return power @ tables.mel_bank
+    if _is_traced():
+        return power @ tables.mel_bank
+    # One product for each clip: in a common one, the last bits of a clip would depend on its place in the batch.
+    of_clips = power.reshape(math.prod(power.shape[:-2]), *power.shape[-2:])  # (clips, T, K)
+    mel = torch.bmm(of_clips, tables.mel_bank.expand(len(of_clips), -1, -1))
+    return mel.reshape(*power.shape[:-1], num_mel_bins)  # (..., T, M)
 
 
 @functools.lru_cache(maxsize=16)
