@@ -107,7 +107,15 @@ def _log_mel_by_fft(waves: torch.Tensor, flavour: str) -> torch.Tensor:
     spectrum = torch.fft.rfft(_frames(waves, window), n=FFT_LENGTH)[..., : FFT_LENGTH // 2]  # (clips, T, K)
     # The square of abs() would cost more than the FFT.
     power = spectrum.real.square() + spectrum.imag.square()
-    return (power @ mel_bank).clamp_min(LOG_FLOOR).log()
+    return product_of_each_clip(power, mel_bank).clamp_min(LOG_FLOOR).log()
+
+
+def product_of_each_clip(power: torch.Tensor, mel_bank: torch.Tensor) -> torch.Tensor:
+    """Multiply `(clips, T, K)` by `(K, M)`, each clip by itself.
+
+    In a common product of all clips, the last bits of one would depend on its place in the batch.
+    """
+    return torch.bmm(power, mel_bank.expand(len(power), -1, -1))  # (clips, T, M)
 
 
 def _frames(waves: torch.Tensor, window: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .fbank import clips_per_chunk, kaldi_mel, outside_autocast, real_dft
+from .fbank import clips_per_chunk, kaldi_mel, outside_autocast, product_of_each_clip, real_dft
 
 # Letters: N samples, T frames, W samples of the window, K FFT bins (the Nyquist bin has no mel weight), M mel bins.
 DASHENG_RATE = 16000
@@ -182,9 +182,8 @@ def _mel_power(waves: torch.Tensor, kind: str, num_mel_bins: int, hop_length: in
         power = bins.real.square() + bins.imag.square()  # the square of abs() would cost more than the FFT
     if _is_traced():
         return power @ tables.mel_bank
-    # One product for each clip: in a common one, the last bits of a clip would depend on its place in the batch.
     of_clips = power.reshape(math.prod(power.shape[:-2]), *power.shape[-2:])  # (clips, T, K)
-    mel = torch.bmm(of_clips, tables.mel_bank.expand(len(of_clips), -1, -1))
+    mel = product_of_each_clip(of_clips, tables.mel_bank)
     return mel.reshape(*power.shape[:-1], num_mel_bins)  # (..., T, M)
 
 
