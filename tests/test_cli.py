@@ -154,7 +154,7 @@ def test_every_option_says_what_it_is():
 
 
 def test_choices_are_those_of_the_modules_that_use_them():
-    from na_ssl_hf.hub.noise_cancellation import METHODS
+    from na_ssl_hf.hub.noise_cancellation import FAR_MICROPHONE_METHODS, METHODS
     from na_ssl_hf.hub.pooling import POOLING_METHODS
     from na_ssl_hf.hub.threshold import THRESHOLD_METHODS
 
@@ -162,7 +162,8 @@ def test_choices_are_those_of_the_modules_that_use_them():
     choices = {action.dest: list(action.choices) for action in fit._actions if action.choices}
     assert choices["pooling"] == list(POOLING_METHODS)
     assert choices["threshold_method"] == list(THRESHOLD_METHODS)
-    assert choices["far_cancellation"] == ["none", *METHODS]
+    calibrated = [name for name in FAR_MICROPHONE_METHODS if name not in ("none", *METHODS)]
+    assert choices["far_cancellation"] == ["none", *METHODS, *calibrated]
     rescalings = [each for part in get_args(get_type_hints(MemoryBank)["rescaling"]) for each in get_args(part)]
     assert choices["rescaling"] == ["none", *rescalings]
 

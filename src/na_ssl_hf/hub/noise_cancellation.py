@@ -358,34 +358,45 @@ def frequency_response(filter_taps: torch.Tensor, future: int, sampling_rate: in
 
 def filtered(far: torch.Tensor, filter_taps: torch.Tensor, future: int) -> torch.Tensor:
     """Return the noise `(B, N)` that the filter predicts from the far microphone `(B, N)`, which is silent outside."""
-    num_samples = far.shape[-1]
-    # A product of transforms is exact where the transform is longer than both together.
-    length = 1 << (num_samples + len(filter_taps) - 1).bit_length()
-    product = torch.fft.rfft(far, length) * torch.fft.rfft(filter_taps, length)
-    return torch.fft.irfft(product, length)[..., future : future + num_samples]
+    num_samples, overlap = far.shape[-1], len(filter_taps) - 1
+    # Blocks that stay in the cache of a core take an eighth of the time of one long transform (overlap-save).
+    length = 1 << (4 * overlap).bit_length()
+    hop = length - overlap
+    num_blocks = -(-(num_samples + future) // hop)
+    blocks = F.pad(far, (overlap, num_blocks * hop - num_samples)).unfold(-1, length, hop)  # (B, blocks, length)
+    product = torch.fft.rfft(blocks) * torch.fft.rfft(filter_taps, length)
+    joined = torch.fft.irfft(product, length)[..., overlap:].flatten(-2)  # (B, blocks * hop)
+    return joined[..., future : future + num_samples]
 
 
 def subtracted(close: torch.Tensor, far: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """Subtract from the close microphone `(B, N)` the noise that follows the far one in power alone, `(B, N)`.
 
-    The magnitudes of the STFT (32 ms, hop 8 ms, Hann) keep the share `max(1 - sqrt(slope * S_f / S_c), 0.1)`, where S
+    The magnitudes of the STFT (32 ms, hop 16 ms, Hann) keep the share `max(1 - sqrt(slope * S_f / S_c), 0.1)`, where S
     is the power averaged over 3 frames and 3 frequencies: noise from many directions has no filter, and its power is
     alike in both microphones on such an average only. `slope (S,)` is that of `frame_slope`.
     """
     length = (len(slope) - 1) * 2
-    hop = length // 4
+    hop = length // 2
     num_samples = close.shape[-1]
     channels = F.pad(torch.stack([close, far]), (length // 2, length // 2 + length))  # (2, B, N')
     window = torch.hann_window(length, device=close.device)
     spectra = torch.stft(channels.flatten(0, 1), length, hop, window=window, center=False, return_complex=True)
-    power = spectra.real.square() + spectra.imag.square()
-    around = F.avg_pool2d(power[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-    (of_close, of_far), (known, _) = around.unflatten(0, channels.shape[:2]), spectra.unflatten(0, channels.shape[:2])
+    power = _sum_around(spectra.real.square() + spectra.imag.square())  # (2 B, S, T)
+    (known, _), (of_close, of_far) = (each.unflatten(0, channels.shape[:2]) for each in (spectra, power))
     # The root of 0 has no finite derivative.
     share = 1 - (slope[:, None].to(close) * of_far / of_close.clamp_min(_TINY) + _TINY).sqrt()
     return torch.istft(
         known * share.clamp_min(_SPECTRAL_FLOOR), length, hop, window=window, center=True, length=num_samples
     )
+
+
+def _sum_around(power: torch.Tensor) -> torch.Tensor:
+    """Return the sums over the 3 x 3 neighbours in `(B, S, T)`; slices take a fifth of the time of a pooling layer."""
+    for dim, margins in ((-1, (1, 1)), (-2, (0, 0, 1, 1))):
+        before, here, after = (F.pad(power, margins).narrow(dim, start, power.shape[dim]) for start in range(3))
+        power = before + here + after
+    return power
 
 
 def _response(heard: Heard, sampling_rate: int) -> torch.Tensor:

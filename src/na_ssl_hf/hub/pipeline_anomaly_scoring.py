@@ -850,7 +850,7 @@ def _saved(model: Any, file_name: str, read: Callable[[str], Any]) -> Any:
         path = cached_file(source, file_name, **found_with, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         # The model is loaded; that its source is gone or out of reach by now must not keep it from being fitted.
-        logger.warning(f"No {file_name} of normal recordings could be looked up at {source}: {error}")
+        logger.warning_once(f"No memory of normal recordings could be looked up at {source}: {error}")
         return None
     return None if path is None else read(path)
 
