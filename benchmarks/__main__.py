@@ -25,6 +25,7 @@ from . import (
     big_memory_bank,
     distillation,
     false_alarms,
+    far_microphone,
     filter_banks,
     fine_tuning,
     input_level,
@@ -50,6 +51,7 @@ SUBJECTS = (
     false_alarms,
     layers,
     input_level,
+    far_microphone,
 )
 
 
