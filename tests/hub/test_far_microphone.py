@@ -314,7 +314,8 @@ def test_other_waveforms_are_refused(calibrated, waveforms, message):
     ("settings", "message"),
     [
         ({"method": "best"}, "`method` must be one of"),
-        ({"sampling_rate": 100}, "at least 1000 Hz, got 100"),
+        ({"sampling_rate": 100}, "of 1000 to 192000 Hz, got 100"),
+        ({"sampling_rate": 10**9}, "of 1000 to 192000 Hz, got 1000000000"),
         ({"past": 0.0}, "`past` must be from 0.001 to 0.256 s, got 0.0"),
         ({"future": 1.0}, "`future` must be from"),
     ],

@@ -63,6 +63,8 @@ _LEAST_FILTER_LENGTHS = 10
 _ENOUGH_DB = 10.0
 # "auto": the close microphone must follow the power of the far one by this share, or there is nothing to take away.
 _LEAST_SLOPE = 0.05
+# The memory for the sums grows with the rate, so that a damaged file must not choose it.
+_RATE_RANGE = (1000, 192_000)
 _SILENT_POWER = 1e-12  # -120 dB of full scale
 # Machine-off recordings that are alike to the normal ones within this, in dB, are suspicious.
 _ALIKE_DB = 0.5
@@ -499,10 +501,12 @@ class FarMicrophone:
     def __post_init__(self) -> None:
         self.method_: str | None = None
         self._off: NoisePathSums | None = None
+        self._halves: list[NoisePathSums] = []
         if not isinstance(self.method, str) or self.method not in FAR_MICROPHONE_METHODS:
             raise ValueError(f"`method` must be one of {list(FAR_MICROPHONE_METHODS)}, got {self.method!r}.")
-        if isinstance(self.sampling_rate, bool) or not isinstance(self.sampling_rate, int) or self.sampling_rate < 1000:
-            raise ValueError(f"`sampling_rate` must be a whole number of at least 1000 Hz, got {self.sampling_rate!r}.")
+        rate, (lowest, highest) = self.sampling_rate, _RATE_RANGE
+        if isinstance(rate, bool) or not isinstance(rate, int) or not lowest <= rate <= highest:
+            raise ValueError(f"`sampling_rate` must be a whole number of {lowest} to {highest} Hz, got {rate!r}.")
         for name, least in (("past", 0.001), ("future", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 0.256:
@@ -532,12 +536,14 @@ class FarMicrophone:
     def partial_fit(self, waveforms: torch.Tensor, machine_off: bool = False) -> "FarMicrophone":
         """Add recordings to the sums; `finish` then makes the filter. No memory is taken for each.
 
+        What was loaded has no sums, so that this would begin anew: `update` goes on from it.
+
         Args:
             waveforms: `(2, N)` or `(B, 2, N)` of any float dtype and device, channel 0 close and 1 far.
             machine_off: whether the machine is off in them.
 
         Raises:
-            ValueError: another shape, integers, NaN or infinite values; or the scorer was loaded, see `update`.
+            ValueError: another shape, integers, NaN or infinite values.
         """
         channels = self._checked(waveforms)
         if machine_off:
@@ -545,6 +551,7 @@ class FarMicrophone:
                 self._off = NoisePathSums(self.sampling_rate)
             self._off.add(channels)
             return self
+        self._make_halves()
         for recording in channels.detach():
             # A half is chosen by the samples, so that the order of the recordings has no influence.
             self._halves[_parity(recording)].add(recording[None])
@@ -556,6 +563,7 @@ class FarMicrophone:
         Raises:
             ValueError: no recordings, too few seconds of them, or a silent far microphone.
         """
+        self._make_halves()
         both = self._halves[0].joined(self._halves[1])
         self._check_enough(both, "recordings")
         if self._off is not None:
@@ -702,7 +710,7 @@ class FarMicrophone:
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> "FarMicrophone":
-        """Return the calibrated far microphone whose `state` this is; others keys in `settings` are ignored.
+        """Return the calibrated far microphone whose `state` this is; other keys in `settings` are ignored.
 
         Raises:
             ValueError: a key is missing, a value is out of its range, or a tensor has another shape or is not finite.
@@ -777,9 +785,14 @@ class FarMicrophone:
     # Checks
 
     def _forget(self) -> None:
-        self._halves = [NoisePathSums(self.sampling_rate), NoisePathSums(self.sampling_rate)]
+        self._halves = []
         self._off = None
         self.method_ = None
+
+    def _make_halves(self) -> None:
+        # They take 33 MB each at 16 kHz, which one that was loaded does not need.
+        if not self._halves:
+            self._halves = [NoisePathSums(self.sampling_rate), NoisePathSums(self.sampling_rate)]
 
     def _check_fitted(self) -> None:
         if self.method_ is None:

@@ -314,7 +314,9 @@ class AnomalyScorer(Pipeline):
                 self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
                 if machine_off is not None:
                     self._hear(far_microphone, machine_off, windows, skip_unreadable, machine_off=True)
-                self.far_microphone, extractor.far_cancellation = far_microphone.finish(), None
+                # What would be loaded, without the sums, which take more memory than most models.
+                slim = FarMicrophone.from_state(*far_microphone.finish().state())
+                self.far_microphone, extractor.far_cancellation = slim, None
             else:
                 self.far_microphone = None
                 if far_cancellation is not None:
