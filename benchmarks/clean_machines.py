@@ -46,7 +46,7 @@ class Machine:
 
 
 def synthetic_machines(unit: int) -> list[Machine]:
-    """Synthesise the five machine types of the package, one specimen of each."""
+    """Synthesise the machine types of the package, one specimen of each."""
     machines = []
     for name in MACHINE_TYPES:
         normal, anomalous = (

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,12 @@ def parse_arguments_of_script(path: Path, arguments: list[str], monkeypatch: pyt
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, path.stem, module)  # where dataclasses look for the types of their fields
+    spec.loader.exec_module(module)
+    parse_arguments_of(module.main, [str(path), *arguments], monkeypatch)
+
+
+def parse_arguments_of(main: Callable[[], None], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts a program, whose name is the first argument, up to the point where its arguments are parsed."""
     original = argparse.ArgumentParser.parse_known_args
 
     def parse(self, args=None, namespace=None):
@@ -118,12 +126,11 @@ def parse_arguments_of_script(path: Path, arguments: list[str], monkeypatch: pyt
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         raise ParsedError
 
-    spec.loader.exec_module(module)
     with monkeypatch.context() as patched:
-        patched.setattr(sys, "argv", [str(path), *arguments])
+        patched.setattr(sys, "argv", arguments)
         patched.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         with pytest.raises(ParsedError):
-            module.main()
+            main()
 
 
 def parse_command(program: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +147,9 @@ def parse_command(program: str, arguments: list[str], monkeypatch: pytest.Monkey
         else:
             at = next(at for at, word in enumerate(arguments) if word.endswith(".py"))
             parse_arguments_of_script(ROOT / arguments[at], arguments[at + 1 :], monkeypatch)
+    elif arguments[0] == "-m" and arguments[1].startswith("benchmarks."):
+        monkeypatch.syspath_prepend(ROOT)
+        parse_arguments_of(importlib.import_module(arguments[1]).main, arguments[1:], monkeypatch)
     elif arguments[:2] == ["-m", "benchmarks"]:
         assert all(word in ("--json", "--only") or word.replace("-", "_").isidentifier() for word in arguments[2:])
     else:

@@ -251,7 +251,7 @@ def test_modules_do_not_import_each_other_in_circles():
 
 
 def test_hub_has_few_files():
-    assert len([path for path in HUB_FILES if path.stem != "__init__"]) <= 36
+    assert len([path for path in HUB_FILES if path.stem != "__init__"]) <= 40
 
 
 def functions_over(lines: int):

@@ -59,7 +59,7 @@ def test_a_folder_without_machines_is_refused(tmp_path):
 
 
 def test_every_layer_has_aucs_and_a_loud_fault_is_found(machines, scorer):
-    aucs = layers.layer_aucs(scorer, machines[0], num_splits=3, seed=0)
+    aucs = layers.layer_aucs(layers.vectors_of_layers(scorer, machines[0]), machines[0], num_splits=3, seed=0)
     assert list(aucs) == ["0", "1", "2", "last"]
     np.testing.assert_allclose(aucs["2"], aucs["last"], atol=1e-6)
     assert aucs["0"].shape == (3,)

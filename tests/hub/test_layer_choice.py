@@ -211,3 +211,18 @@ def test_the_choice_is_made_of_one_or_several():
     assert LayerChoice.of().layers is None
     assert LayerChoice.of(3).layers == LayerChoice.of(layers=[3]).layers == (3,)
     assert LayerChoice.of(layers=[8, 10]).layers == (8, 10)
+
+
+def test_a_scorer_of_efficientat_compares_a_layer_in_the_middle_unless_another_is_asked_for():
+    model = tiny_model("efficientat")
+    extractor = TwoChannelFeatureExtractor("efficientat")
+    scorer = AnomalyScorer(model=model, feature_extractor=extractor)
+    recordings = list(0.1 * torch.randn(4, 2, 16000, generator=torch.Generator().manual_seed(0)))
+    middle = scorer.embed(recordings, pooling="mean", layer=model.config.scoring_layer)
+    assert torch.equal(scorer.embed(recordings, pooling="mean"), middle)
+    assert not torch.equal(scorer.embed(recordings, pooling="max"), scorer.embed(recordings, pooling="max", layer=16))
+    scorer.fit(recordings, progress=None)
+    assert scorer.memory_bank.calibration.layers == (7,)
+    assert torch.equal(scorer.embed(recordings), middle)
+    scorer.fit(recordings, layer=16, progress=None)
+    assert scorer.memory_bank.calibration.layers == (16,)

@@ -137,7 +137,7 @@ def _add_run(dcase: Any) -> None:
         action="extend",
         default=[],
         metavar="NAME=N",
-        help="layer of a frontend that is compared; NAME=8,10,12 for several, joined (default: the last one)",
+        help="layer of a frontend that is compared; NAME=8,10,12 for several, joined (default: last, EfficientAT 7)",
     )
     add_far_cancellation_option(parser)
     add_backend_options(parser)

@@ -66,7 +66,7 @@ def _add_fit(commands: Any) -> None:
         nargs="+",
         type=int,
         metavar="N",
-        help="numbers of the layers whose outputs are compared, joined where there are several (default: the last one)",
+        help="layers whose outputs are compared, joined where there are several (default: last, EfficientAT 7)",
     )
     parser.add_argument(
         "--level",

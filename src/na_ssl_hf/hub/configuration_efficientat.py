@@ -121,6 +121,8 @@ class EfficientATConfig(CheckedConfig):
     Attributes:
         hidden_size: channels D of the last map.
         num_hidden_layers: number of layers behind the stem, 16.
+        scoring_layer: the layer that scorers compare where none is asked for. Maps in the middle tell faults better
+            than the last one, see `docs/results.md`; 7 is the first with eight rows.
 
     Raises:
         ValueError: an argument has a wrong type, breaks one of the rules above, or is outside its `BOUNDS`.
@@ -129,6 +131,7 @@ class EfficientATConfig(CheckedConfig):
     model_type = "efficientat"
     base_model_type = "efficientat"
     frontend = "efficientat"
+    scoring_layer = 7
 
     width: float | int = 1.0
     strides: list[int] | tuple[int, ...] = (2, 2, 2, 2)

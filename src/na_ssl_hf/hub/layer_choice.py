@@ -55,6 +55,11 @@ class LayerChoice:
             raise ValueError(f"`layer` must be a whole number of at least 0, got {layer!r:.80}.")
         return cls((layer,))
 
+    def or_default_of(self, model: Any) -> "LayerChoice":
+        """Return this choice, or that of a model which is best heard in the middle, where nothing was chosen."""
+        default = getattr(model.config, "scoring_layer", None)
+        return self if self.layers is not None or default is None else LayerChoice((default,))
+
     @property
     def deepest(self) -> int | None:
         """The last of the layers; `None` for the last one of the model."""

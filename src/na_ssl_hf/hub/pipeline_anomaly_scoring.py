@@ -224,7 +224,7 @@ class AnomalyScorer(Pipeline):
             groups: a label for each, say its room, day or machine. The score of a recording for the threshold then
                 comes from a memory without its whole group.
             layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
-                `None` for the last hidden state.
+                `None` for the last hidden state, and for layer 7 of EfficientAT.
             layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
             level: "as recorded", or "normalised": the close channel of every recording, or window, is brought to -26 dB
                 of full scale. Neither gains of the microphones nor the loudness of the machine have an influence then.
@@ -253,7 +253,9 @@ class AnomalyScorer(Pipeline):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         bank = _unfitted(memory_bank)
         heard = Heard(
-            Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers), level=check_level(level)
+            Pooling().changed(pooling, gamma=gamma, p=p, r=r),
+            LayerChoice.of(layer, layers).or_default_of(self.model),
+            level=check_level(level),
         )
         heard.layers.check(self.model)
         windows = self._windows(None, window, hop, aggregate)
@@ -479,7 +481,8 @@ class AnomalyScorer(Pipeline):
                 recordings.
             OSError: a file is missing or cannot be decoded.
         """
-        heard = Heard() if pooling else Heard.as_fitted(self._fitted()[1])
+        unfitted = Heard(layers=LayerChoice().or_default_of(self.model))
+        heard = unfitted if pooling else Heard.as_fitted(self._fitted()[1])
         heard = replace(heard, pooling=heard.pooling.changed(pooling, gamma=gamma, p=p, r=r))
         if layer is not None or layers is not None:
             heard = replace(heard, layers=LayerChoice.of(layer, layers))

@@ -130,7 +130,7 @@ def model_embedder(
 ) -> Embedder:
     """Make the embedder of a model that is loaded already, with its extractor; the rest is as `checkpoint_embedder`."""
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
-    choice = LayerChoice.of(layers=layers)
+    choice = LayerChoice.of(layers=layers).or_default_of(model)
     choice.check(model)
     hears_close_only = not hasattr(model, "to_base") and extractor.far_cancellation is None
     pooling_settings: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
