@@ -224,7 +224,7 @@ class AnomalyScorer(Pipeline):
             groups: a label for each, say its room, day or machine. The score of a recording for the threshold then
                 comes from a memory without its whole group.
             layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
-                `None` for the last hidden state, and for layer 7 of EfficientAT.
+                `None` for the last hidden state, of EfficientAT for layer 7.
             layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
             level: "as recorded", or "normalised": the close channel of every recording, or window, is brought to -26 dB
                 of full scale. Neither gains of the microphones nor the loudness of the machine have an influence then.
@@ -252,12 +252,9 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         bank = _unfitted(memory_bank)
-        heard = Heard(
-            Pooling().changed(pooling, gamma=gamma, p=p, r=r),
-            LayerChoice.of(layer, layers).or_default_of(self.model),
-            level=check_level(level),
-        )
-        heard.layers.check(self.model)
+        chosen = LayerChoice.of(layer, layers).or_default_of(self.model)
+        chosen.check(self.model)
+        heard = Heard(Pooling().changed(pooling, gamma=gamma, p=p, r=r), chosen, level=check_level(level))
         windows = self._windows(None, window, hop, aggregate)
         normal, levels = NormalRecordings(domains, groups), LevelRange()
         with self._far_microphone_of(recordings, far_cancellation, machine_off, windows, skip_unreadable) as kept:
