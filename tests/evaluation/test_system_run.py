@@ -34,15 +34,17 @@ def checkpoints(tmp_path_factory) -> dict[str, list[str]]:
     """A small random checkpoint for every frontend; two seeds of dis-na-beats."""
     root = tmp_path_factory.mktemp("checkpoints")
     paths = {}
-    for seed, model_type in enumerate(("na-beats", "na-eat", "eat")):
+    for seed, model_type in enumerate(("na-beats", "na-eat", "eat", "na-dasheng", "efficientat")):
         paths[model_type] = [str(root / model_type)]
         tiny_model(model_type, seed).save_pretrained(root / model_type)
     tiny_model("na-beats", seed=7).save_pretrained(root / "second")
     for folder in root.iterdir():
-        TwoChannelFeatureExtractor(frontend="eat" if folder.name.endswith("eat") else "beats").save_pretrained(folder)
+        kind = "beats" if folder.name == "second" else folder.name.removeprefix("na-")
+        TwoChannelFeatureExtractor(kind, resample=kind == "efficientat").save_pretrained(folder)
     two_seeds = [*paths["na-beats"], str(root / "second")]
     return paths | {
-        "beats": paths["na-beats"], "eat-large": paths["eat"], "dis-beats": two_seeds, "dis-eat": paths["eat"],
+        "beats": paths["na-beats"], "sslam": paths["eat"], "dasheng": paths["na-dasheng"],
+        "eat-large": paths["eat"], "dis-beats": two_seeds, "dis-eat": paths["eat"],
         "dis-na-beats": two_seeds, "dis-na-eat": paths["na-eat"],
     }  # fmt: skip
 
