@@ -158,9 +158,18 @@ def test_far_channel_errors_are_named(model_type):
         tiny_config(model_type, noise_aware_num_heads=7)
 
 
-def test_film_refuses_a_padding_mask():
-    model = tiny_model("na-beats", noise_aware_layer_type="film")
-    mask = torch.ones(2, 100, dtype=torch.long)
-    mask[1, 50:] = 0
-    with pytest.raises(ValueError, match="film"):
-        model(two_channel_fbank(), attention_mask=mask)
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
+def test_film_averages_over_the_far_recording_without_its_padding(model_type):
+    model = tiny_model(model_type, noise_aware_layer_type="film")
+    close, far = two_channel_fbank(model_type, frames=96).unbind(1)
+    mask = torch.ones(2, 96, dtype=torch.long)
+    whole = model(close, noise_values=far).last_hidden_state
+    all_heard = model(close, noise_values=far, noise_attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(all_heard, whole, atol=1e-5, rtol=0)
+    mask[1, 48:] = 0
+    padded = model(close, noise_values=far, noise_attention_mask=mask).last_hidden_state
+    alone = model(close[1:], noise_values=far[1:, :48]).last_hidden_state
+    torch.testing.assert_close(padded[:1], whole[:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(padded[1:], alone, atol=1e-5, rtol=0)
+    assert (padded[1] - whole[1]).abs().max() > 1e-3

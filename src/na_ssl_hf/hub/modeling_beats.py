@@ -29,6 +29,30 @@ from .modeling_shared import (
 )
 
 
+class BeatsPositionConvolution(nn.Conv1d):
+    """Convolves along the tokens, with as many tokens out as in.
+
+    It is a module of its own, and not a function over the weight of one, because what moves weights at the moment of
+    their use, such as a `device_map`, does so around the forward of the module that owns them.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the convolution to tokens `(B, N, D)`; the shape stays."""
+        kernel, num_tokens = self.kernel_size[0], hidden_states.shape[1]
+        # Convolutions with so long a kernel are slow on a CPU. The kernel is therefore cut into rows of 16 taps, a
+        # short 2-D kernel over shifted copies of the tokens.
+        taps = 16 if kernel % 16 == 0 else kernel
+        padded = nn.functional.pad(hidden_states.transpose(1, 2), (kernel // 2, (kernel - 1) // 2))
+        shifted = [padded[..., start : start + num_tokens + taps - 1] for start in range(0, kernel, taps)]
+        positions = nn.functional.conv2d(
+            torch.stack(shifted, dim=2),  # (B, D, kernel / taps, N + taps - 1)
+            self.weight.unflatten(2, (-1, taps)),
+            self.bias,
+            groups=self.groups,
+        )
+        return positions.squeeze(2).transpose(1, 2)  # (B, N, D)
+
+
 class BeatsEmbeddings(nn.Module):
     """Turns the fbank into projected patches, and adds a convolutional position embedding over the tokens."""
 
@@ -46,7 +70,7 @@ class BeatsEmbeddings(nn.Module):
         self.input_dropout = nn.Dropout(config.input_dropout)
         # The original parametrises this convolution by weight norm. The conversion computes the plain weight, which
         # gives the same outputs and loads correctly from the meta device.
-        self.position_convolution = nn.Conv1d(
+        self.position_convolution = BeatsPositionConvolution(
             config.hidden_size,
             config.hidden_size,
             kernel_size=config.position_convolution_kernel,
@@ -61,25 +85,8 @@ class BeatsEmbeddings(nn.Module):
         hidden_states = self.input_dropout(self.projection(hidden_states))
         if mask is not None:
             hidden_states = hidden_states * mask[..., None].to(hidden_states.dtype)
-        hidden_states = hidden_states + nn.functional.gelu(self.positions(hidden_states))
+        hidden_states = hidden_states + nn.functional.gelu(self.position_convolution(hidden_states))
         return self.dropout(self.position_layer_norm(hidden_states))
-
-    def positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Apply the position convolution to tokens `(B, N, D)`; the shape stays."""
-        convolution, num_tokens = self.position_convolution, hidden_states.shape[1]
-        kernel = convolution.kernel_size[0]
-        # Convolutions with so long a kernel are slow on a CPU. The kernel is therefore cut into rows of 16 taps, a
-        # short 2-D kernel over shifted copies of the tokens.
-        taps = 16 if kernel % 16 == 0 else kernel
-        padded = nn.functional.pad(hidden_states.transpose(1, 2), (kernel // 2, (kernel - 1) // 2))
-        shifted = [padded[..., start : start + num_tokens + taps - 1] for start in range(0, kernel, taps)]
-        positions = nn.functional.conv2d(
-            torch.stack(shifted, dim=2),  # (B, D, kernel / taps, N + taps - 1)
-            convolution.weight.unflatten(2, (-1, taps)),
-            convolution.bias,
-            groups=convolution.groups,
-        )
-        return positions.squeeze(2).transpose(1, 2)  # (B, N, D)
 
 
 class BeatsRelativePositionBias(nn.Module):
@@ -101,12 +108,25 @@ class BeatsRelativePositionBias(nn.Module):
         far = (exact + (logarithmic * (half - exact)).long()).clamp(max=half - 1)
         return (relative_position > 0).long() * half + torch.where(distance < exact, distance, far)
 
-    def forward(self, num_tokens: int) -> torch.Tensor:
-        device = self.embedding.weight.device
+    def forward(self, num_tokens: int, device: torch.device) -> torch.Tensor:
+        """Look up the bias of every query and key.
+
+        Args:
+            num_tokens: N.
+            device: where the tokens are. The embedding's own device would be wrong where its weight is elsewhere until
+                it is used.
+
+        Returns:
+            `(1, H, Q, K)`.
+        """
         # There are only 2 N - 1 distances, so their values are looked up once and spread along the diagonals.
         distances = torch.arange(1 - num_tokens, num_tokens, device=device)
         by_distance = self.embedding(self.bucket(distances)).transpose(0, 1).contiguous()  # (H, 2N - 1)
-        return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
+        # A graph would keep the size of the windows for good, and therefore indexes, which costs more in eager mode.
+        tokens = torch.arange(num_tokens, device=device)
+        return by_distance[:, tokens - tokens[:, None] + (num_tokens - 1)][None]  # (1, H, Q, K)
 
 
 class BeatsLayerInputs(NamedTuple):
@@ -144,10 +164,10 @@ class BeatsAttention(nn.Module):
 
     def gate(self, query: torch.Tensor) -> torch.Tensor:
         """Compute the gate `(B, H, Q, 1)`, about 1 to 2 + `gate_scale`, from the unscaled query `(B, Q, H, C)`."""
-        # The original sums its eight outputs in two groups of four. Summing the weights first is equal and cheaper.
-        weight = self.gate_proj.weight.view(2, 4, self.head_dim).sum(1)
-        bias = self.gate_proj.bias.view(2, 4).sum(1)
-        reset, update = torch.sigmoid(nn.functional.linear(query, weight, bias)).chunk(2, dim=-1)  # (B, Q, H, 1) each
+        # Summing the weights first would be cheaper by 0.1 % of a layer, but a quantised projection has no such weights
+        # and an adapter is not in them.
+        groups = self.gate_proj(query).unflatten(-1, (2, 4)).sum(-1)  # (B, Q, H, 2)
+        reset, update = torch.sigmoid(groups).chunk(2, dim=-1)  # (B, Q, H, 1) each
         return (reset * (update * self.gate_scale[:, None] - 1.0) + 2.0).transpose(1, 2)
 
     def forward(
@@ -264,12 +284,12 @@ class BeatsModel(BeatsPreTrainedModel):
     def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
-        position_bias = self.relative_position_bias(hidden_states.shape[1])
+        position_bias = self.relative_position_bias(hidden_states.shape[1], hidden_states.device)
         bias_buffer = None
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
             # Allocating this memory anew in every layer costs 5 % of the time on a CPU. Layers cannot share it where a
             # graph must keep each bias, and compilers plan their memory themselves.
-            bias_buffer = position_bias.new_empty(len(hidden_states), *position_bias.shape[1:])
+            bias_buffer = position_bias.new_empty(hidden_states.shape[0], *position_bias.shape[1:])
         layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
         return Embedded(hidden_states, mask, BeatsLayerInputs(layer_mask, position_bias, bias_buffer))
 

@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dasheng import DashengConfig
 from .modeling_eat import EatAttention, EatLayer, EatLayerInputs
-from .modeling_shared import AttentionMask, Embedded, SpectrogramEncoder, close_channel
+from .modeling_shared import AttentionMask, Embedded, SpectrogramEncoder, close_channel, count_frames
 
 
 class DashengBatchNorm(nn.BatchNorm1d):
@@ -158,7 +158,8 @@ class DashengModel(DashengPreTrainedModel):
 
         The last one may be of fewer frames than a token has, and then gives none.
         """
-        return -(-num_frames // self.config.target_length)
+        # Not by two negations: integer division of ONNX rounds towards zero.
+        return (num_frames + self.config.target_length - 1) // self.config.target_length
 
     def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Arrange tokens `(B, N, D)` as `(B, N, 1, D)`: one row every 40 ms, and a single band."""
@@ -186,10 +187,10 @@ class DashengModel(DashengPreTrainedModel):
                 f"`attention_mask` must be (batch, frames) with {num_frames} frames, got shape "
                 f"{tuple(attention_mask.shape)}."
             )
-        patch_size, num_tokens = self.config.patch_size, self.num_tokens(num_frames)
-        mask = (
-            attention_mask[:, : num_tokens * patch_size].bool().unflatten(1, (num_tokens, patch_size)).all(-1)
-        )  # (B, N)
+        # The two are equal for one piece, but an exporter of graphs cannot know that.
+        num_tokens = tokens_of_piece if num_pieces == 1 else self.num_tokens(num_frames)
+        patch_size = self.config.patch_size
+        mask = count_frames(attention_mask, num_tokens, patch_size) == patch_size  # (B, N)
         if num_pieces > 1:
             # What fills up the last piece is attended to, unless the recording ends before.
             filling = mask[:, -1:].expand(-1, num_pieces * tokens_of_piece - num_tokens)
@@ -198,6 +199,8 @@ class DashengModel(DashengPreTrainedModel):
 
     def join_pieces(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
         num_pieces = self.num_pieces(num_frames)
+        if num_pieces == 1:
+            return hidden_states
         joined = hidden_states.unflatten(0, (-1, num_pieces)).flatten(1, 2)  # (B, P * n, D)
         return joined[:, : self.num_tokens(num_frames)]  # (B, N, D)
 

@@ -55,6 +55,19 @@ def valid_frames(attention_mask: torch.Tensor | None, fbank: torch.Tensor) -> to
     return mask if is_traced or not bool(mask.all()) else None
 
 
+def columns_of(mask: torch.Tensor | None, stride: int, maps: torch.Tensor) -> torch.Tensor | None:
+    """Find the columns of `maps`, `(B, C, F', T')`, that belong to the recording: those whose middle frame does.
+
+    Args:
+        mask: bool `(B, T)`, True on the frames (or columns) of which one every `stride` is a column of `maps`.
+
+    Returns:
+        bool `(B, T')`, or `None` where nothing is padded.
+    """
+    # Every `stride`-th entry by a slice is the same, but an exporter of graphs cannot tell that it has T' of them.
+    return None if mask is None else mask.index_select(1, torch.arange(maps.shape[-1], device=maps.device) * stride)
+
+
 def without_padding(maps: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
     """Set the columns of padding to zero, which is what a convolution sees behind the end of a recording.
 
@@ -158,11 +171,11 @@ class EfficientATBlock(EfficientATLayer):
         self.projection = EfficientATConvolution(config, channels, sizes.out_channels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
-        columns = None if attention_mask is None else attention_mask[:, :: self.in_stride]
+        columns = columns_of(attention_mask, self.in_stride, hidden_states)
         maps = hidden_states if self.expansion is None else self.expansion(hidden_states)
         maps = self.depthwise(without_padding(maps, columns))  # (B, C, F', T')
         if self.gate is not None:
-            maps = self.gate(maps, None if columns is None else columns[:, :: self.stride])
+            maps = self.gate(maps, columns_of(columns, self.stride, maps))
         maps = self.projection(maps)
         return hidden_states + maps if self.is_residual else maps
 
@@ -232,18 +245,19 @@ class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
         mask = valid_frames(attention_mask, fbank)
         image = fbank.to(self.stem.convolution.weight.dtype).transpose(1, 2)[:, None]  # (B, 1, M, T)
         hidden_states = self.stem(without_padding(image, mask))  # (B, C, F', T')
-        return Embedded(hidden_states, None if mask is None else mask[:, ::2], EfficientATLayerInputs(mask))
+        return Embedded(hidden_states, columns_of(mask, 2, hidden_states), EfficientATLayerInputs(mask))
 
     def output(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> BaseModelOutputWithPooling:
         """Make the result of the forward from the last map `(B, D, F', T')` and the mask `(B, T)` of the frames."""
-        pooled = mean_over_map(hidden_states, self.last_columns(attention_mask))
+        pooled = mean_over_map(hidden_states, self.last_columns(attention_mask, hidden_states))
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def last_columns(self, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    def last_columns(self, attention_mask: torch.Tensor | None, last_map: torch.Tensor) -> torch.Tensor | None:
         """Reduce a mask `(B, T)` over frames to a bool one `(B, T')` over the columns of the last map."""
-        return None if attention_mask is None else attention_mask[:, :: self.last_stride].bool()
+        columns = columns_of(attention_mask, self.last_stride, last_map)
+        return None if columns is None else columns.bool()
 
     @property
     def least_frames(self) -> int:
@@ -356,7 +370,7 @@ class EfficientATForAudioClassification(EfficientATPreTrainedModel):
             ValueError: a shape is wrong.
         """
         encoded = self.efficientat(input_values, attention_mask, **kwargs)
-        columns = self.efficientat.last_columns(attention_mask)
+        columns = self.efficientat.last_columns(attention_mask, encoded.last_hidden_state)
         logits = self.classifier(encoded.last_hidden_state, columns)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)

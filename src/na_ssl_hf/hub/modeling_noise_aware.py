@@ -121,7 +121,7 @@ class NoiseAwareLayer(nn.Module):
         cross_attention: x attends to the far stream n.
         aligned: the same, and the SwiGLU is also given n's token at x's time and frequency.
         self_attention: x attends to itself and n is ignored (D-BEATs).
-        film: `gamma * norm(x) + beta`, both from the time average of norm(n); takes no padding mask.
+        film: `gamma * norm(x) + beta`, both from the time average of norm(n) without its padding.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -151,13 +151,11 @@ class NoiseAwareLayer(nn.Module):
         Args:
             hidden_states: the close stream x, `(B, N, D)`.
             noise_states: the far stream n, `(B, N', D)`; unused and may be `None` for "self_attention".
-            attention_mask: the padding mask of the attended tokens: n's, or x's for "self_attention".
+            attention_mask: the padding mask of the attended tokens: n's, or x's for "self_attention"; for "film" bool
+                `(B, N')`, True on tokens of the recording.
 
         Returns:
             the changed close stream, `(B, N, D)`.
-
-        Raises:
-            ValueError: a padding mask with "film".
         """
         query = self.query_norm(hidden_states)
         if self.layer_type == "self_attention":
@@ -166,12 +164,8 @@ class NoiseAwareLayer(nn.Module):
             assert noise_states is not None
             attended = self.noise_norm(noise_states)  # (B, N', D)
         if self.layer_type == "film":
-            if attention_mask is not None:
-                raise ValueError(
-                    "`attention_mask` must be None for noise_aware_layer_type 'film', which averages over all far "
-                    f"tokens; got a mask of shape {tuple(attention_mask.shape)}."
-                )
-            gamma, beta = self.film(attended.mean(dim=1, keepdim=True)).chunk(2, dim=-1)  # (B, 1, D) each
+            assert attention_mask is None or isinstance(attention_mask, torch.Tensor)
+            gamma, beta = self.film(_mean_over_tokens(attended, attention_mask)).chunk(2, dim=-1)  # (B, 1, D) each
             hidden_states = hidden_states + gamma * query + beta
         else:
             hidden_states = hidden_states + self.attention(query, attended, attention_mask, **kwargs)[0]
@@ -181,11 +175,29 @@ class NoiseAwareLayer(nn.Module):
         return hidden_states + self.mlp(mlp_input)
 
 
+def _mean_over_tokens(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Average `(B, N, D)` over the tokens where the bool mask `(B, N)` is True, or over all, to `(B, 1, D)`."""
+    if mask is None:
+        return states.mean(dim=1, keepdim=True)
+    mean = states.masked_fill(~mask[..., None], 0.0).mean(dim=1, keepdim=True)
+    # A mask of ones multiplies by exactly 1 and changes no bit.
+    return mean * (mask.shape[1] / mask.sum(1).clamp_min(1))[:, None, None].to(mean.dtype)
+
+
 def _fit_length(noise: torch.Tensor, num_tokens: int) -> torch.Tensor:
     # Both recordings start together, so positions agree from the start. Where a far recording ends earlier, zeros stand
     # in for its missing tokens.
     missing = num_tokens - noise.shape[1]
-    return noise[:, :num_tokens] if missing <= 0 else nn.functional.pad(noise, (0, 0, 0, missing))  # (B, N, D)
+    if torch.compiler.is_compiling():
+        missing = num_tokens  # enough for any length, so that one graph takes both a shorter and a longer recording
+    return noise[:, :num_tokens] if missing <= 0 else nn.functional.pad(noise, (0, 0, 0, missing))[:, :num_tokens]
+
+
+def _halves(both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part a batch of both streams, `(2B, ...)`, into the close and the far one."""
+    # ONNX cannot express `chunk` along a batch of any size.
+    close, far = both.unflatten(0, (2, -1)).unbind(0)
+    return close, far
 
 
 class StreamInputs(NamedTuple):
@@ -195,7 +207,8 @@ class StreamInputs(NamedTuple):
         close: what the frozen layer takes beside the close stream; beside both streams where `as_one_batch`.
         far: what it takes beside the far stream; `None` where there is no far stream, or where the far states that are
             given are the frozen layer's output already.
-        cross_attention_mask: the padding mask of the far tokens, or of the close ones where there is no far stream.
+        cross_attention_mask: the padding mask of the far tokens, or of the close ones where there is no far stream; for
+            "film" bool `(B, N')`.
         as_one_batch: whether both streams go through the frozen layer together.
     """
 
@@ -234,7 +247,7 @@ class NoiseAwareEncoderLayer(GradientCheckpointingLayer):
         """
         if inputs.as_one_batch and far_states is not None:
             both = torch.cat([hidden_states, far_states])  # (2B, N, D)
-            hidden_states, far_states = self.base_forward(both, *inputs.close, **kwargs).chunk(2)
+            hidden_states, far_states = _halves(self.base_forward(both, *inputs.close, **kwargs))
         else:
             hidden_states = self.base_forward(hidden_states, *inputs.close, **kwargs)
             if far_states is not None and inputs.far is not None:
@@ -340,25 +353,32 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             if noise_values is None:
                 far_mask = mask
             close, far = split_channels(input_values, noise_values, *sizes)
-            return self._embed_both(close, far, mask, far_mask)
+            return self._embed_both(close, far, mask, far_mask, together=noise_values is None)
         embedded = self.embed(close_channel(input_values, *sizes), mask)
         own_mask = embedded.layer_inputs.attention_mask
         return embedded.hidden_states, None, StreamInputs(embedded.layer_inputs, cross_attention_mask=own_mask)
 
     def _embed_both(
-        self, close: torch.Tensor, far: torch.Tensor, mask: torch.Tensor | None, far_mask: torch.Tensor | None
+        self,
+        close: torch.Tensor,
+        far: torch.Tensor,
+        mask: torch.Tensor | None,
+        far_mask: torch.Tensor | None,
+        together: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, StreamInputs]:
-        """Embed both streams, from fbank `(B, T, M)` and `(B, T', M)`."""
+        """Embed both streams, from fbank `(B, T, M)` and `(B, T', M)`; `together` where they came as one tensor."""
+        # A graph for any two lengths must not depend on whether those of its example were equal.
+        alike = together or (not torch.compiler.is_compiling() and close.shape == far.shape)
         if mask is None or far_mask is None:
-            masks, alike = None, mask is far_mask
+            masks, alike = None, alike and mask is far_mask
         else:
-            alike = mask.shape == far_mask.shape == close.shape[:2]
+            alike = alike and (mask is far_mask or mask.shape == far_mask.shape)
             masks = torch.cat([mask, far_mask]) if alike else None
-        if alike and close.shape == far.shape and not torch.is_grad_enabled():
+        if alike and not torch.is_grad_enabled():
             # Without a graph, the frozen layers take both streams as one batch: fewer and larger operations.
             both = self.embed(torch.cat([close, far]), masks)
-            hidden_states, far_states = both.hidden_states.chunk(2)
-            far_token_mask = None if both.token_mask is None else both.token_mask.chunk(2)[1]
+            hidden_states, far_states = _halves(both.hidden_states)
+            far_token_mask = None if both.token_mask is None else _halves(both.token_mask)[1]
             inputs = StreamInputs(both.layer_inputs, both.layer_inputs, as_one_batch=True)
         else:
             embedded = self.embed(close, mask)
@@ -367,11 +387,13 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             hidden_states, far_states = embedded.hidden_states, embedded_far.hidden_states
             far_token_mask = embedded_far.token_mask
             inputs = StreamInputs(embedded.layer_inputs, embedded_far.layer_inputs)
-        if len(hidden_states) != len(far_states):
+        if hidden_states.shape[0] != far_states.shape[0]:
             raise ValueError(
                 "`noise_values` must have as many pieces of `target_length` frames as `input_values`, because every "
                 f"piece hears only the far one of the same time; got {far.shape[1]} and {close.shape[1]} frames."
             )
+        if self.config.noise_aware_layer_type == "film":
+            return hidden_states, far_states, inputs._replace(cross_attention_mask=far_token_mask)
         cross_attention_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states,

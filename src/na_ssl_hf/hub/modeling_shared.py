@@ -380,9 +380,24 @@ def token_mask(attention_mask: torch.Tensor | None, num_frames: int, num_tokens:
         raise ValueError(
             f"The attention mask must be (batch, frames) with {num_frames} frames, got {tuple(attention_mask.shape)}."
         )
-    frames_per_token = num_frames // num_tokens
-    mask = attention_mask[:, : num_tokens * frames_per_token].bool()
-    return mask.view(mask.shape[0], num_tokens, frames_per_token).any(-1)  # (B, N)
+    return count_frames(attention_mask, num_tokens, num_frames // num_tokens) > 0
+
+
+def count_frames(attention_mask: torch.Tensor, num_tokens: int, frames_per_token: int) -> torch.Tensor:
+    """Count the frames of the recording in every token.
+
+    Args:
+        attention_mask: `(B, T)`, nonzero where the recording is; T is at least N times `frames_per_token`.
+        num_tokens: N.
+        frames_per_token: the consecutive frames of a token.
+
+    Returns:
+        int64 `(B, N)`.
+    """
+    # A reshape to (B, N, frames) would say the same, but exported graphs would keep its sizes.
+    edges = torch.arange(num_tokens + 1, device=attention_mask.device) * frames_per_token
+    counts = nn.functional.pad(attention_mask.bool().cumsum(1), (1, 0)).index_select(1, edges)  # (B, N + 1)
+    return counts[:, 1:] - counts[:, :-1]  # (B, N)
 
 
 def _checked(fbank: torch.Tensor, name: str, num_mel_bins: int, patch_size: int) -> torch.Tensor:
