@@ -7,7 +7,7 @@ r"""Give a tiny BEATs or EAT a useful representation of clean sounds, as the bas
     accelerate launch ... --output-dir base --resume
 
 The manifest comes from `na-ssl corpora prepare`. OUTPUT_DIR becomes a folder for `from_pretrained` and the `--base` of
-train_na_distillation.py; log.jsonl beside it holds the loss curves. Two objectives:
+train_na_distillation.py; log.jsonl beside it holds the loss curves. Three objectives:
 
 bands: a band's tokens, averaged over time, hold its log-mel statistics (mean less the level of the clip, and standard
     deviation) in a linear read-out, and the cosine distances between such band vectors follow the distances of the
@@ -16,15 +16,20 @@ bands: a band's tokens, averaged over time, hold its log-mel statistics (mean le
     fault would be) teach the small distances.
 masked: masked patches of the spectrogram are predicted from the visible ones, as an average over the layers of an EMA
     teacher that sees them all, and so is the teacher's mean over the clip (EAT; Chen et al., IJCAI 2024).
+knowledge: what a network knows that has heard AudioSet. The standardised grids of some layers of `--teacher`, say an
+    EfficientAT of 4 MB, are read from the tokens, beside the log-mel statistics that `bands` keeps. Crops are mixed,
+    made faster or slower, filtered, and hit by bursts, so that a few hours of sound teach much of the network.
 """
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soxr
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -34,8 +39,11 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
+from na_ssl_hf.checkpoints.loading import load_model
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop, read_manifest
 from na_ssl_hf.hub.fbank import FLAVOURS, SAMPLING_RATE, kaldi_fbank
+from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
+from na_ssl_hf.hub.mel_spectrogram import EFFICIENTAT_HIGHEST_HZ
 from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.training.checkpoint_folder import find_checkpoint, load_checkpoint, read_position, save_checkpoint
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker
@@ -48,6 +56,14 @@ COMPANY_SHARE, COMPANY_DB = 0.6, (-30.0, 5.0)
 # In units of the statistics below, whose variance over sounds is about a twentieth.
 READ_OUT_WEIGHT, DEVIATION_WEIGHT, DISTANCE_FLOOR = 20.0, 1.5, 1e-4
 VISIBLE_SHARE, EMA_START, EMA_END = 0.3, 0.99, 0.9995
+# Augmentation for `knowledge`: how often a crop is changed in each way, and how much.
+SPEED_SHARE, SPEEDS = 0.5, (0.7, 1.45)
+FILTER_SHARE, FILTER_DB = 0.5, 12.0
+MIXTURE_SHARE, MIXTURE_DB = 0.4, (-10.0, 10.0)
+BURST_SHARE, BURST_DB = 0.25, (-10.0, 15.0)
+KNOWLEDGE_GAIN_DB = 12.0
+STATISTICS_BATCHES = 8
+SPECTRA_WEIGHT = 0.5
 
 
 def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
@@ -59,7 +75,12 @@ class Settings:
     targets: str = field(metadata={"help": "manifest of sounds, of which the split train is used"})
     output_dir: str = field(metadata={"help": "folder for the model, its log and its checkpoints"})
     model_type: Literal["beats", "eat"] = option("architecture of the model", "beats")
-    objective: Literal["bands", "masked"] = option("training objective, as described above", "bands")
+    objective: Literal["bands", "masked", "knowledge"] = option("training objective, as described above", "bands")
+    teacher: str | None = option("folder of the EfficientAT that `knowledge` learns from", None)
+    teacher_layers: list[int] = field(
+        default_factory=lambda: [8, 10, 12], metadata={"help": "layers of the teacher whose grids are learned"}
+    )
+    hidden_share: float = option("share of the patches that `knowledge` hides from the student", 0.0)
     hidden_size: int = option("width of the tokens", 128)
     num_layers: int = option("number of transformer layers", 4)
     level_weight: float = option("weight of the levels that `bands` keeps readable in all layers but the last", 20.0)
@@ -76,7 +97,7 @@ class Settings:
 
 # A resumed training must have the same values of these settings.
 LASTING = (
-    *("model_type", "objective", "hidden_size", "num_layers", "level_weight"),
+    *("model_type", "objective", "teacher_layers", "hidden_share", "hidden_size", "num_layers", "level_weight"),
     *("duration", "max_steps", "batch_size", "optimizer", "lr", "seed"),
 )
 
@@ -95,9 +116,7 @@ def main() -> None:
         raise ValueError(f"`targets` must hold sounds of the split 'train', got none in {settings.targets}.")
 
     encoder = tiny_encoder(settings)
-    objective = (
-        MaskedObjective(encoder) if settings.objective == "masked" else BandObjective(encoder, settings.level_weight)
-    )
+    objective = make_objective(encoder, sounds, settings)
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizers = make_optimizers(objective, settings.optimizer, settings.lr, weight_decay=0.02, betas=(0.9, 0.98))
     objective, *optimizers = accelerator.prepare(objective, *optimizers)
@@ -116,11 +135,12 @@ def main() -> None:
         torch.manual_seed(int(rng.integers(2**63)))
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = settings.lr * learning_rate_factor(step, settings.max_steps)
-        waves = (crops if settings.objective == "masked" else crops_with_neighbours)(sounds, settings, rng)  # (B, N)
-        fbank = kaldi_fbank(waves.to(accelerator.device), settings.model_type)  # (B, T, M)
+        waves = DRAWN[settings.objective](sounds, settings, rng).to(accelerator.device)  # (B, N)
+        fbank = kaldi_fbank(waves, settings.model_type)  # (B, T, M)
         if settings.objective == "bands":
             fbank = fbank + colours(len(fbank), settings.model_type).to(fbank)
-        losses = objective(fbank[:, : fbank.shape[1] // PATCH * PATCH])
+        fbank = fbank[:, : fbank.shape[1] // PATCH * PATCH]
+        losses = objective(fbank, waves) if settings.objective == "knowledge" else objective(fbank)
         loss = torch.stack(list(losses.values())).sum()
         accelerator.backward(loss)
         gradient_norm = accelerator.clip_grad_norm_(trained, 2.0)
@@ -162,6 +182,22 @@ def tiny_encoder(settings: Settings) -> Any:
     return BeatsModel(BeatsConfig(**sizes, **beats, patch_embedding_size=settings.hidden_size))
 
 
+def make_objective(encoder: Any, sounds: list[SoundFile], settings: Settings) -> nn.Module:
+    if settings.objective == "masked":
+        return MaskedObjective(encoder)
+    if settings.objective == "bands":
+        return BandObjective(encoder, settings.level_weight)
+    if settings.teacher is None:
+        raise ValueError("`teacher` must be a folder of an EfficientAT for the objective 'knowledge', got None.")
+    objective = KnowledgeObjective(
+        encoder, load_model(settings.teacher), settings.teacher_layers, settings.hidden_share
+    )
+    # These crops are none of a step's, and the same whatever the number of processes.
+    rng = np.random.default_rng([settings.seed, 0])
+    objective.standardise(changed_crops(sounds, settings, rng) for _ in range(STATISTICS_BATCHES))
+    return objective
+
+
 def learning_rate_factor(step: int, num_steps: int) -> float:
     return min(1.0, step / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / num_steps)))
 
@@ -191,6 +227,68 @@ def crops_with_neighbours(sounds: list[SoundFile], settings: Settings, rng: np.r
         gain = decibels(rng.uniform(-NEIGHBOUR_GAIN_DB, NEIGHBOUR_GAIN_DB, size) * (rng.random(size) < 0.5))
         neighbours.append(torch.from_numpy(gain).float() * (originals + torch.from_numpy(company).float() * other))
     return torch.cat([originals, *neighbours])
+
+
+def changed_crops(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
+    """Draw crops `(B, N)` that are changed as other machines, rooms and microphones would change them."""
+    num_samples = round(settings.duration * SAMPLING_RATE)
+    waves = []
+    for _ in range(settings.batch_size):
+        wave = crop_at_another_speed(sounds, num_samples, rng)
+        if rng.random() < MIXTURE_SHARE:
+            wave = wave + at_level(crop_at_another_speed(sounds, num_samples, rng), wave, rng.uniform(*MIXTURE_DB))
+        if rng.random() < BURST_SHARE:
+            wave = wave + at_level(bursts(num_samples, rng), wave, rng.uniform(*BURST_DB))
+        if rng.random() < FILTER_SHARE:
+            wave = smoothly_filtered(wave, rng)
+        waves.append(wave * decibels(rng.uniform(-KNOWLEDGE_GAIN_DB, KNOWLEDGE_GAIN_DB)))
+    return torch.from_numpy(np.stack(waves).astype(np.float32)).clamp_(-1.0, 1.0)
+
+
+def crop_at_another_speed(sounds: list[SoundFile], num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a crop `(N,)` of a random sound, often faster or slower, which moves its pitch as well."""
+    speed = math.exp(rng.uniform(*np.log(SPEEDS))) if rng.random() < SPEED_SHARE else 1.0
+    sound = sounds[int(rng.integers(len(sounds)))]
+    needed = math.ceil(num_samples * speed)
+    start = int(rng.integers(max(1, sound.num_samples() - needed + 1)))
+    crop = read_crop(sound, start, needed)
+    length = min(needed, sound.num_samples() - start)
+    crop = np.resize(crop[:length], needed)  # a short sound is repeated: silence would teach nothing
+    positions = np.arange(num_samples) * (needed - 1) / max(1, num_samples - 1)
+    return crop if speed == 1.0 else np.interp(positions, np.arange(needed), crop)
+
+
+def at_level(wave: np.ndarray, reference: np.ndarray, level_db: float) -> np.ndarray:
+    """Scale a wave to a level relative to the reference, in dB of their energies."""
+    energy, wanted = float(np.square(wave).mean()), float(np.square(reference).mean())
+    return wave * decibels(level_db) * math.sqrt((wanted + 1e-10) / (energy + 1e-10))
+
+
+def bursts(num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Make a few short decaying bursts of coloured noise, periodic or at random times, `(N,)`."""
+    decay = SAMPLING_RATE * math.exp(rng.uniform(math.log(0.004), math.log(0.15)))
+    length = min(num_samples, round(6 * decay))
+    burst = smoothly_filtered(rng.standard_normal(length), rng) * np.exp(-np.arange(length) / decay)
+    count = int(rng.integers(1, 24))
+    starts = np.linspace(0, 1, count, endpoint=False) if rng.random() < 0.5 else rng.random(count)
+    train = np.zeros(num_samples + length)
+    for start in starts:
+        begin = int(start * num_samples)
+        train[begin : begin + length] += burst * rng.uniform(0.5, 1.0)
+    return train[:num_samples]
+
+
+def smoothly_filtered(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Filter a wave by a random smooth magnitude response."""
+    spectrum = np.fft.rfft(wave)
+    knots = rng.normal(0.0, FILTER_DB / 2, int(rng.integers(3, 9)))
+    # Equal steps on a scale between linear and logarithmic, as hearing and mel bands have it.
+    places = np.sqrt(np.linspace(0, 1, len(spectrum)))
+    return np.fft.irfft(spectrum * decibels(np.interp(places, np.linspace(0, 1, len(knots)), knots)), n=len(wave))
+
+
+# How the clips of a step are drawn for each objective.
+DRAWN = {"bands": crops_with_neighbours, "masked": crops, "knowledge": changed_crops}
 
 
 def colours(num_clips: int, model_type: str) -> Tensor:
@@ -296,6 +394,91 @@ class MaskedObjective(nn.Module):
         decay = EMA_START + (EMA_END - EMA_START) * progress
         for mean, parameter in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
             mean.lerp_(parameter, 1 - decay)
+
+
+class KnowledgeObjective(nn.Module):
+    """The standardised grids of a teacher's layers, and the log-mel spectrum of each patch, are read from the tokens.
+
+    Letters: C channels of all the teacher's layers together, R' and F' rows and bands of the teacher's grids.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    band_weights: Tensor
+
+    def __init__(self, encoder: Any, teacher: Any, layers: list[int], hidden_share: float):
+        super().__init__()
+        self.encoder = encoder
+        # A teacher is not part of what is trained and saved.
+        self.__dict__["teacher"] = teacher.eval().requires_grad_(False)
+        self.layers, self.hidden_share = layers, hidden_share
+        self.front_end = TwoChannelFrontEnd.of(teacher.config)
+        with torch.no_grad():
+            grids = teacher.layer_grids(torch.zeros(1, 64, self.front_end.num_mel_bins), layers)
+        num_bands, num_channels = grids[0].shape[2], sum(grid.shape[3] for grid in grids)
+        own_bands = encoder.config.num_mel_bins // PATCH
+        self.register_buffer("band_weights", band_interpolation(num_bands, self.front_end.num_mel_bins, own_bands))
+        self.register_buffer("mean", torch.zeros(own_bands, num_channels))
+        self.register_buffer("deviation", torch.ones(own_bands, num_channels))
+        self.read_out = nn.Linear(encoder.config.hidden_size, num_channels)
+        self.spectra = nn.Linear(encoder.config.hidden_size, PATCH)
+
+    def forward(self, fbank: Tensor, waves: Tensor) -> dict[str, Tensor]:
+        rows, bands = fbank.shape[1] // PATCH, fbank.shape[2] // PATCH
+        known = (self.knowledge(waves, rows) - self.mean) / self.deviation  # (B, R, F, C)
+        shown = fbank
+        if self.hidden_share:
+            visible = torch.rand(len(fbank), rows, bands, device=fbank.device) >= self.hidden_share
+            shown = fbank * visible.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)  # 0 is an average level
+        tokens = self.encoder.time_frequency_grid(self.encoder(shown).last_hidden_state)  # (B, R, F, D)
+        levels = fbank.unflatten(1, (rows, PATCH)).mean(2).unflatten(2, (bands, PATCH))  # (B, R, F, 16)
+        return {
+            "knowledge": mse_loss(self.read_out(tokens), known),
+            "spectra": SPECTRA_WEIGHT * mse_loss(self.spectra(tokens), levels),
+        }
+
+    @torch.no_grad()
+    def knowledge(self, waves: Tensor, num_rows: int) -> Tensor:
+        """Compute the teacher's grids of waves `(B, N)` at 16 kHz where the student's tokens lie, `(B, R, F, C)`."""
+        rate = self.front_end.sampling_rate
+        resampled = np.stack([soxr.resample(wave, SAMPLING_RATE, rate) for wave in waves.cpu().numpy()])
+        features = self.front_end.fbank(torch.from_numpy(resampled).to(waves))  # (B, T, M)
+        grids = torch.cat([grid.float() for grid in self.teacher.layer_grids(features, self.layers)], dim=3)
+        # A column of the teacher is centred at its first frame, a patch of the student half a patch later.
+        rows = (torch.arange(num_rows, device=waves.device) * 0.16 + 0.0875) / (
+            0.01 * features.shape[1] / grids.shape[1]
+        )
+        lower = rows.floor().long().clamp_max(grids.shape[1] - 1)
+        upper, share = (lower + 1).clamp_max(grids.shape[1] - 1), (rows - lower).clamp(0, 1)[None, :, None, None]
+        in_time = grids[:, lower] * (1 - share) + grids[:, upper] * share  # (B, R, F', C)
+        return torch.einsum("brgc,gf->brfc", in_time, self.band_weights)
+
+    def standardise(self, batches: Iterable[Tensor]) -> None:
+        """Learn mean and deviation of the teacher's channels in each band."""
+        num_rows = 0
+        grids = []
+        for waves in batches:
+            num_rows = kaldi_fbank(waves[:1], self.encoder.config.frontend).shape[1] // PATCH
+            grids.append(self.knowledge(waves, num_rows).flatten(0, 1))  # (B R, F, C)
+        joined = torch.cat(grids)
+        self.mean.copy_(joined.mean(0))
+        self.deviation.copy_(joined.std(0).clamp_min(1e-3))
+
+
+def band_interpolation(num_bands: int, num_mel_bins: int, own_bands: int) -> Tensor:
+    """Make the weights `(F', F)` that give the student's bands from the teacher's by linear interpolation in mel.
+
+    Row r of an EfficientAT's grid is centred at mel bin r M / F', and patch f of an fbank in the middle of its bins.
+    """
+
+    def mel(hertz: float) -> float:
+        return 1127.0 * math.log(1.0 + hertz / 700.0)
+
+    width = mel(EFFICIENTAT_HIGHEST_HZ) / (num_mel_bins + 1)
+    own_width = (mel(SAMPLING_RATE / 2) - mel(20.0)) / (own_bands * PATCH + 1)
+    centres = mel(20.0) + (torch.arange(own_bands) * PATCH + (PATCH + 1) / 2) * own_width
+    places = ((centres / width - 1) * num_bands / num_mel_bins).clamp(0, num_bands - 1)  # (F,)
+    return (1 - (torch.arange(num_bands)[:, None] - places).abs()).clamp_min(0.0)
 
 
 def band_statistics(fbank: Tensor) -> Tensor:
