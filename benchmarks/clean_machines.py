@@ -110,7 +110,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         nargs="+",
         metavar="NAME=DIR",
-        default=["BEATs base=na-beats-tiny", "EAT base=na-eat-tiny", "EAT deep=eat-tiny-deep"],
+        default=[
+            *("BEATs base=na-beats-tiny", "EAT base=na-eat-tiny"),
+            *("EAT deep=eat-tiny-deep", "EAT distilled=eat-tiny-distilled"),
+        ],
         help="encoders, of a noise-aware one the base inside it (default: those of the package)",
     )
     parser.add_argument("--splits", type=int, default=10, help="splits of the normal clips (default: 10)")

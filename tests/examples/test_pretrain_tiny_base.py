@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 from example_scripts import forget_accelerator, load_example, run_here
+from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel
 
 from na_ssl_hf.cli import main
@@ -63,9 +65,47 @@ def test_command_trains_as_the_script_does(run, targets, tmp_path):
         torch.testing.assert_close(command_weights[name], weight, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("objective", ["bands", "masked"])
-def test_resumed_training_equals_uninterrupted(run, objective, monkeypatch):
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny_model("efficientat").save_pretrained(folder)
+    return folder
+
+
+def test_knowledge_of_a_teacher_is_read_where_the_tokens_lie(run, teacher):
+    folder = run("base", "--model_type", "eat", "--objective", "knowledge", "--teacher", teacher)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(0 < row["knowledge"] < 10 for row in rows)
+    # Of 128 mel bins up to 15 kHz in 8 rows, the fbank up to 8 kHz reaches between the rows 6 and 7.
+    weights = script.band_interpolation(8, 128, 8)
+    torch.testing.assert_close(weights.sum(0), torch.ones(8))
+    places = (torch.arange(8.0)[:, None] * weights).sum(0)
+    assert places.diff().gt(0).all()
+    assert 0 < places[0] < 1
+    assert 6 < places[-1] < 7
+
+
+def test_knowledge_needs_a_teacher(run):
+    with pytest.raises(ValueError, match="`teacher` must be a folder of an EfficientAT"):
+        run("base", "--objective", "knowledge")
+
+
+def test_changed_crops_are_those_of_their_seed_and_differ(targets):
+    sounds = [sound for sound in script.read_manifest(targets) if sound.split == "train"]
+    settings = script.Settings(targets=str(targets), output_dir="", batch_size=24, duration=0.5)
+    first, again, other = (script.changed_crops(sounds, settings, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (24, 8000)
+    assert first.isfinite().all()
+    assert first.abs().max() <= 1
+
+
+@pytest.mark.parametrize("objective", ["bands", "masked", "knowledge"])
+def test_resumed_training_equals_uninterrupted(run, objective, teacher, monkeypatch):
     options = ("--objective", objective, "--save_every", "2")
+    if objective == "knowledge":
+        options += ("--teacher", teacher, "--hidden_share", "0.3")
     expected = BeatsModel.from_pretrained(run("whole", *options)).state_dict()
     save = script.save_checkpoint
 
