@@ -66,6 +66,21 @@ class EatEmbeddings(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.config = config
+        if not self.position_embeddings.is_meta:
+            self.position_embeddings.copy_(self.position_table())
+
+    def position_table(self) -> torch.Tensor:
+        """Compute the fixed positions, `(1, max_time_patches * bands, D)`, float32."""
+        num_bands = self.config.num_mel_bins // self.config.patch_size
+        return sine_cosine_positions(self.config.max_time_patches, num_bands, self.config.hidden_size)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # The table of a model that was made without memory, and was then given some, holds anything. What is loaded
+        # into it may lack the table, which is fixed and need not be stored.
+        name = f"{prefix}position_embeddings"
+        if name not in state_dict:
+            state_dict = {**state_dict, name: self.position_table().to(self.position_embeddings.dtype)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, fbank: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(fbank[:, None].to(self.patch_embedding.weight.dtype))  # (B, D, rows, bands)
@@ -182,12 +197,8 @@ class EatPreTrainedModel(SpectrogramEncoder):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, EatEmbeddings):
-            num_bands = self.config.num_mel_bins // self.config.patch_size
             init.normal_(module.cls_token, mean=0.0, std=self.config.initializer_range)
-            init.copy_(
-                module.position_embeddings,
-                sine_cosine_positions(self.config.max_time_patches, num_bands, self.config.hidden_size),
-            )
+            init.copy_(module.position_embeddings, module.position_table())
 
 
 class EatModel(EatPreTrainedModel):
