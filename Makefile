@@ -49,7 +49,7 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml packages/na-ssl-edge/pyproject.toml constraints.txt
 	@echo "Installing the package and its development tools into $(VENV) (once; a minute or two)"
-	$(PIP) --editable ".[dev]"
+	$(PIP) --editable ".[dev]" --editable packages/na-ssl-edge
 	@touch $@ $(VENV)/installed

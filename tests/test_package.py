@@ -27,6 +27,7 @@ HOUSE = [
     "training",
     "simulation",
     "data",
+    "export",
     "convert",
     "checkpoints",
     "registration",
@@ -84,7 +85,7 @@ import na_ssl_hf
 brought = sorted({name.split(".")[0] for name in set(sys.modules) - before} | {"scipy.stats"} & set(sys.modules))
 lazy = [name for name in sys.modules if name.startswith("na_ssl_hf.") and ".hub" not in name]
 heavy = {name: name in sys.modules for name in ("pyroomacoustics", "matplotlib", "datasets", "peft", "pandas")}
-for name in ("convert", "data", "evaluation", "simulation", "training"):
+for name in ("convert", "data", "evaluation", "export", "simulation", "training"):
     assert getattr(na_ssl_hf, name).__name__ == f"na_ssl_hf.{name}"
     assert name in dir(na_ssl_hf)
 print(json.dumps([brought, lazy, heavy]))

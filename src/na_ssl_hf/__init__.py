@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_with_transformers
 
 if TYPE_CHECKING:
-    from . import convert, data, evaluation, simulation, training
+    from . import convert, data, evaluation, export, simulation, training
     from .hub.configuration_autoencoder import AutoencoderConfig
     from .hub.configuration_beats import BeatsConfig, NABeatsConfig
     from .hub.configuration_dasheng import DashengConfig, NADashengConfig
@@ -55,6 +55,7 @@ __all__ = [
     "convert",
     "data",
     "evaluation",
+    "export",
     "pool_time",
     "simulation",
     "training",
@@ -84,7 +85,7 @@ _HOMES = {
     "TwoChannelFeatureExtractor": "feature_extraction_two_channel",
     "pool_time": "pooling",
 }
-_SUBPACKAGES = ("convert", "data", "evaluation", "simulation", "training")
+_SUBPACKAGES = ("convert", "data", "evaluation", "export", "simulation", "training")
 
 register_with_transformers()
 

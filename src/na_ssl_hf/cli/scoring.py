@@ -198,11 +198,11 @@ def _fit(options: argparse.Namespace) -> None:
     if options.out.is_file():
         raise FileExistsError(f"--out must be a directory, got the file {options.out}")
     files = find_sound_files(options.recordings)
-    groups = None if options.groups is None else _groups(files, options.groups)
-    domains = None if options.domains is None else _domains(files, options.domains)
+    groups = None if options.groups is None else groups_of(files, options.groups)
+    domains = None if options.domains is None else domains_of(files, options.domains)
     if "two_domains" in options.backend and domains is None:
         raise ValueError("--backend two-domains needs --domains, which tells source from target recordings; got none")
-    scorer = _load_scorer(options.model or str(default_checkpoint()), options)
+    scorer = load_scorer(options.model or str(default_checkpoint()), options)
     scorer.fit(
         files,
         domains=domains,
@@ -263,12 +263,12 @@ def _print_far_microphone(scorer: AnomalyScorer) -> None:
         )
 
 
-def _groups(files: Sequence[Path], rule: str) -> list[str]:
+def groups_of(files: Sequence[Path], rule: str) -> list[str]:
     """Return the group of every file: its folder, or what a pattern finds in its path."""
     return [str(file.parent) for file in files] if rule == "folder" else _matches(files, rule, "--groups")
 
 
-def _domains(files: Sequence[Path], rule: str) -> list[str]:
+def domains_of(files: Sequence[Path], rule: str) -> list[str]:
     """Return the domain of every file: the name of its folder, or what a pattern finds in its path."""
     domains = [file.parent.name for file in files] if rule == "folder" else _matches(files, rule, "--domains")
     for file, domain in zip(files, domains, strict=True):
@@ -297,7 +297,7 @@ def _score(options: argparse.Namespace) -> int:
         if path is not None and path.is_dir():
             raise IsADirectoryError(f"--{option.replace('_', '-')} must be a file, got the directory {path}")
     files = find_sound_files(options.recordings)
-    scorer = _load_scorer(options.scorer, options)
+    scorer = load_scorer(options.scorer, options)
     results: Any = scorer(
         files,
         batch_size=options.batch_size,
@@ -347,7 +347,7 @@ def _window_rows(files: Sequence[Path], results: Sequence[Mapping[str, Any]]) ->
     ]
 
 
-def _load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
+def load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
     """Load the scorer of a checkpoint, fitted or not, onto `--device`; every failure is an OSError or a ValueError."""
     import torch
     from huggingface_hub.errors import StrictDataclassError

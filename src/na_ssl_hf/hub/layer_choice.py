@@ -102,7 +102,8 @@ class LayerChoice:
         return pooled[0] if len(pooled) == 1 else joined(pooled)
 
     def _check_alike(self, grids: Sequence[torch.Tensor]) -> None:
-        if len({grid.shape[1:3] for grid in grids}) > 1:
+        # An exported graph has symbols for sizes, which no set can hold.
+        if any(grid.shape[1:3] != grids[0].shape[1:3] for grid in grids):
             sizes = ", ".join(
                 f"{grid.shape[1]} x {grid.shape[2]} in layer {layer}"
                 for layer, grid in zip(self.layers or (), grids, strict=True)

@@ -385,16 +385,32 @@ class MemoryBank:
         """
         self._check_fitted()
         history_tensors, history_headers = saved_history(self._history)
-        parameters = [parameter.name for parameter in fields(self) if parameter.init]
+        settings, tensors = self._settings(), self._tensors()
         header = {
-            "settings": {name: _plain(getattr(self, name)) for name in parameters},
+            "settings": settings,
             "num_clips": self.num_clips_,
             **calibration_header(self.calibration),
             "version": self.version_,
             "history": history_headers,
         }
-        tensors = {name: getattr(self, name).cpu() for name in self._tensor_names}
         write_bank_file(save_directory, tensors | history_tensors, header)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return all that scoring needs, for a runtime without torch: settings as JSON holds them, and tensors.
+
+        The settings are the parameters by name and `num_clips`; the tensors, on the CPU, are named as the attributes.
+
+        Raises:
+            ValueError: The bank is not fitted.
+        """
+        self._check_fitted()
+        return self._settings() | {"num_clips": self.num_clips_}, self._tensors()
+
+    def _settings(self) -> dict[str, Any]:
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self) if field.init}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self, name).cpu() for name in self._tensor_names}
 
     @classmethod
     def from_pretrained(

@@ -109,7 +109,8 @@ def pool_time(
     valid = _frame_mask(mask, x)  # (N, T, 1, 1)
     # Padding is blanked, not only weighted by zero: 0 * NaN would be NaN.
     x = x.where(valid, 0.0)
-    if not torch.isfinite(x).all():
+    # An exported graph cannot decide by what its tensors hold.
+    if not torch.compiler.is_compiling() and not torch.isfinite(x).all():
         raise ValueError("grid must be finite in its valid frames, got NaN or infinite values.")
 
     if method == "max":

@@ -4,6 +4,7 @@ libsndfile decodes, but it passes over the end of a truncated file silently and 
 """
 
 import io
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -12,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from transformers.utils import logging
 
 try:
     import soundfile
 except ImportError:  # arrays can be scored without it
     soundfile = None
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # A file is decoded in blocks of so many frames, so that a header that lies about the length reserves no memory.
 BLOCK_FRAMES = 1 << 18

@@ -1,0 +1,214 @@
+"""na-ssl-edge scores an exported folder as na-ssl scores the scorer, in a process without torch as well."""
+
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from sites import RATE, run, write_clip
+
+import na_ssl_edge
+import na_ssl_hf
+from na_ssl_edge import Scorer
+from na_ssl_edge.cli import main as edge_main
+from na_ssl_edge.graph import load_graph
+from na_ssl_edge.oddities import far_leads_and_is_louder, find_oddities
+from na_ssl_hf.hub import feature_extraction_two_channel as extraction
+
+EDGE, HOUSE = Path(na_ssl_edge.__file__).parent, Path(na_ssl_hf.__file__).parent
+# Torch, and all that a machine without it would lack.
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "na_ssl_hf", "safetensors", "scipy", "sklearn"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def in_process_without_torch(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(EDGE.parent)},
+    )
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def bad_files(site, tmp_path_factory):
+    """Files that each break another rule, and one at another rate."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "text.wav").write_text("no sound")
+    content = site.new[0].read_bytes()
+    (folder / "half.wav").write_bytes(content[: len(content) // 2])
+    noise = 0.05 * np.random.default_rng(0).standard_normal((8000, 2))
+    soundfile.write(folder / "mono.wav", noise[:, 0], RATE)
+    soundfile.write(folder / "short.wav", noise[:100], RATE)
+    soundfile.write(folder / "empty.wav", noise[:0], RATE)
+    soundfile.write(folder / "nan.wav", np.where(noise > 0.1, np.nan, noise), RATE, subtype="FLOAT")
+    soundfile.write(folder / "rate.wav", noise, 8000)
+    (folder / "gone.wav").symlink_to(folder / "nowhere.wav")
+    return folder
+
+
+def test_tables_equal_those_of_na_ssl_score_also_for_bad_files(site, bad_files, tmp_path, capsys):
+    long = write_clip(tmp_path / "long.wav", 300, seconds=3.0)
+    for name, options in {"whole": (), "windows": ("--window", 1, "--hop", 0.5, "--aggregate", 0.5)}.items():
+        files = [*site.new, *site.odd, *site.normal[:2], long, bad_files]
+        errors = []
+        for command, folder in ((run, site.folder / "scorer"), (edge_run, site.exported)):
+            table = tmp_path / f"{name}_{command.__name__}.csv"
+            assert command("score", folder, *files, "--csv", table, *options) == 1
+            errors.append(capsys.readouterr().err.splitlines()[-1].partition(": ")[2])
+        assert errors[0] == errors[1]
+        wanted, found = (rows(tmp_path / f"{name}_{command}.csv") for command in ("run", "edge_run"))
+        assert [list(row) for row in found] == [list(row) for row in wanted]
+        assert sum(bool(row["error"]) for row in wanted) == 8
+        for row, other in zip(wanted, found, strict=True):
+            score, other_score = row.pop("score"), other.pop("score")
+            assert row == other
+            assert score == other_score == "" or float(other_score) == pytest.approx(float(score), abs=1e-4)
+
+
+def edge_run(*arguments):
+    return edge_main([str(argument) for argument in arguments])
+
+
+def test_results_equal_those_of_the_pipeline(site):
+    scorer = Scorer(site.exported)
+    files = [*site.new, *site.odd]
+    wanted, found = site.scorer(files), scorer(files)
+    spread = max(result["score"] for result in wanted) - min(result["score"] for result in wanted)
+    for one, other in zip(wanted, found, strict=True):
+        assert one.keys() == other.keys()
+        assert other["score"] == pytest.approx(one["score"], abs=1e-3 * spread)
+        assert other["band_scores"] == pytest.approx(one["band_scores"], abs=1e-3 * spread)
+        assert (other["p_value"], other["is_anomaly"]) == (one["p_value"], one["is_anomaly"])
+    assert scorer.threshold == site.scorer.threshold
+    np.testing.assert_allclose(scorer.embed(files), site.scorer.embed(files), atol=1e-5)
+    samples, _ = soundfile.read(files[0], dtype="float32", always_2d=True)
+    assert scorer(samples.T)["score"] == found[0]["score"]
+    at_rate = {"array": samples.T, "sampling_rate": RATE}
+    assert scorer([at_rate])[0] == found[0]
+    with pytest.raises(ValueError, match=r"must be a path, an array"):
+        scorer([3])
+    with pytest.raises(ValueError, match="`window` must be"):
+        scorer(files[0], window=-1.0)
+
+
+def test_other_rates_are_resampled_on_request_as_the_pipeline_does(site, bad_files, tmp_path):
+    file = bad_files / "rate.wav"
+    assert run("score", site.folder / "scorer", file, "--csv", tmp_path / "a.csv", "--resample") == 0
+    assert edge_run("score", site.exported, file, "--csv", tmp_path / "b.csv", "--resample") == 0
+    (wanted,), (found,) = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert float(found["score"]) == pytest.approx(float(wanted["score"]), abs=1e-4)
+
+
+def test_it_scores_without_torch_and_is_imported_at_once(site, tmp_path):
+    code = """
+import json, sys, time
+start = time.process_time()
+import na_ssl_edge
+seconds = time.process_time() - start
+from na_ssl_edge.cli import main
+status = main(["score", *sys.argv[1:]])
+print(json.dumps([status, seconds, "torch" in sys.modules]))
+"""
+    table = tmp_path / "scores.csv"
+    done = in_process_without_torch(code, site.exported, *site.new, "--csv", table)
+    assert done.returncode == 0, done.stderr
+    status, seconds, has_torch = json.loads(done.stdout.splitlines()[-1])
+    assert (status, has_torch) == (0, False)
+    assert seconds < 0.5
+    scores = [float(row["score"]) for row in rows(table)]
+    assert scores == pytest.approx([result["score"] for result in site.scorer(site.new)], abs=1e-4)
+
+
+def test_warnings_are_those_of_the_pipeline(site, tmp_path, caplog):
+    random = np.random.default_rng(0)
+    noise = 0.05 * random.standard_normal((16000, 2))
+    cases = {
+        "silent far": noise * [1, 0],
+        "silent close": noise * [0, 1],
+        "identical": noise[:, :1] * [1, 1],
+        "clipped": np.clip(60 * noise, -1, 1),
+        "swapped": np.stack([0.2 * np.roll(noise[:, 0], 20), noise[:, 0]], axis=1) + 1e-3 * noise[:, ::-1],
+    }
+    for oddity, samples in cases.items():
+        channels = samples.T.astype(np.float32)
+        wanted = extraction.find_oddities(extraction.torch.from_numpy(channels)[None], RATE)
+        assert find_oddities(channels, RATE) == [name for name, shown in wanted.items() if shown.any()]
+        assert oddity in find_oddities(channels, RATE)
+        soundfile.write(tmp_path / f"{oddity}.wav", samples, RATE, subtype="FLOAT")
+    assert extraction.ODDITIES == na_ssl_edge.oddities.ODDITIES
+    assert not far_leads_and_is_louder(cases["swapped"].T[::-1].astype(np.float32), RATE)
+    with caplog.at_level(logging.WARNING):
+        Scorer(site.exported)(sorted(tmp_path.glob("*.wav")))
+    assert f"{extraction.ODDITIES['clipped']} (1: {tmp_path / 'clipped.wav'})" in caplog.messages
+    assert any(message.startswith("The far microphone is louder") for message in caplog.messages)
+
+
+def test_damaged_and_foreign_folders_are_named(site, tmp_path):
+    def folder(name):
+        return shutil.copytree(site.exported, tmp_path / name)
+
+    def settings_of(path, **changes):
+        settings = json.loads((path / "scorer.json").read_text())
+        (path / "scorer.json").write_text(json.dumps(settings | changes))
+        return path
+
+    with pytest.raises(OSError, match=r"must be a folder that `na-ssl export` wrote"):
+        Scorer(site.folder / "scorer")
+    with pytest.raises(OSError, match="exported folder of version 1, got 2"):
+        Scorer(settings_of(folder("version"), format_version=2))
+    with pytest.raises(OSError, match="damaged exported folder"):
+        Scorer(settings_of(folder("calibration"), calibration={}))
+    text = folder("text")
+    (text / "scorer.json").write_text("{")
+    with pytest.raises(OSError, match="is damaged"):
+        Scorer(text)
+    graph = folder("graph")
+    (graph / "model.onnx").write_bytes((graph / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(OSError, match="cannot be loaded as an ONNX graph"):
+        Scorer(graph)
+    (graph / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="No graph at"):
+        Scorer(graph)
+    memory = folder("memory")
+    (memory / "memory.npz").write_bytes(b"PK")
+    with pytest.raises(OSError, match="damaged exported folder"):
+        Scorer(memory)
+    with pytest.raises(ValueError, match="`format` of a graph must be one of"):
+        load_graph(site.exported / "model.onnx", "tflite")
+
+
+# What the runtime shares with na_ssl_hf are copies, because it must not need it.
+COPIES = {
+    "sound_reader.py": "hub/sound_reader.py",
+    "whole_files.py": "hub/whole_files.py",
+    "sound_files.py": "data/sound_files.py",
+    "tables.py": "tables.py",
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_the_same_as_in_the_house(name):
+    house = (HOUSE / COPIES[name]).read_text(encoding="utf-8").replace("from .hub.whole_files", "from .whole_files")
+    assert (EDGE / name).read_text(encoding="utf-8") == house
