@@ -23,7 +23,7 @@ from na_ssl_hf.training.model_card import launch_command
 RATE = 16000
 FOLDERS = ("docs", "examples", "model_cards")  # where command lines are documented, besides the root
 COMMANDS = [
-    *("demo", "fit", "score", "convert", "evaluate-submission", "completion"),
+    *("demo", "fit", "score", "export", "convert", "evaluate-submission", "completion"),
     *("simulate", "simulate recordings", "simulate synthetic", "simulate dcase", "simulate rooms"),
     *("dcase", "dcase download", "dcase check", "dcase run", "corpora", "corpora prepare", "corpora download"),
     *("train", "train distil", "train finetune", "train pretrain"),
