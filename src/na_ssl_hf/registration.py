@@ -69,6 +69,14 @@ def _register_feature_extractors() -> None:
 def _register_models() -> None:
     from transformers.models.auto.modeling_auto import AutoModel, AutoModelForAudioClassification
 
+    from .hub.modeling_audio_classification import (
+        BeatsForAudioClassification,
+        DashengForAudioClassification,
+        EatForAudioClassification,
+        NABeatsForAudioClassification,
+        NADashengForAudioClassification,
+        NAEatForAudioClassification,
+    )
     from .hub.modeling_autoencoder import AutoencoderModel
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_dasheng import DashengModel
@@ -87,8 +95,16 @@ def _register_models() -> None:
         AutoencoderModel,
     ):
         AutoModel.register(model.config_class, model, exist_ok=True)
-    classifier = EfficientATForAudioClassification
-    AutoModelForAudioClassification.register(classifier.config_class, classifier, exist_ok=True)
+    for classifier in (
+        BeatsForAudioClassification,
+        DashengForAudioClassification,
+        EatForAudioClassification,
+        NABeatsForAudioClassification,
+        NADashengForAudioClassification,
+        NAEatForAudioClassification,
+        EfficientATForAudioClassification,
+    ):
+        AutoModelForAudioClassification.register(classifier.config_class, classifier, exist_ok=True)
 
 
 def _register_pipeline() -> None:

@@ -197,6 +197,10 @@ class DashengModel(DashengPreTrainedModel):
             mask = torch.cat([mask, filling], dim=1)  # (B, P * n)
         return mask.reshape(-1, tokens_of_piece)  # (B * P, n)
 
+    def heard_tokens(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        num_tokens, patch_size = self.num_tokens(attention_mask.shape[1]), self.config.patch_size
+        return count_frames(attention_mask, num_tokens, patch_size) == patch_size  # (B, N)
+
     def join_pieces(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
         num_pieces = self.num_pieces(num_frames)
         if num_pieces == 1:

@@ -63,9 +63,11 @@ class CompleteModel(PreTrainedModel):
 
     Attributes:
         made_anew: the names of the tensors that a file may lack, because they are computed and never trained.
+        may_be_new: parts of the names of those that the file of another model may lack, and that start untrained.
     """
 
     made_anew: tuple[str, ...] = ()
+    may_be_new: tuple[str, ...] = (".noise_aware.",)
 
     @classmethod
     def from_pretrained(
@@ -101,7 +103,7 @@ class CompleteModel(PreTrainedModel):
             raise OSError(f"The weights of {source} cannot be loaded: {_last_line(error)}") from error
         model, info = loaded
         of_base = cls.__name__ not in (model.config.architectures or ())
-        may_lack = [name for name in info["missing_keys"] if of_base and ".noise_aware." in name]
+        may_lack = [name for name in info["missing_keys"] if of_base and any(part in name for part in cls.may_be_new)]
         missing = sorted(set(info["missing_keys"]) - {*may_lack, *cls.made_anew})
         unexpected = [] if of_base else sorted(info["unexpected_keys"])
         for names, what in ((missing, "lack"), (unexpected, "also hold")):
@@ -161,6 +163,8 @@ class SpectrogramEncoder(CompleteModel):
     config_class: type[PreTrainedConfig]
     layers: nn.ModuleList
     has_cls_token = False
+    # The weights of a classifier may lie in the same folder.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
     # What else was saved with the checkpoint, a memory of normal recordings above all, is looked up with the same.
     found_with: FoundWith | None = None
 
@@ -283,6 +287,13 @@ class SpectrogramEncoder(CompleteModel):
         Frames past the last whole patch are dropped.
         """
         return (num_frames // self.config.patch_size) * (self.config.num_mel_bins // self.config.patch_size)
+
+    def heard_tokens(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Reduce a mask over frames, `(B, T)`, to a bool one over the tokens of recordings, `(B, N)`, without CLS."""
+        num_frames = attention_mask.shape[1]
+        mask = token_mask(attention_mask, num_frames, self.num_tokens(num_frames))
+        assert mask is not None
+        return mask
 
     def time_frequency_grid(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """Arrange tokens `(B, N, D)`, without CLS, as `(B, T', F', D)`: patch rows in time, bands from low to high."""
