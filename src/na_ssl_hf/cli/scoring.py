@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # The choices are repeated here, because the modules that define them take seconds to import.
 POOLINGS = ("mean", "rdp", "gem", "rdp_gem", "gwrp", "max")
 LEVELS = ("as recorded", "normalised")
+STREAMS = ("cancelled", "raw", "both")
 RESCALINGS = ("none", "variance_min", "ratio", "difference", "lof")
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
 COLUMNS = ("file", "score", "is_anomaly", "threshold", "p_value")
@@ -86,14 +87,7 @@ def _add_fit(commands: Any) -> None:
     )
     add_backend_options(parser)
     _add_domains_option(parser)
-    add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
-    parser.add_argument(
-        "--machine-off",
-        nargs="+",
-        type=Path,
-        metavar="FILES_OR_DIR",
-        help="recordings of the noise alone, from which --far-cancellation installation learns its path exactly",
-    )
+    _add_far_microphone_options(parser)
     parser.add_argument(
         "--threshold-method",
         choices=THRESHOLD_METHODS,
@@ -118,6 +112,23 @@ def _add_fit(commands: Any) -> None:
         help="permission to leave out, and list, recordings that cannot be read",
     )
     _add_common_options(parser)
+
+
+def _add_far_microphone_options(parser: Any) -> None:
+    add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
+    parser.add_argument(
+        "--machine-off",
+        nargs="+",
+        type=Path,
+        metavar="FILES_OR_DIR",
+        help="recordings of the noise alone, from which --far-cancellation installation learns its path exactly",
+    )
+    parser.add_argument(
+        "--streams",
+        choices=STREAMS,
+        default="cancelled",
+        help="streams of the close microphone: without the far one, as recorded, or both joined (default: cancelled)",
+    )
 
 
 def _add_score(commands: Any) -> None:
@@ -211,6 +222,7 @@ def _fit(options: argparse.Namespace) -> None:
         groups=groups,
         layers=options.layer,
         level=options.level,
+        streams=options.streams,
         pooling=options.pooling,
         gamma=options.gamma,
         p=options.p,
@@ -234,6 +246,8 @@ def _fit(options: argparse.Namespace) -> None:
     print(f"{num_recordings} normal recordings, threshold {scorer.threshold:.6g}, saved to {options.out}")
     if calibration.level != "as recorded":
         print(f"level of the recordings: {calibration.level}")
+    if calibration.streams != "cancelled":
+        print(f"streams of the close microphone: {calibration.streams}")
     _print_far_microphone(scorer)
     if calibration.layers is not None:
         print(f"layers compared: {', '.join(map(str, calibration.layers))}")

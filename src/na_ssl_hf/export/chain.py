@@ -50,6 +50,10 @@ class ScoringChain(nn.Module):
         model = (merge_adapter(model) if has_adapter(model) else model).cpu().float().eval()
         self.front_end = FrontEnd(scorer.feature_extractor.front_end)
         self.model = model
+        if calibration.streams != "cancelled":
+            raise ValueError(
+                f"`scorer` must be fitted with streams='cancelled' for an export, got {calibration.streams!r}."
+            )
         self._level = calibration.level
         self._layers = LayerChoice(calibration.layers)
         self._pooling = Pooling(**calibration.pooling)

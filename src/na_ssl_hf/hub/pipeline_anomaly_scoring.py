@@ -43,6 +43,7 @@ from .recording import (
     open_recording,
     recording_name,
 )
+from .streams import check_second_stream, check_streams, stream_vectors
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
 from .whole_files import whole_folder
 
@@ -112,12 +113,21 @@ class Heard:
         rate: the sampling rate that says which bands the recordings hold, see `recorded_rate`; `None` where the first
             recording says it.
         level: the level at which the model hears the recordings, see [`AnomalyScorer.fit`].
+        streams: "cancelled", "raw" or "both", see [`AnomalyScorer.fit`].
+
+    Raises:
+        ValueError: the level or the streams are unknown.
     """
 
     pooling: Any = field(default_factory=Pooling)
     layers: LayerChoice = field(default_factory=LayerChoice)
     rate: int | None = None
     level: str = "as recorded"
+    streams: str = "cancelled"
+
+    def __post_init__(self) -> None:
+        check_level(self.level)
+        check_streams(self.streams)
 
     @classmethod
     def as_fitted(cls, calibration: Calibration) -> "Heard":
@@ -127,6 +137,7 @@ class Heard:
             LayerChoice(calibration.layers),
             calibration.recording_rate,
             calibration.level,
+            calibration.streams,
         )
 
 
@@ -198,6 +209,7 @@ class AnomalyScorer(Pipeline):
         level: str = "as recorded",
         far_cancellation: str | None = None,
         machine_off: RecordingSources | None = None,
+        streams: str = "cancelled",
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -233,6 +245,7 @@ class AnomalyScorer(Pipeline):
             far_cancellation: "installation", "filter" or "auto" of a [`FarMicrophone`], calibrated on `recordings`;
                 "least_squares", "spectral_subtraction" or "none"; `None` for what the feature extractor says.
             machine_off: recordings of the noise alone, for the calibration of the far microphone.
+            streams: the close channel that is heard: "cancelled", "raw" or "both" joined, see [`stream_vectors`].
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
                 are cut into windows of 10 s. For the threshold, a memory without the recording scores it alike.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
@@ -252,9 +265,8 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         bank = _unfitted(memory_bank)
-        chosen = LayerChoice.of(layer, layers).or_default_of(self.model)
-        chosen.check(self.model)
-        heard = Heard(Pooling().changed(pooling, gamma=gamma, p=p, r=r), chosen, level=check_level(level))
+        pooled, chosen = Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers)
+        heard = self._heard(pooled, chosen, level, streams, far_cancellation)
         windows = self._windows(None, window, hop, aggregate)
         normal, levels = NormalRecordings(domains, groups), LevelRange()
         with self._far_microphone_of(recordings, far_cancellation, machine_off, windows, skip_unreadable) as kept:
@@ -266,6 +278,16 @@ class AnomalyScorer(Pipeline):
         self.memory_bank, self._verified = bank, (bank, self.model)
         self.left_out = normal.left_out
         return self
+
+    def _heard(
+        self, pooling: Pooling, asked: LayerChoice, level: str, streams: str, far_cancellation: str | None
+    ) -> Heard:
+        """What is taken of normal recordings; a ValueError where this model or its canceller cannot give it."""
+        chosen = asked.or_default_of(self.model)
+        chosen.check(self.model)
+        heard = Heard(pooling, chosen, level=level, streams=streams)
+        check_second_stream(streams, far_cancellation or self.feature_extractor.far_cancellation)
+        return heard
 
     def _tell_bands(self, normal: NormalRecordings, heard: Heard) -> None:
         """Warn once of bands that no recording holds, and of a model whose tokens have one band."""
@@ -369,6 +391,7 @@ class AnomalyScorer(Pipeline):
             layers=heard.layers.layers,
             recording_rate=normal.rate,
             level=heard.level,
+            streams=heard.streams,
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -447,7 +470,7 @@ class AnomalyScorer(Pipeline):
         windows = self._windows(fitted, window, hop, aggregate)
         heard = Heard.as_fitted(calibration)
         heard.layers.check(self.model)
-        levels = LevelReport(calibration.levels, CHANNELS if self._hears_far() else CHANNELS[:1])
+        levels = LevelReport(calibration.levels, CHANNELS if self._hears_far(heard.streams) else CHANNELS[:1])
         embedded = self._embedded(recordings, heard, windows, batch_size, progress, errors == "return", levels)
         results = self._results(embedded, windows, bank, calibration)
         if is_single_recording(recordings):
@@ -461,6 +484,7 @@ class AnomalyScorer(Pipeline):
         *,
         layer: int | None = None,
         layers: Sequence[int] | None = None,
+        streams: str | None = None,
         pooling: str | None = None,
         gamma: float | None = None,
         p: float | None = None,
@@ -470,8 +494,8 @@ class AnomalyScorer(Pipeline):
 
         Args:
             recordings, batch_size: as for scoring.
-            layer, layers, pooling, gamma, p, r: as for `fit`. Without `pooling`, what is `None` is as `fit` used it;
-                with it, an unfitted scorer will do, and what is `None` has the default of `fit`.
+            layer, layers, streams, pooling, gamma, p, r: as for `fit`. Without `pooling`, what is `None` is as `fit`
+                used it; with it, an unfitted scorer will do, and what is `None` has the default of `fit`.
 
         Raises:
             ValueError: as for scoring, a parameter that the pooling does not use, layers as for `fit`, or there are no
@@ -484,6 +508,9 @@ class AnomalyScorer(Pipeline):
         if layer is not None or layers is not None:
             heard = replace(heard, layers=LayerChoice.of(layer, layers))
         heard.layers.check(self.model)
+        if streams is not None:
+            heard = replace(heard, streams=streams)
+        check_second_stream(heard.streams, self._canceller())
         batches = self._embedded(recordings, heard, WHOLE, batch_size, None)
         vectors = [vector for batch in batches for _, vector in batch]
         if not vectors:
@@ -639,13 +666,21 @@ class AnomalyScorer(Pipeline):
         if self.model.training:
             self.model.eval()
         # Equal lengths have no padding, so there is no mask to pass.
-        waveforms = inputs["waveforms"]
-        if self.far_microphone is not None:
-            with torch.no_grad():
-                waveforms = self.far_microphone.cancel(waveforms)
-        fbank = self.feature_extractor.fbank(waveforms)  # (B, 2, T, M)
-        heard = inputs["heard"]
-        vectors = heard.layers.vectors(self.model, fbank, heard.pooling)
+        waveforms, heard = inputs["waveforms"], inputs["heard"]
+
+        def cancelled() -> torch.Tensor:
+            waves = waveforms
+            if self.far_microphone is not None:
+                with torch.no_grad():
+                    waves = self.far_microphone.cancel(waves)
+            fbank = self.feature_extractor.fbank(waves)  # (B, 2, T, M)
+            return heard.layers.vectors(self.model, fbank, heard.pooling)
+
+        def raw() -> torch.Tensor:
+            fbank = self.feature_extractor.front_end.fbank(waveforms)  # (B, 2, T, M)
+            return heard.layers.vectors(self.model, fbank, heard.pooling)
+
+        vectors = stream_vectors(heard.streams, cancelled, raw)
         num_bands = num_recorded_bands(self.model, heard.layers.deepest, heard.rate)
         return {"vectors": vectors[..., :num_bands, :]}
 
@@ -730,10 +765,15 @@ class AnomalyScorer(Pipeline):
             )
         return windows
 
-    def _hears_far(self) -> bool:
+    def _hears_far(self, streams: str) -> bool:
         """Whether the far channel has an influence on scores."""
-        cancels = self.far_microphone is not None or self.feature_extractor.far_cancellation is not None
-        return getattr(self.model, "hears_far", False) or cancels
+        return getattr(self.model, "hears_far", False) or (streams != "raw" and self._canceller() is not None)
+
+    def _canceller(self) -> str | None:
+        """The method that takes the far microphone out of the close one; `None` without one."""
+        if self.far_microphone is not None:
+            return self.far_microphone.method
+        return self.feature_extractor.far_cancellation
 
     def _default_windows(self) -> Windows:
         return Windows(length=min(10.0, self._longest_whole()))

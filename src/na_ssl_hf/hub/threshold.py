@@ -17,6 +17,7 @@ from .input_level import check_level, check_levels
 from .layer_choice import LayerChoice
 from .pooling import Pooling
 from .recording import Windows
+from .streams import check_second_stream, check_streams
 
 logger = logging.get_logger(__name__)
 
@@ -51,6 +52,7 @@ class Calibration:
         level: "as recorded", or "normalised" where every recording is brought to one level.
         levels: The lowest and the highest level of the close and the far channel of the normal recordings as the model
             heard them, in dB of full scale; `None` where nobody knows.
+        streams: "cancelled", "raw" or "both", which of the close channel's streams the model hears.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -71,6 +73,7 @@ class Calibration:
     layers: tuple[int, ...] | None = None
     level: str = "as recorded"
     levels: Mapping[str, tuple[float, float]] | None = None
+    streams: str = "cancelled"
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -104,6 +107,10 @@ class Calibration:
         own: dict[str, Any] = {"self_scores": tuple(float(score) for score in scores)}
         own |= {name: dict(getattr(self, name)) for name in ("extractor", "pooling")}
         check_level(self.level)
+        has_filter = self.extractor.get("far_microphone") is not None
+        check_second_stream(
+            check_streams(self.streams), "calibrated" if has_filter else self.extractor.get("far_cancellation")
+        )
         own["levels"] = check_levels(self.levels)
         own["layers"] = LayerChoice(self.layers).layers
         own["windows"] = None if self.windows is None else dict(self.windows)
