@@ -28,9 +28,10 @@ from na_ssl_hf.data.sound_files import find_sound_files
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
 from na_ssl_hf.data.synthetic.machine_sounds import DEFAULT_SEVERITY, synthesize_machine
 from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
+from na_ssl_hf.hub.far_microphone import FarMicrophone
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
-from na_ssl_hf.hub.noise_cancellation import FarMicrophone, cancel_far_microphone
+from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.hub.recording import load_recording
 from na_ssl_hf.simulation import draw_room, mix_two_channel, simulate_impulse_responses
 from na_ssl_hf.simulation.mixing import spatial_noises

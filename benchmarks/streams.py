@@ -21,9 +21,9 @@ from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.checkpoints.loading import load_extractor, load_model
 from na_ssl_hf.evaluation.systems.score_ensemble import ScoreEnsemble
+from na_ssl_hf.hub.far_microphone import FAR_MICROPHONE_METHODS, FarMicrophone
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.layer_choice import joined
-from na_ssl_hf.hub.noise_cancellation import FAR_MICROPHONE_METHODS, FarMicrophone
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Embedder, embedder, mixed, sounds

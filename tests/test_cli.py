@@ -154,7 +154,8 @@ def test_every_option_says_what_it_is():
 
 
 def test_choices_are_those_of_the_modules_that_use_them():
-    from na_ssl_hf.hub.noise_cancellation import FAR_MICROPHONE_METHODS, METHODS
+    from na_ssl_hf.hub.far_microphone import FAR_MICROPHONE_METHODS
+    from na_ssl_hf.hub.noise_cancellation import METHODS
     from na_ssl_hf.hub.pooling import POOLING_METHODS
     from na_ssl_hf.hub.threshold import THRESHOLD_METHODS
 

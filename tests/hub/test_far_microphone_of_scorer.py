@@ -7,7 +7,7 @@ from tiny_models import tiny_model
 from transformers import pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
-from na_ssl_hf.hub.noise_cancellation import FAR_MICROPHONE_FILE, FarMicrophone
+from na_ssl_hf.hub.far_microphone import FAR_MICROPHONE_FILE, FarMicrophone
 
 RATE = 16000
 

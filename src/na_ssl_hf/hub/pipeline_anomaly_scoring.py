@@ -21,13 +21,14 @@ from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .far_microphone import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, FarMicrophone
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
 from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
 from .layer_choice import LayerChoice
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
-from .noise_cancellation import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, METHODS, FarMicrophone
+from .noise_cancellation import METHODS
 from .normal_recordings import NormalRecordings
 from .pooling import Pooling
 from .recorded_bands import check_rate, num_recorded_bands, recorded_rate, tell_left_out_bands
