@@ -1,0 +1,1 @@
+"""Tell other systems of events: MQTT, webhooks, Prometheus."""
