@@ -26,7 +26,7 @@ COMMANDS = [
     *("demo", "fit", "score", "export", "convert", "evaluate-submission", "completion"),
     *("simulate", "simulate recordings", "simulate synthetic", "simulate dcase", "simulate rooms"),
     *("dcase", "dcase download", "dcase check", "dcase run", "corpora", "corpora prepare", "corpora download"),
-    *("train", "train distil", "train finetune", "train pretrain"),
+    *("train", "train distil", "train finetune", "train pretrain", "fleet", "fleet fit", "fleet score"),
 ]
 
 

@@ -24,6 +24,7 @@ HOUSE = [
     "cli",
     "demo",
     "watch",
+    "fleet",
     "evaluation",
     "training",
     "simulation",

@@ -106,11 +106,13 @@ def _backends(text: str) -> tuple[str, ...]:
     return tuple(name.replace("-", "_") for name in names)
 
 
-def add_inference_options(parser: CommandParser) -> None:
-    """Add `--batch-size` and `--device`."""
+def add_inference_options(parser: CommandParser, device: str | None = None) -> None:
+    """Add `--batch-size` and `--device`, by default the best device there is or the one given."""
     parser.add_argument(
         "--batch-size", type=int, default=8, help="number of recordings that the model takes at a time (default: 8)"
     )
     parser.add_argument(
-        "--device", help="device of the model: cpu, cuda, cuda:1, mps, ... (default: the best there is)"
+        "--device",
+        default=device,
+        help=f"device of the model: cpu, cuda, cuda:1, mps, ... (default: {device or 'the best there is'})",
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import default_checkpoint, resolve_checkpoint
+from ..checkpoints import default_checkpoint
 from ..data.sound_files import find_sound_files
 from ..tables import write_table
 from .command_line import (
@@ -63,6 +63,19 @@ def _add_fit(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="SCORER_DIR", help="directory of the new scorer")
     parser.add_argument(
+        "--machine-off",
+        nargs="+",
+        type=Path,
+        metavar="FILES_OR_DIR",
+        help="recordings of the noise alone, from which --far-cancellation installation learns its path exactly",
+    )
+    add_fit_options(parser)
+    add_common_options(parser)
+
+
+def add_fit_options(parser: CommandParser) -> None:
+    """Add the options of fitting that say nothing of single files, see `fit_arguments`."""
+    parser.add_argument(
         "--layer",
         nargs="+",
         type=int,
@@ -105,24 +118,16 @@ def _add_fit(commands: Any) -> None:
         help="groups (rooms, days, machines) that are left out together when the threshold is set, for new conditions: "
         "folder, or a pattern whose match in a file's path names its group",
     )
-    _add_window_options(parser)
+    add_window_options(parser)
     parser.add_argument(
         "--skip-unreadable",
         action="store_true",
         help="permission to leave out, and list, recordings that cannot be read",
     )
-    _add_common_options(parser)
 
 
 def _add_far_microphone_options(parser: Any) -> None:
     add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
-    parser.add_argument(
-        "--machine-off",
-        nargs="+",
-        type=Path,
-        metavar="FILES_OR_DIR",
-        help="recordings of the noise alone, from which --far-cancellation installation learns its path exactly",
-    )
     parser.add_argument(
         "--streams",
         choices=STREAMS,
@@ -144,7 +149,7 @@ def _add_score(commands: Any) -> None:
         "recordings", nargs="+", type=Path, metavar="FILES_OR_DIR", help="recordings: sound files, or folders of them"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the table (default: the screen)")
-    _add_window_options(parser)
+    add_window_options(parser)
     parser.add_argument(
         "--window-csv", type=Path, metavar="FILE", help="file for the scores of all windows of long recordings"
     )
@@ -156,7 +161,7 @@ def _add_score(commands: Any) -> None:
         action="store_true",
         help="end at the first recording that cannot be scored, instead of a row with its error",
     )
-    _add_common_options(parser)
+    add_common_options(parser)
 
 
 def _add_domains_option(parser: CommandParser) -> None:
@@ -168,7 +173,8 @@ def _add_domains_option(parser: CommandParser) -> None:
     )
 
 
-def _add_window_options(parser: CommandParser) -> None:
+def add_window_options(parser: CommandParser) -> None:
+    """Add `--window`, `--hop` and `--aggregate`."""
     parser.add_argument(
         "--window",
         type=float,
@@ -184,7 +190,8 @@ def _add_window_options(parser: CommandParser) -> None:
     )
 
 
-def _add_common_options(parser: CommandParser) -> None:
+def add_common_options(parser: CommandParser, device: str | None = None) -> None:
+    """Add what loading a scorer and running its model takes, by default on a device or the best there is."""
     parser.add_argument(
         "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
     )
@@ -193,7 +200,7 @@ def _add_common_options(parser: CommandParser) -> None:
         action="store_true",
         help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
     )
-    add_inference_options(parser)
+    add_inference_options(parser, device)
 
 
 def _aggregate(text: str) -> str | float:
@@ -214,31 +221,14 @@ def _fit(options: argparse.Namespace) -> None:
     if "two_domains" in options.backend and domains is None:
         raise ValueError("--backend two-domains needs --domains, which tells source from target recordings; got none")
     scorer = load_scorer(options.model or str(default_checkpoint()), options)
+    arguments = fit_arguments(options)
     scorer.fit(
         files,
         domains=domains,
-        far_cancellation=options.far_cancellation,
-        machine_off=None if options.machine_off is None else find_sound_files(options.machine_off),
         groups=groups,
-        layers=options.layer,
-        level=options.level,
-        streams=options.streams,
-        pooling=options.pooling,
-        gamma=options.gamma,
-        p=options.p,
-        r=options.r,
-        window=options.window,
-        hop=options.hop,
-        aggregate=options.aggregate,
-        memory_bank=MemoryBank(
-            rescaling=None if options.rescaling == "none" else options.rescaling,
-            backend=options.backend,
-            backend_fusion=options.backend_fusion,
-        ),
-        threshold_method=options.threshold_method,
-        false_alarm_rate=options.false_alarm_rate,
-        skip_unreadable=options.skip_unreadable,
-        batch_size=options.batch_size,
+        machine_off=None if options.machine_off is None else find_sound_files(options.machine_off),
+        memory_bank=MemoryBank(**arguments.pop("memory_bank")),
+        **arguments,
     )
     scorer.save_pretrained(options.out)
     calibration: Any = scorer.memory_bank and scorer.memory_bank.calibration
@@ -260,6 +250,32 @@ def _fit(options: argparse.Namespace) -> None:
             else "of the same machine, place, microphones and conditions; for others, see --groups"
         )
         print(f"The false-alarm rate of {100 * calibration.false_alarm_rate:.3g} % is for new recordings {conditions}.")
+
+
+def fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `AnomalyScorer.fit` that are the same for all machines; `memory_bank` as a dict."""
+    return {
+        "far_cancellation": options.far_cancellation,
+        "layers": options.layer,
+        "level": options.level,
+        "streams": options.streams,
+        "pooling": options.pooling,
+        "gamma": options.gamma,
+        "p": options.p,
+        "r": options.r,
+        "window": options.window,
+        "hop": options.hop,
+        "aggregate": options.aggregate,
+        "memory_bank": {
+            "rescaling": None if options.rescaling == "none" else options.rescaling,
+            "backend": options.backend,
+            "backend_fusion": options.backend_fusion,
+        },
+        "threshold_method": options.threshold_method,
+        "false_alarm_rate": options.false_alarm_rate,
+        "skip_unreadable": options.skip_unreadable,
+        "batch_size": options.batch_size,
+    }
 
 
 def _print_far_microphone(scorer: AnomalyScorer) -> None:
@@ -363,48 +379,21 @@ def _window_rows(files: Sequence[Path], results: Sequence[Mapping[str, Any]]) ->
 
 def load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
     """Load the scorer of a checkpoint, fitted or not, onto `--device`; every failure is an OSError or a ValueError."""
+    from ..checkpoints.scorers import load_scorer as load
+
+    check_device(options.device)
+    return load(checkpoint, options.device, options.resample, options.trust_remote_code)
+
+
+def check_device(device: str | None) -> None:
+    """Raise a ValueError where a device cannot be used on this machine."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import pipeline
 
-    from ..checkpoints.loading import LOADING_ERRORS, check_settings_files
-    from ..hub.pipeline_anomaly_scoring import AnomalyScorer
-    from ..quiet_checkpoints import quiet_checkpoints
+    from ..checkpoints.scorers import first_line
 
-    source = resolve_checkpoint(checkpoint)
-    if options.device is not None:
-        try:
-            torch.empty(0, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {options.device} cannot be used: {_first_line(error)}") from error
+    if device is None:
+        return
     try:
-        check_settings_files(source)
-        with quiet_checkpoints():
-            make: Any = pipeline  # its overloads know only the tasks of transformers
-            # Without an answer, transformers would ask on the terminal whether to run a checkpoint's code.
-            trust = options.trust_remote_code
-            scorer = make("anomaly-scoring", model=source, device=options.device, trust_remote_code=trust)
-    # What transformers raises where a file has another form than it expects.
-    except (*LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
-        if "trust_remote_code" in str(error):
-            raise OSError(
-                f"{checkpoint} brings code of its own along, which runs only with --trust-remote-code"
-            ) from error
-        raise OSError(f"{checkpoint} cannot be loaded: {_first_line(error)}") from error
-    assert isinstance(scorer, AnomalyScorer)
-    if options.resample:
-        scorer.feature_extractor.resample = True
-    return scorer
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of a message, or the first two where the first only announces the second.
-
-    Of a message of transformers that quotes tracebacks, the line of the last error is returned instead.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if any(line.startswith("Traceback") for line in lines):
-        reasons = [line.partition(": ")[2] for line in lines if re.match(r"\w+Error: ", line)]
-        return (reasons or lines)[-1]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error

@@ -192,6 +192,8 @@ class AnomalyScorer(Pipeline):
         self.left_out: list[tuple[str, str]] = []
         # The bank and the model whose weights were last seen to belong together; hashing them takes a while.
         self._verified: tuple[MemoryBank | None, torch.nn.Module | None] = (None, None)
+        # The model whose fingerprint `sharing_model` knows.
+        self._hashed: tuple[torch.nn.Module, str] | None = None
         # A model with an adapter has the name of its base, whose memory is of other embeddings.
         if not has_adapter(self.model):
             self.memory_bank = _saved(self.model, MEMORY_BANK_FILE, MemoryBank.from_file)
@@ -570,6 +572,27 @@ class AnomalyScorer(Pipeline):
             self.model, self.memory_bank = own
         if push_to_hub:
             self.push_to_hub(hub_kwargs.pop("repo_id", destination.name), **hub_kwargs)
+
+    # Many machines
+
+    def sharing_model(self, memory_bank: MemoryBank, far_microphone: FarMicrophone | None = None) -> "AnomalyScorer":
+        """A scorer with the memory of another machine, fitted with this model, which the two hold once.
+
+        The weights are hashed once for all machines; what a scorer does is not changed by others that share its model.
+
+        Args:
+            memory_bank: the memory of that machine, with its calibration.
+            far_microphone: the calibrated far microphone of that machine, where its scorer has one.
+        """
+        if self._hashed is None or self._hashed[0] is not self.model:
+            self._hashed = (self.model, model_fingerprint(self.model))
+        scorer = copy.copy(self)
+        scorer.feature_extractor = copy.copy(self.feature_extractor)
+        scorer.memory_bank, scorer.far_microphone, scorer.left_out = memory_bank, far_microphone, []
+        calibration = memory_bank.calibration
+        if calibration is not None and same_weights(calibration.model, self._hashed[1]):
+            scorer._verified = (memory_bank, self.model)
+        return scorer
 
     # The steps of one recording, in their order
 
