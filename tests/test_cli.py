@@ -227,7 +227,7 @@ def completions(*words: str) -> list[str]:
 
 
 def test_shell_completes_commands_and_options():
-    assert completions("na-ssl", "f") == ["fit"]
+    assert completions("na-ssl", "f") == ["fit", "fleet"]
     assert completions("na-ssl", "dcase", "") == ["--help", "download", "check", "run"]
     assert completions("na-ssl", "dcase", "run", "--f") == ["--frontend", "--far-cancellation"]
     assert completions("na-ssl", "fit", "recordings", "--re") == ["--rescaling", "--resample"]

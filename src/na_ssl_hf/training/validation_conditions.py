@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..hub.far_microphone import FarMicrophone
 from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_noise_aware import NoiseAwareModelMixin
-from ..hub.noise_cancellation import FarMicrophone, cancel_far_microphone
+from ..hub.noise_cancellation import cancel_far_microphone
 from ..simulation.mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 
 NUM_BOOTSTRAP = 1000
