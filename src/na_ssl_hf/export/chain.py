@@ -14,7 +14,9 @@ from ..hub.layer_choice import LayerChoice
 from ..hub.model_weights import has_adapter, merge_adapter
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.pooling import Pooling
+from ..hub.streams import stream_vectors
 from ..hub.threshold import Calibration
+from .far_canceller import far_canceller
 
 
 class FrontEnd(nn.Module):
@@ -33,43 +35,39 @@ class FrontEnd(nn.Module):
 
 
 class ScoringChain(nn.Module):
-    """Level, front end, encoder, chosen layers and pooling of a fitted scorer, on the CPU and in float32.
+    """Level, cancellation of the far microphone, front end, encoder, chosen layers and pooling of a fitted scorer.
+
+    All of it is on the CPU and in float32.
 
     Args:
         scorer: a fitted scorer; its model is copied, with an adapter merged into it.
         calibration: what the scorer's memory holds.
 
-    Raises:
-        ValueError: the scorer cancels the far microphone in a way that has no exportable form.
+    Attributes:
+        min_samples: the fewest samples per channel that it takes.
     """
 
     def __init__(self, scorer: AnomalyScorer, calibration: Calibration):
         super().__init__()
-        check_far_cancellation(scorer)
         model = copy.deepcopy(scorer.model)
-        model = (merge_adapter(model) if has_adapter(model) else model).cpu().float().eval()
         self.front_end = FrontEnd(scorer.feature_extractor.front_end)
-        self.model = model
-        if calibration.streams != "cancelled":
-            raise ValueError(
-                f"`scorer` must be fitted with streams='cancelled' for an export, got {calibration.streams!r}."
-            )
-        self._level = calibration.level
+        self.far_canceller = None if calibration.streams == "raw" else far_canceller(scorer)
+        self.model = (merge_adapter(model) if has_adapter(model) else model).cpu().float().eval()
+        self._level, self._streams = calibration.level, calibration.streams
         self._layers = LayerChoice(calibration.layers)
         self._pooling = Pooling(**calibration.pooling)
+        least = 0 if self.far_canceller is None else self.far_canceller.min_samples
+        self.min_samples = max(scorer.feature_extractor.front_end.min_samples, least)
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Turn waveforms `(B, 2, N)` float32 at the extractor's rate into band vectors `(B, F, D)` float32."""
-        return self._layers.vectors(self.model, self.front_end(at_level(waveforms, self._level)), self._pooling)
-
-
-def check_far_cancellation(scorer: AnomalyScorer) -> None:
-    """Raise a ValueError where the far microphone is cancelled in a way that has no exportable form."""
-    far_microphone, method = scorer.far_microphone, scorer.feature_extractor.far_cancellation
-    if far_microphone is not None and far_microphone.method_ != "none":
-        method = far_microphone.method_
-    if method is not None:
-        raise ValueError(
-            f"`far_cancellation` of an exported scorer must be none, got {method!r}: it uses complex spectra, which "
-            "ONNX does not have. Fit the scorer without it, as noise-aware models do not need it."
+        waves = at_level(waveforms, self._level)
+        return stream_vectors(
+            self._streams, lambda: self._vectors(self._cancelled(waves)), lambda: self._vectors(waves)
         )
+
+    def _cancelled(self, waves: torch.Tensor) -> torch.Tensor:
+        return waves if self.far_canceller is None else self.far_canceller(waves)
+
+    def _vectors(self, waves: torch.Tensor) -> torch.Tensor:
+        return self._layers.vectors(self.model, self.front_end(waves), self._pooling)

@@ -7,7 +7,8 @@ import copy
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def export_scorer(
         graph = load_graph(staging / FORMATS[to], to, 1)
         refitted = None if recordings is None else _fitted_with(scorer, recordings, _by_graph(graph), int8, progress)
         kept = refitted if int8 and refitted is not None else bank
-        settings = _settings(scorer, kept, to, num_samples, opset, num_quantised)
+        settings = _settings(scorer, chain, kept, to, num_samples, opset, num_quantised)
         _write_memory(kept, staging, settings)
         (staging / "scorer.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         proof = None
@@ -223,8 +224,9 @@ def _fitted_with(
         num_bands = num_recorded_bands(scorer.model, heard.layers.deepest, heard.rate)
         return {"vectors": vectors(inputs["waveforms"])[..., :num_bands, :]}
 
-    # The chain brings recordings to their level itself; what that does twice it does once.
-    other._forward = forward
+    # The chain brings recordings to their level itself; what that does twice it does once. It also has the canceller
+    # in it, which is not calibrated anew.
+    other._forward, other._far_microphone_of = forward, lambda recordings, *_: nullcontext(recordings)
     pooling = {name: calibration.pooling[name] for name in POOLING_PARAMETERS[calibration.pooling["method"]]}
     windows = calibration.windows or {}
     other.fit(
@@ -243,7 +245,9 @@ def _fitted_with(
         false_alarm_rate=calibration.asked_false_alarm_rate if sets_threshold else None,
         progress=progress,
     )
-    return other.memory_bank
+    fitted = other.memory_bank
+    fitted.calibration = replace(fitted.calibration, streams=calibration.streams)
+    return fitted
 
 
 def _scores(
@@ -301,14 +305,21 @@ def _proof(
 
 
 def _settings(
-    scorer: AnomalyScorer, bank: MemoryBank, to: str, num_samples: int | None, opset: int, num_quantised: int
+    scorer: AnomalyScorer,
+    chain: ScoringChain,
+    bank: MemoryBank,
+    to: str,
+    num_samples: int | None,
+    opset: int,
+    num_quantised: int,
 ) -> dict[str, Any]:
     """Return what `scorer.json` holds."""
     extractor, calibration = scorer.feature_extractor, bank.calibration
     assert calibration is not None
     knows_rows = hasattr(scorer.model, "row_centres")
     deepest = LayerChoice(calibration.layers).deepest
-    hears_far = getattr(scorer.model, "hears_far", False)
+    has_canceller = scorer.far_microphone is not None or extractor.far_cancellation is not None
+    cancels_far = has_canceller and calibration.streams != "raw"
     return {
         "format_version": FORMAT_VERSION,
         "made_with": {name: _version(name) for name in ("na-ssl-hf", "torch", "transformers", "onnx", "onnxruntime")},
@@ -323,11 +334,11 @@ def _settings(
         },
         "recordings": {
             "sampling_rate": extractor.sampling_rate,
-            "min_samples": extractor.front_end.min_samples,
+            "min_samples": chain.min_samples,
             "max_samples": _most_samples(scorer),
             "frontend": extractor.frontend,
             "resample": bool(extractor.resample),
-            "hears_far": hears_far,
+            "hears_far": cancels_far or getattr(scorer.model, "hears_far", False),
             "row_centres": list(scorer.model.row_centres(deepest)) if knows_rows else None,
             "recording_rate": calibration.recording_rate,
         },

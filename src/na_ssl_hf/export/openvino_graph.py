@@ -14,7 +14,8 @@ def write_openvino(source: Path, destination: Path) -> None:
     except ImportError as error:
         raise ValueError("`to='openvino'` needs the package openvino: pip install openvino.") from error
     try:
-        model = openvino.convert_model(str(source))
+        # Its function `convert_model` would send statistics over the network.
+        model = openvino.Core().read_model(str(source))
         openvino.save_model(model, str(destination), compress_to_fp16=False)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]

@@ -54,6 +54,6 @@ def quantise_onnx(source: Path, destination: Path) -> int:
 
 
 def _is_of_front_end(node) -> bool:  # type: ignore[no-untyped-def] # onnx has no types
-    """Tell whether a node belongs to the front end of the chain, by the module that it came from."""
+    """Tell whether a node belongs to the signal processing of the chain, by the module that it came from."""
     spaces = {entry.key: entry.value for entry in node.metadata_props}
-    return "/front_end: " in spaces.get("namespace", "")
+    return any(f"/{part}: " in spaces.get("namespace", "") for part in ("far_canceller", "front_end"))

@@ -16,9 +16,9 @@ REFERENCE_RATE = 16000
 _STFT_LENGTHS = {"least_squares": (1024, 512), "spectral_subtraction": (512, 256)}
 METHODS = tuple(_STFT_LENGTHS)
 
-_WORKING_PEAK = 0.9
-_ENERGY_FLOOR = 1e-12
-_SPECTRAL_FLOOR = 0.1
+WORKING_PEAK = 0.9
+ENERGY_FLOOR = 1e-12
+SPECTRAL_FLOOR = 0.1
 
 # A block lasts about a second: it must be longer than the filters that are drawn from the sums.
 BLOCK_SECONDS = 1.024
@@ -73,27 +73,33 @@ def cancel_far_microphone(
             f"got {tuple(close.shape)} and {tuple(far.shape)}."
         )
     channels = torch.stack([close.float(), far.float()])  # (2, B, N)
-    length, hop = (round(samples * sampling_rate / REFERENCE_RATE) for samples in _STFT_LENGTHS[method])
+    length, hop = stft_lengths(method, sampling_rate)
     if method == "least_squares":
         peak = channels.abs().amax(dim=(0, 2))[:, None]  # (B, 1)
         # The floor prevents a division by 0 where both channels are silent.
-        gain = _WORKING_PEAK / peak.clamp_min(torch.finfo(torch.float32).tiny)
+        gain = WORKING_PEAK / peak.clamp_min(torch.finfo(torch.float32).tiny)
         gain = torch.where(peak > 0, gain, 1.0)
         return _through_stft(channels * gain, length, hop, _least_squares) / gain
     return _through_stft(channels, length, hop, _spectral_subtraction)
+
+
+def stft_lengths(method: str, sampling_rate: int) -> tuple[int, int]:
+    """Return window length and hop of a method of `cancel_far_microphone`, in samples."""
+    length, hop = (round(samples * sampling_rate / REFERENCE_RATE) for samples in _STFT_LENGTHS[method])
+    return length, hop
 
 
 def _least_squares(close: torch.Tensor, far: torch.Tensor, num_frames: int) -> torch.Tensor:
     known, heard = close[..., :num_frames], far[..., :num_frames]
     cross = (known * heard.conj()).sum(-1, keepdim=True)  # (B, K, 1)
     energy = (heard.real.square() + heard.imag.square()).sum(-1, keepdim=True)  # (B, K, 1)
-    return close - cross / (energy + _ENERGY_FLOOR) * far
+    return close - cross / (energy + ENERGY_FLOOR) * far
 
 
 def _spectral_subtraction(close: torch.Tensor, far: torch.Tensor, _num_frames: int) -> torch.Tensor:
     close_magnitude = close.abs()
     difference = close_magnitude - far.abs()
-    magnitude = torch.where(difference > 0, difference, _SPECTRAL_FLOOR * close_magnitude)
+    magnitude = torch.where(difference > 0, difference, SPECTRAL_FLOOR * close_magnitude)
     # Scaling C keeps its phase and costs less than angle and polar. The floor prevents 0 / 0.
     return close * (magnitude / close_magnitude.clamp_min(torch.finfo(torch.float32).tiny))
 
@@ -351,16 +357,16 @@ def subtracted(close: torch.Tensor, far: torch.Tensor, slope: torch.Tensor) -> t
     channels = F.pad(torch.stack([close, far]), (length // 2, length // 2 + length))  # (2, B, N')
     window = torch.hann_window(length, device=close.device)
     spectra = torch.stft(channels.flatten(0, 1), length, hop, window=window, center=False, return_complex=True)
-    power = _sum_around(spectra.real.square() + spectra.imag.square())  # (2 B, S, T)
+    power = sum_around(spectra.real.square() + spectra.imag.square())  # (2 B, S, T)
     (known, _), (of_close, of_far) = (each.unflatten(0, channels.shape[:2]) for each in (spectra, power))
     # The root of 0 has no finite derivative.
     share = 1 - (slope[:, None].to(close) * of_far / of_close.clamp_min(TINY) + TINY).sqrt()
     return torch.istft(
-        known * share.clamp_min(_SPECTRAL_FLOOR), length, hop, window=window, center=True, length=num_samples
+        known * share.clamp_min(SPECTRAL_FLOOR), length, hop, window=window, center=True, length=num_samples
     )
 
 
-def _sum_around(power: torch.Tensor) -> torch.Tensor:
+def sum_around(power: torch.Tensor) -> torch.Tensor:
     """Return the sums over the 3 x 3 neighbours in `(B, S, T)`; slices take a fifth of the time of a pooling layer."""
     for dim, margins in ((-1, (1, 1)), (-2, (0, 0, 1, 1))):
         before, here, after = (F.pad(power, margins).narrow(dim, start, power.shape[dim]) for start in range(3))
