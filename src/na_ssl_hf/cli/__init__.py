@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from . import completion, convert, corpora, dcase, demo, export, fleet, scoring, simulate, submission, train
+from . import completion, convert, corpora, dcase, demo, export, fleet, scoring, simulate, submission, train, watch
 from .command_line import CommandParser
 
 
@@ -48,6 +48,19 @@ def build_parser() -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (demo, scoring, fleet, export, simulate, convert, submission, dcase, corpora, train, completion):
+    for group in (
+        demo,
+        scoring,
+        watch,
+        fleet,
+        export,
+        simulate,
+        convert,
+        submission,
+        dcase,
+        corpora,
+        train,
+        completion,
+    ):
         group.add_commands(commands)
     return parser
