@@ -41,6 +41,7 @@ from transformers import HfArgumentParser
 from na_ssl_hf import BeatsConfig, BeatsModel, EatConfig, EatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints.loading import load_model
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_crop, read_manifest
+from na_ssl_hf.data.sound_changes import changed_crop, decibels
 from na_ssl_hf.hub.fbank import FLAVOURS, SAMPLING_RATE, kaldi_fbank
 from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
 from na_ssl_hf.hub.mel_spectrogram import EFFICIENTAT_HIGHEST_HZ
@@ -56,12 +57,6 @@ COMPANY_SHARE, COMPANY_DB = 0.6, (-30.0, 5.0)
 # In units of the statistics below, whose variance over sounds is about a twentieth.
 READ_OUT_WEIGHT, DEVIATION_WEIGHT, DISTANCE_FLOOR = 20.0, 1.5, 1e-4
 VISIBLE_SHARE, EMA_START, EMA_END = 0.3, 0.99, 0.9995
-# Augmentation for `knowledge`: how often a crop is changed in each way, and how much.
-SPEED_SHARE, SPEEDS = 0.5, (0.7, 1.45)
-FILTER_SHARE, FILTER_DB = 0.5, 12.0
-MIXTURE_SHARE, MIXTURE_DB = 0.4, (-10.0, 10.0)
-BURST_SHARE, BURST_DB = 0.25, (-10.0, 15.0)
-KNOWLEDGE_GAIN_DB = 12.0
 STATISTICS_BATCHES = 8
 SPECTRA_WEIGHT = 0.5
 
@@ -232,59 +227,7 @@ def crops_with_neighbours(sounds: list[SoundFile], settings: Settings, rng: np.r
 def changed_crops(sounds: list[SoundFile], settings: Settings, rng: np.random.Generator) -> Tensor:
     """Draw crops `(B, N)` that are changed as other machines, rooms and microphones would change them."""
     num_samples = round(settings.duration * SAMPLING_RATE)
-    waves = []
-    for _ in range(settings.batch_size):
-        wave = crop_at_another_speed(sounds, num_samples, rng)
-        if rng.random() < MIXTURE_SHARE:
-            wave = wave + at_level(crop_at_another_speed(sounds, num_samples, rng), wave, rng.uniform(*MIXTURE_DB))
-        if rng.random() < BURST_SHARE:
-            wave = wave + at_level(bursts(num_samples, rng), wave, rng.uniform(*BURST_DB))
-        if rng.random() < FILTER_SHARE:
-            wave = smoothly_filtered(wave, rng)
-        waves.append(wave * decibels(rng.uniform(-KNOWLEDGE_GAIN_DB, KNOWLEDGE_GAIN_DB)))
-    return torch.from_numpy(np.stack(waves).astype(np.float32)).clamp_(-1.0, 1.0)
-
-
-def crop_at_another_speed(sounds: list[SoundFile], num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a crop `(N,)` of a random sound, often faster or slower, which moves its pitch as well."""
-    speed = math.exp(rng.uniform(*np.log(SPEEDS))) if rng.random() < SPEED_SHARE else 1.0
-    sound = sounds[int(rng.integers(len(sounds)))]
-    needed = math.ceil(num_samples * speed)
-    start = int(rng.integers(max(1, sound.num_samples() - needed + 1)))
-    crop = read_crop(sound, start, needed)
-    length = min(needed, sound.num_samples() - start)
-    crop = np.resize(crop[:length], needed)  # a short sound is repeated: silence would teach nothing
-    positions = np.arange(num_samples) * (needed - 1) / max(1, num_samples - 1)
-    return crop if speed == 1.0 else np.interp(positions, np.arange(needed), crop)
-
-
-def at_level(wave: np.ndarray, reference: np.ndarray, level_db: float) -> np.ndarray:
-    """Scale a wave to a level relative to the reference, in dB of their energies."""
-    energy, wanted = float(np.square(wave).mean()), float(np.square(reference).mean())
-    return wave * decibels(level_db) * math.sqrt((wanted + 1e-10) / (energy + 1e-10))
-
-
-def bursts(num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Make a few short decaying bursts of coloured noise, periodic or at random times, `(N,)`."""
-    decay = SAMPLING_RATE * math.exp(rng.uniform(math.log(0.004), math.log(0.15)))
-    length = min(num_samples, round(6 * decay))
-    burst = smoothly_filtered(rng.standard_normal(length), rng) * np.exp(-np.arange(length) / decay)
-    count = int(rng.integers(1, 24))
-    starts = np.linspace(0, 1, count, endpoint=False) if rng.random() < 0.5 else rng.random(count)
-    train = np.zeros(num_samples + length)
-    for start in starts:
-        begin = int(start * num_samples)
-        train[begin : begin + length] += burst * rng.uniform(0.5, 1.0)
-    return train[:num_samples]
-
-
-def smoothly_filtered(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Filter a wave by a random smooth magnitude response."""
-    spectrum = np.fft.rfft(wave)
-    knots = rng.normal(0.0, FILTER_DB / 2, int(rng.integers(3, 9)))
-    # Equal steps on a scale between linear and logarithmic, as hearing and mel bands have it.
-    places = np.sqrt(np.linspace(0, 1, len(spectrum)))
-    return np.fft.irfft(spectrum * decibels(np.interp(places, np.linspace(0, 1, len(knots)), knots)), n=len(wave))
+    return torch.from_numpy(np.stack([changed_crop(sounds, num_samples, rng) for _ in range(settings.batch_size)]))
 
 
 # How the clips of a step are drawn for each objective.
@@ -299,10 +242,6 @@ def colours(num_clips: int, model_type: str) -> Tensor:
     strength = torch.rand(size) * (torch.rand(size) < 0.5) * COLOUR_DB * math.log(10) / 10 * nats_to_units
     strength[: num_clips // 3] = 0.0
     return curves * strength
-
-
-def decibels(gain_db: Any) -> Any:
-    return 10 ** (gain_db / 20)
 
 
 # Objectives
