@@ -21,6 +21,7 @@ BASE is a folder of `na-ssl convert` or a name on the hub; manifests come from `
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,8 +40,15 @@ from transformers import AutoConfig, AutoModel, HfArgumentParser
 from na_ssl_hf import NABeatsModel, NADashengModel, NAEatModel, TwoChannelFeatureExtractor
 from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest
 from na_ssl_hf.hub.whole_files import whole_folder
+from na_ssl_hf.simulation.conditions import Conditions
+from na_ssl_hf.simulation.fitted_installations import FittedInstallations
 from na_ssl_hf.simulation.mixing import TwoChannelMixture
-from na_ssl_hf.simulation.mixture_stream import mix_examples, mixtures_of_process, simulated_mixtures
+from na_ssl_hf.simulation.mixture_stream import (
+    calibration_recordings,
+    mix_examples,
+    mixtures_of_process,
+    simulated_mixtures,
+)
 from na_ssl_hf.simulation.room_pool import RoomPool
 from na_ssl_hf.training.checkpoint_folder import (
     find_checkpoint,
@@ -95,6 +103,27 @@ class Settings:
     )
     noise_coherence: list[float] = field(
         default_factory=lambda: [0.0, 0.0], metadata={"help": "lowest and highest coherence of the noises, 0 to 1"}
+    )
+    clean_share: float = option("share of the mixtures without noise", 0.0)
+    silent_far_share: float = option(
+        "share of the mixtures with a silent far microphone, in which nothing shall be changed", 0.0
+    )
+    machine_level: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "lowest and highest level of the target at the close microphone over that at the far one, dB "
+            "(default: what the room gives)"
+        },
+    )
+    changed_targets: bool = option(
+        "targets with another speed, a second sound, bursts, a smooth filter and a gain, each for some of them", False
+    )
+    stream_shares: list[float] = field(
+        default_factory=lambda: [1.0, 0.0, 0.0],
+        metadata={
+            "help": "shares of the mixtures behind nothing, behind spectral subtraction, and behind a far microphone "
+            "that was calibrated in their room; the calibrations are made once and kept beside the room pool"
+        },
     )
     num_workers: int = option("number of processes that read sounds, for each training process", 0)
     # Model
@@ -153,6 +182,7 @@ class Settings:
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
     *("batch_size", "duration", "shortest_duration", "snr", "gain", "noise_coherence"),
+    *("clean_share", "silent_far_share", "machine_level", "changed_targets", "stream_shares"),
     *("optimizer", "ema_decay", "ema_start"),
 )
 
@@ -190,11 +220,24 @@ def main() -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
+    with accelerator.main_process_first():
+        conditions, validation_conditions = (
+            conditions_of(settings, sounds, split, pool)
+            for split, pool in (("train", rooms), ("validation", validation_rooms))
+        )
     loader = partial(mixture_loader, settings, accelerator, sounds)
     examples = range(first_step * settings.batch_size, num_steps * settings.batch_size)
-    training = loader("train", rooms, settings.seed, examples, settings.duration)
+    training = loader("train", rooms, conditions, settings.seed, examples, settings.duration)
     validation_duration = settings.validation_duration or settings.duration
-    validation = loader("validation", validation_rooms, VALIDATION_SEED, range(num_validation), validation_duration)
+    validation_range = range(num_validation)
+    validation = loader(
+        "validation", validation_rooms, validation_conditions, VALIDATION_SEED, validation_range, validation_duration
+    )
+
+    heard, heard_in_validation = (
+        partial(mixed, rooms=pool, device=accelerator.device, conditions=of_pool)
+        for pool, of_pool in ((rooms, conditions), (validation_rooms, validation_conditions))
+    )
 
     # Model
     model = noise_aware_model(settings)
@@ -227,7 +270,7 @@ def main() -> None:
         for _ in range(settings.gradient_accumulation):
             batch = next(batches)
             with accelerator.accumulate(distillation):
-                loss = distillation(*mixed(shortened(batch, step, settings), rooms, accelerator.device))["loss"]
+                loss = distillation(*heard(shortened(batch, step, settings)))["loss"]
                 accelerator.backward(loss.total)
                 losses.append(torch.stack(loss).detach())
                 indices.append(batch["index"])
@@ -248,7 +291,7 @@ def main() -> None:
         bar.set_postfix(loss=f"{total:.4f}", clips_per_s=f"{logged['clips_per_s']:.1f}")
         if step % settings.validate_every == 0 or step == num_steps:
             with ema.swapped_in():
-                results = validate(distillation, validation, validation_rooms, accelerator)
+                results = validate(distillation, validation, heard_in_validation, accelerator)
             accelerator.log({f"validation/{name}": value for name, value in results.items()}, step=step)
             if accelerator.is_main_process:
                 bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in results.items()))
@@ -257,7 +300,7 @@ def main() -> None:
 
     # The trained model, its card and its curves
     with ema.swapped_in():
-        results = results or validate(distillation, validation, validation_rooms, accelerator)
+        results = results or validate(distillation, validation, heard_in_validation, accelerator)
         state = accelerator.get_state_dict(distillation)
         if accelerator.is_main_process:
             dtype = torch.float16 if settings.fp16_weights else torch.float32
@@ -325,12 +368,38 @@ def read_sounds(name: str, manifest: str) -> dict[str, list[SoundFile]]:
     return splits
 
 
+def conditions_of(
+    settings: Settings, sounds: dict[str, dict[str, list[SoundFile]]], split: str, rooms: RoomPool
+) -> Conditions | None:
+    """Return the conditions of a split's mixtures, for which far microphones may have to be calibrated; None if plain.
+
+    Plain mixtures are those of the paper, which draw nothing more.
+    """
+    shares = tuple(settings.stream_shares)
+    given = {
+        "clean_share": settings.clean_share,
+        "silent_far_share": settings.silent_far_share,
+        "machine_level_db": None if settings.machine_level is None else tuple(settings.machine_level),
+        "changed_targets": settings.changed_targets,
+        "stream_shares": shares,
+    }
+    plain = Conditions()
+    if all(value == getattr(plain, name) for name, value in given.items()):
+        return None
+    installations = None
+    if shares[2:] and shares[2]:
+        recordings = calibration_recordings(sounds["targets"][split], sounds["noises"][split], rooms)
+        installations = FittedInstallations.beside(rooms, recordings)
+    return Conditions(**given, installations=installations)
+
+
 def mixture_loader(
     settings: Settings,
     accelerator: Accelerator,
     sounds: dict[str, dict[str, list[SoundFile]]],
     split: str,
     rooms: RoomPool,
+    conditions: Conditions | None,
     seed: int,
     examples: range,
     duration: float,
@@ -351,6 +420,7 @@ def mixture_loader(
         snr_db=tuple(settings.snr),
         gain_db=tuple(settings.gain),
         noise_coherence=tuple(settings.noise_coherence),
+        conditions=conditions,
         num_shards=accelerator.num_processes * max(1, settings.num_workers),
         block_size=batch_size,
     )
@@ -391,9 +461,11 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
 # In every step
 
 
-def mixed(batch: dict[str, Tensor], rooms: RoomPool, device: torch.device) -> TwoChannelMixture:
+def mixed(
+    batch: dict[str, Tensor], rooms: RoomPool, device: torch.device, conditions: Conditions | None
+) -> TwoChannelMixture:
     sounds = {name: batch[name].to(device, non_blocking=True) for name in ("target", "noises")}
-    return mix_examples({**batch, **sounds}, rooms)
+    return mix_examples({**batch, **sounds}, rooms, conditions)
 
 
 def shortened(batch: dict[str, Tensor], step: int, settings: Settings) -> dict[str, Tensor]:
@@ -445,7 +517,10 @@ def stop_if_not_finite(
 
 @torch.no_grad()
 def validate(
-    distillation: torch.nn.Module, loader: DataLoader, rooms: RoomPool, accelerator: Accelerator
+    distillation: torch.nn.Module,
+    loader: DataLoader,
+    heard: Callable[[dict[str, Tensor]], TwoChannelMixture],
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """Compute the losses, and their ratios to those of the base itself, over all batches of all processes.
 
@@ -454,7 +529,7 @@ def validate(
     distillation.eval()
     batches = []
     for batch in loader:
-        losses = distillation(*mixed(batch, rooms, accelerator.device), references=True)
+        losses = distillation(*heard(batch), references=True)
         batches.append(torch.stack([torch.stack(loss) for loss in losses.values()]))  # (losses, 3)
     distillation.train()
     measured = accelerator.gather(torch.stack(batches)).cpu()  # (batches of all processes, losses, 3)

@@ -209,7 +209,7 @@ def test_batches_are_cut_to_random_durations(train, monkeypatch):
     lengths = []
     mixed = script.mixed
     monkeypatch.setattr(
-        script, "mixed", lambda batch, *rest: lengths.append(batch["target"].shape[-1]) or mixed(batch, *rest)
+        script, "mixed", lambda batch, **rest: lengths.append(batch["target"].shape[-1]) or mixed(batch, **rest)
     )
     train(shortest_duration=0.2, max_steps=8, gradient_accumulation=2, validate_every=8)
     of_training, of_validation = lengths[:16], lengths[16:]
@@ -305,8 +305,8 @@ def test_full_disk_leaves_the_old_checkpoint(train, monkeypatch, tmp_path):
 def test_loss_that_is_not_finite_stops_and_names_the_batch(train, monkeypatch, tmp_path):
     mixed = script.mixed
 
-    def spoilt(batch, rooms, device):
-        mixture = mixed(batch, rooms, device)
+    def spoilt(batch, **rest):
+        mixture = mixed(batch, **rest)
         return mixture._replace(close=mixture.close * math.nan) if 10 in batch["index"] else mixture
 
     monkeypatch.setattr(script, "mixed", spoilt)

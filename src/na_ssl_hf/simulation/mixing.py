@@ -14,6 +14,7 @@ from ..hub.fbank import SAMPLING_RATE
 
 # It keeps the gain of a silent noise finite and is part of the published definition.
 NOISE_POWER_FLOOR = 1e-8
+TARGET_POWER_FLOOR = 1e-20  # for the division only: a target that the far microphone does not hear stays silent there
 
 
 class TwoChannelMixture(NamedTuple):
@@ -33,6 +34,7 @@ def mix_two_channel(
     direct_delay: Tensor,
     sampling_rate: int = SAMPLING_RATE,
     early_reflection_sec: float = 0.05,
+    machine_level_db: Tensor | None = None,
 ) -> TwoChannelMixture:
     """Put targets and noises into rooms and mix them at a given SNR of the close microphone.
 
@@ -52,6 +54,9 @@ def mix_two_channel(
         direct_delay: (B,) integer samples before the direct path in `rir_target[:, 0]`.
         sampling_rate: in Hz.
         early_reflection_sec: in s.
+        machine_level_db: (B,) level of the target at the close microphone minus that at the far one in dB, which a gain
+            on its path to the far microphone sets, as if the machine radiated more or less to that side; None, and NaN
+            for one mixture, leave what the responses give.
 
     Returns:
         `close`, `far`, `clean`, (B, L) float32 each. All arithmetic is float32, on the device of the inputs.
@@ -80,7 +85,13 @@ def mix_two_channel(
     target_power, noise_power = target_close.square().mean(dim=1), noise_close.square().mean(dim=1)
     gain = torch.sqrt(target_power / 10 ** (snr_db.float() / 10) / (noise_power + NOISE_POWER_FLOOR))  # (B,)
     far = _sum_of_products(noise_spectra, noise_response[:, :, 1]).mul_(gain[:, None, None])
-    far = far.addcmul_(target_spectra, target_response[:, 1])
+    target_far = target_response[:, 1]  # (B, 1, F)
+    if machine_level_db is not None:
+        heard = _join_blocks(target_spectra * target_far, num_taps, n, num_samples)  # (B, L)
+        wanted = target_power / 10 ** (machine_level_db.to(heard) / 10)
+        level_gain = torch.sqrt(wanted / (heard.square().mean(dim=1) + TARGET_POWER_FLOOR)).nan_to_num(1.0)  # (B,)
+        target_far = target_far * level_gain[:, None, None]
+    far = far.addcmul_(target_spectra, target_far)
     return TwoChannelMixture(
         close=target_close.addcmul_(noise_close, gain[:, None]),
         far=_join_blocks(far, num_taps, n, num_samples),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..data.corpora.manifest import SoundFile, read_crop
+from ..data.sound_changes import changed_crop
 from ..hub.fbank import SAMPLING_RATE
 from ..one_thread import one_thread
+from .conditions import Conditions
 from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .recordings import SILENCE_RMS
 from .room_pool import RoomPool
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 _NUM_NOISES = 4
+# Draws of conditions and of calibration recordings are apart from those of examples.
+_CONDITIONS, _CALIBRATION = 60, 61
 _MAX_SILENT_CROPS = 100  # in a row, before the sounds are called silent
 
 
@@ -38,6 +42,7 @@ def simulated_mixtures(
     snr_db: float | tuple[float, float] = (-10.0, 10.0),
     gain_db: float | tuple[float, float] = 0.0,
     noise_coherence: float | tuple[float, float] = 0.0,
+    conditions: Conditions | None = None,
     num_shards: int = 64,
     block_size: int = 1,
     mixed: bool = False,
@@ -69,6 +74,7 @@ def simulated_mixtures(
         snr_db: SNR at the close microphone in dB, one value or a range.
         gain_db: gain of both channels and the clean target in dB, which is one because levels carry information.
         noise_coherence: as `spatial_noises` takes it, one value or a range.
+        conditions: what else mixtures go through: no noise, a silent far microphone, cancellation.
         num_shards: parts that processes and workers divide among themselves.
         block_size: successive examples that one shard holds.
         mixed: whether the worker mixes. Otherwise `mix_examples` mixes a batch, on a GPU if there is one.
@@ -76,7 +82,7 @@ def simulated_mixtures(
     Returns:
         A data set of dictionaries. They hold the dry `target` (N,) and `noises` (4, N), or with `mixed` the signals
         `close`, `far` and `clean` (N,), all float32 NumPy arrays; and the numbers `room`, `snr_db`, `gain_db`,
-        `noise_coherence`, `seed` and `index`.
+        `noise_coherence`, `seed` and `index`, with conditions also `machine_level_db`, `far_is_silent` and `stream`.
 
     Raises:
         ValueError: a setting is out of its range, there are too few files, or the room pool has another rate; while
@@ -100,12 +106,14 @@ def simulated_mixtures(
         gain_db=_range("gain_db", gain_db),
         noise_coherence=_range("noise_coherence", noise_coherence, 0.0, 1.0),
         seed=seed,
+        conditions=conditions,
     )
     # A stream that is resumed skips these numbers, before any sound is read. Only a list is split among workers.
     positions = {"shards": list(range(num_shards)), "first_index": first_index, **counts}
     indices = IterableDataset.from_generator(_indices, gen_kwargs=positions)
     stream = indices.map(draw)
-    return stream.map(partial(_mix_example, rooms=rooms), remove_columns=["target", "noises"]) if mixed else stream
+    mix = partial(_mix_example, rooms=rooms, conditions=conditions)
+    return stream.map(mix, remove_columns=["target", "noises"]) if mixed else stream
 
 
 def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, num_workers: int = 0) -> IterableDataset:
@@ -135,29 +143,100 @@ def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, n
     return split_dataset_by_node(mixtures, rank, world_size)
 
 
-def mix_examples(batch: Mapping[str, Tensor], rooms: RoomPool) -> TwoChannelMixture:
+def mix_examples(
+    batch: Mapping[str, Tensor], rooms: RoomPool, conditions: Conditions | None = None
+) -> TwoChannelMixture:
     """Mix a batch of unmixed examples, as a data loader collates them, on the device of its sounds.
 
     Args:
-        batch: `target` (B, N), `noises` (B, 4, N), and `room`, `snr_db`, `gain_db` and `noise_coherence` (B,).
+        batch: `target` (B, N), `noises` (B, 4, N), and `room`, `snr_db`, `gain_db` and `noise_coherence` (B,);
+            with conditions also what they drew.
         rooms: the pool of the stream.
+        conditions: those of the stream.
 
     Returns:
         `close`, `far`, `clean`, (B, N) float32 each, with the gain of each example applied to all three.
     """
-    target = batch["target"]
+    target, snr_db = batch["target"], batch["snr_db"].to(batch["target"].device)
+    noises = spatial_noises(batch["noises"], batch["noise_coherence"])
+    machine_level_db = None
+    if conditions is not None:
+        noises = noises.masked_fill(snr_db.isinf()[:, None, None], 0.0)
+        snr_db = snr_db.masked_fill(snr_db.isinf(), 0.0)  # any finite SNR, since silent noises have no gain
+        if conditions.machine_level_db is not None or conditions.installations is not None:
+            machine_level_db = batch["machine_level_db"].to(target.device)
     rir_target, rir_noise, direct_delay = rooms.batch(batch["room"].tolist())
     mixture = mix_two_channel(
         target,
-        spatial_noises(batch["noises"], batch["noise_coherence"]),
+        noises,
         rir_target.to(target.device),
         rir_noise.to(target.device),
-        batch["snr_db"].to(target.device),
+        snr_db,
         direct_delay.to(target.device),
         sampling_rate=rooms.sampling_rate,
+        machine_level_db=machine_level_db,
     )
+    if conditions is not None:
+        stream, far_is_silent, room = (batch[name] for name in ("stream", "far_is_silent", "room"))
+        mixture = conditions.heard(mixture, stream, far_is_silent, room, rooms.sampling_rate)
     gain = 10 ** (batch["gain_db"].to(target.device, torch.float32)[:, None] / 20)  # (B, 1)
     return TwoChannelMixture(*(signal * gain for signal in mixture))
+
+
+def calibration_recordings(
+    targets: Sequence[SoundFile],
+    noises: Sequence[SoundFile],
+    rooms: RoomPool,
+    *,
+    num_recordings: int = 8,
+    duration_s: float = 10.0,
+    snr_db: tuple[float, float] = (-10.0, 10.0),
+    seed: int = 0,
+) -> Callable[[int, float, float], Tensor]:
+    """Return what makes the normal recordings of an installation in a room, for [`FittedInstallations`].
+
+    One target is the machine of all recordings of a room; their noises differ, and none of them is an example of a
+    stream with another seed.
+
+    Args:
+        targets, noises, rooms: as `simulated_mixtures` takes them.
+        num_recordings: B, of each installation.
+        duration_s: of a recording in s.
+        snr_db: range of the SNR in dB.
+        seed: of all that is drawn.
+
+    Returns:
+        a function of the room's number, the machine's level in dB and the coherence of the noises, which gives
+        `(B, 2, N)` float32, channel 0 close.
+    """
+    _check_settings({"num_recordings": num_recordings}, {"seed": seed}, duration_s)
+    _check_sounds(targets, noises, rooms)
+    drawing = partial(
+        _Drawing,
+        noises=tuple(noises),
+        num_rooms=len(rooms),
+        num_samples=round(duration_s * SAMPLING_RATE),
+        snr_db=_range("snr_db", snr_db),
+        gain_db=(0.0, 0.0),
+        noise_coherence=(0.0, 0.0),
+        seed=seed,
+    )
+
+    def record(room: int, machine_level_db: float, noise_coherence: float) -> Tensor:
+        rng = np.random.default_rng([seed, _CALIBRATION, room])
+        path, _ = drawing(targets=tuple(targets))._crop("targets", targets, rng)
+        draw = drawing(targets=tuple(sound for sound in targets if sound.path == path))
+        examples = [draw({"index": room * num_recordings + i}) for i in range(num_recordings)]
+        batch = {name: torch.as_tensor(np.stack([example[name] for example in examples])) for name in examples[0]}
+        rir_target, rir_noise, direct_delay = rooms.batch([room] * num_recordings)
+        level = torch.full((num_recordings,), machine_level_db)
+        sounds = batch["target"], spatial_noises(batch["noises"], noise_coherence)
+        mixture = mix_two_channel(
+            *sounds, rir_target, rir_noise, batch["snr_db"], direct_delay, rooms.sampling_rate, machine_level_db=level
+        )
+        return torch.stack([mixture.close, mixture.far], dim=1)
+
+    return record
 
 
 def _check_settings(counts: Mapping[str, int], offsets: Mapping[str, int], duration_s: float) -> None:
@@ -201,6 +280,7 @@ class _Drawing:
     gain_db: tuple[float, float]
     noise_coherence: tuple[float, float]
     seed: int
+    conditions: Conditions | None = None
 
     def __call__(self, row: dict[str, int]) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, row["index"]])
@@ -211,7 +291,10 @@ class _Drawing:
             "noise_coherence": rng.uniform(*self.noise_coherence),
             "seed": self.seed,
         }
-        _, target = self._crop("targets", self.targets, rng)
+        if self.conditions is not None:
+            # What conditions draw changes no draw of the sounds.
+            example |= self.conditions.draw(example, np.random.default_rng([self.seed, row["index"], _CONDITIONS]))
+        target = self._target(rng)
         noises: dict[str, np.ndarray] = {}
         while len(noises) < _NUM_NOISES:
             path, crop = self._crop("noises", self.noises, rng, besides=noises)
@@ -221,6 +304,18 @@ class _Drawing:
             "noises": np.stack(list(noises.values())),
             **example,
         }
+
+    def _target(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw a target (N,), changed where the conditions say so."""
+        if self.conditions is None or not self.conditions.changed_targets:
+            return self._crop("targets", self.targets, rng)[1]
+        for _ in range(_MAX_SILENT_CROPS):
+            target = changed_crop(self.targets, self.num_samples, rng)
+            if not math.isfinite(rms := math.sqrt(np.dot(target, target) / len(target))):
+                raise ValueError("targets must be finite, got NaN or infinity in a changed crop")
+            if rms >= SILENCE_RMS:
+                return target
+        raise ValueError(f"targets must not be silent, got {_MAX_SILENT_CROPS} silent crops")
 
     def _crop(
         self, name: str, sounds: Sequence[SoundFile], rng: np.random.Generator, besides: Collection[str] = ()
@@ -241,9 +336,11 @@ class _Drawing:
 
 
 @one_thread()
-def _mix_example(example: dict[str, Any], rooms: RoomPool) -> dict[str, np.ndarray]:
+def _mix_example(
+    example: dict[str, Any], rooms: RoomPool, conditions: Conditions | None = None
+) -> dict[str, np.ndarray]:
     batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
-    return {name: signal[0].numpy() for name, signal in mix_examples(batch, rooms)._asdict().items()}
+    return {name: signal[0].numpy() for name, signal in mix_examples(batch, rooms, conditions)._asdict().items()}
 
 
 def _range(
