@@ -134,6 +134,9 @@ class Settings:
     noise_aware_width: int | None = option(
         "width of the SwiGLU of the noise-aware layers (default: 3 x the hidden size, for film 4 x)"
     )
+    noise_aware_gate: bool = option(
+        "gate for each token in every noise-aware layer, which can leave a token as the base has it", False
+    )
     noise_aware_dropout: float = option("dropout on the attention weights of the noise-aware layers", 0.1)
     far_cancellation: str | None = option(
         "method that takes the far microphone out of the close channel, in training and in the saved extractor",
@@ -180,7 +183,8 @@ class Settings:
 
 # These settings decide the weights' shapes or the order of the data, so that a resumed training must have the same.
 LASTING = (
-    *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "far_cancellation", "band_loss", "seed"),
+    *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "noise_aware_gate"),
+    *("far_cancellation", "band_loss", "seed"),
     *("batch_size", "duration", "shortest_duration", "snr", "gain", "noise_coherence"),
     *("clean_share", "silent_far_share", "machine_level", "changed_targets", "stream_shares"),
     *("optimizer", "ema_decay", "ema_start"),
@@ -442,15 +446,16 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
         "noise_aware_layer_type": settings.layer_type,
         "noise_aware_num_heads": settings.noise_aware_heads,
         "noise_aware_intermediate_size": settings.noise_aware_width,
+        "noise_aware_gate": settings.noise_aware_gate,
     }
     dropout = {"noise_aware_attention_dropout": settings.noise_aware_dropout}
     if config.model_type == base_type:
         base = AutoModel.from_pretrained(settings.base, dtype=torch.float32)
         return NOISE_AWARE_MODELS[base_type].from_base(base, **layers, **dropout)
     for (field_name, value), option_name in zip(
-        layers.items(), ("layer_type", "noise_aware_heads", "noise_aware_width"), strict=True
+        layers.items(), ("layer_type", "noise_aware_heads", "noise_aware_width", "noise_aware_gate"), strict=True
     ):
-        if value not in (None, getattr(config, field_name)):
+        if value not in (None, False, getattr(config, field_name)):
             raise ValueError(
                 f"`{option_name}` must be {getattr(config, field_name)!r}, as in the noise-aware base {settings.base}, "
                 f"got {value!r}"

@@ -130,6 +130,7 @@ class NoiseAwareFields(Protocol):
         noise_aware_intermediate_size: width of the SwiGLU; `None` means 3 x `hidden_size` (4 x for "film").
         noise_aware_attention_dropout: dropout on the attention weights, in training only.
         noise_aware_norm_eps: epsilon of the RMS norms.
+        noise_aware_gate: whether every layer has a gate in (0, 1) for each token, which scales all that it changes.
     """
 
     hidden_size: int
@@ -138,6 +139,7 @@ class NoiseAwareFields(Protocol):
     noise_aware_intermediate_size: int | None
     noise_aware_attention_dropout: float | int
     noise_aware_norm_eps: float | int
+    noise_aware_gate: bool
 
 
 def resolve_noise_aware_intermediate_size(config: NoiseAwareFields) -> None:

@@ -47,6 +47,18 @@ class ZeroLinear(nn.Linear):
     """
 
 
+class NoiseAwareGate(nn.Linear):
+    """The gate computes `sigmoid(w h + b)`, which is 0.88 for every token at initialisation."""
+
+    initial_bias = 2.0
+
+    def __init__(self, input_size: int):
+        super().__init__(input_size, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states).sigmoid()
+
+
 class NoiseAwareRMSNorm(nn.Module):
     """Root mean square normalisation with a learned gain for every channel."""
 
@@ -119,9 +131,12 @@ class NoiseAwareLayer(nn.Module):
 
     `config.noise_aware_layer_type` chooses the mix:
         cross_attention: x attends to the far stream n.
-        aligned: the same, and the SwiGLU is also given n's token at x's time and frequency.
+        aligned: the same, and the SwiGLU (and a gate) is also given n's token at x's time and frequency.
         self_attention: x attends to itself and n is ignored (D-BEATs).
         film: `gamma * norm(x) + beta`, both from the time average of norm(n) without its padding.
+
+    With `config.noise_aware_gate`, what is added to x is multiplied by a gate in (0, 1) for each token, computed from
+    norm(x) before the mix. A layer can so leave a token alone where the far microphone says nothing new.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -137,6 +152,7 @@ class NoiseAwareLayer(nn.Module):
             self.attention = NoiseAwareAttention(config)
         self.mlp_norm = NoiseAwareRMSNorm(size, eps)
         mlp_input_size = 2 * size if self.layer_type == "aligned" else size
+        self.gate = NoiseAwareGate(mlp_input_size) if config.noise_aware_gate else None
         self.mlp = NoiseAwareMLP(mlp_input_size, config.noise_aware_intermediate_size, size)
 
     def forward(
@@ -157,7 +173,7 @@ class NoiseAwareLayer(nn.Module):
         Returns:
             the changed close stream, `(B, N, D)`.
         """
-        query = self.query_norm(hidden_states)
+        unchanged, query = hidden_states, self.query_norm(hidden_states)
         if self.layer_type == "self_attention":
             attended = query
         else:
@@ -169,10 +185,13 @@ class NoiseAwareLayer(nn.Module):
             hidden_states = hidden_states + gamma * query + beta
         else:
             hidden_states = hidden_states + self.attention(query, attended, attention_mask, **kwargs)[0]
-        mlp_input = self.mlp_norm(hidden_states)
+        mlp_input, gate_input = self.mlp_norm(hidden_states), query
         if self.layer_type == "aligned":
-            mlp_input = torch.cat([mlp_input, _fit_length(attended, mlp_input.shape[1])], dim=-1)  # (B, N, 2D)
-        return hidden_states + self.mlp(mlp_input)
+            same_place = _fit_length(attended, mlp_input.shape[1])  # (B, N, D)
+            mlp_input = torch.cat([mlp_input, same_place], dim=-1)  # (B, N, 2D)
+            gate_input = torch.cat([query, same_place], dim=-1)  # (B, N, 2D)
+        changed = hidden_states + self.mlp(mlp_input)
+        return changed if self.gate is None else unchanged + self.gate(gate_input) * (changed - unchanged)
 
 
 def _mean_over_tokens(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -286,6 +305,9 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             # Every noise-aware layer starts as the identity, so that an untrained model equals its base bit for bit.
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, NoiseAwareGate):
+            init.zeros_(module.weight)
+            init.constant_(module.bias, module.initial_bias)
 
     @property
     def hears_far(self) -> bool:

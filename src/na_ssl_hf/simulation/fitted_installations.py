@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..hub.noise_cancellation import FarMicrophone, filtered, subtracted
+from ..hub.far_microphone import FarMicrophone
+from ..hub.noise_cancellation import filtered, subtracted
 from ..hub.whole_files import whole_file
 from .installation import MACHINE_LEVEL_RANGE_DB
 from .room_pool import RoomPool
