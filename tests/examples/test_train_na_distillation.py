@@ -219,6 +219,18 @@ def test_batches_are_cut_to_random_durations(train, monkeypatch):
     assert set(of_validation) == {8000}
 
 
+def test_all_conditions_and_a_gate_are_trained_and_resumed(train, tmp_path):
+    conditions = {"clean_share": 0.3, "silent_far_share": 0.2, "machine_level": [-4, 20], "changed_targets": True}
+    conditions |= {"stream_shares": [0.4, 0.3, 0.3], "noise_aware_gate": True, "duration": 4, "max_steps": 6}
+    conditions |= {"save_every": 3, "keep": 0, "validate_every": 6}
+    out = train(**conditions)
+    assert AutoModel.from_pretrained(out).config.noise_aware_gate
+    first = losses(out)
+    assert all(math.isfinite(loss) for loss in first.values())
+    train(**conditions, resume=out / "checkpoints" / "step-00000003")
+    assert losses(out) == first
+
+
 def test_learning_rate_warms_up_and_falls_as_a_cosine():
     class settings:
         lr, warmup_steps, schedule = 1.0, 2, "cosine"

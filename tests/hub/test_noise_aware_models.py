@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import NOISE_AWARE_VARIANTS, tiny_config, tiny_model, two_channel_fbank
 
-from na_ssl_hf import NABeatsModel
+from na_ssl_hf import NABeatsModel, NAEatModel
 
 variants = pytest.mark.parametrize(("model_type", "layer_type"), NOISE_AWARE_VARIANTS)
 with_noise = pytest.mark.parametrize(
@@ -39,6 +39,31 @@ def test_far_channel_may_have_another_length(model_type, layer_type):
         out = model(fbank[:, 0], noise_values=noise).last_hidden_state
         assert out.shape == model(fbank).last_hidden_state.shape
         assert out.isfinite().all()
+
+
+@variants
+def test_a_closed_gate_leaves_the_base_and_an_open_one_the_layer(model_type, layer_type):
+    fields = {"noise_aware_layer_type": layer_type, "num_hidden_layers": 1}
+    plain, gated = tiny_model(model_type, **fields), tiny_model(model_type, **fields, noise_aware_gate=True)
+    missing, unexpected = gated.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert {name.rpartition("noise_aware.")[2] for name in missing} == {"gate.weight", "gate.bias"}
+    fbank = two_channel_fbank(model_type)
+    for bias, expected in ((-1e3, plain.to_base()(fbank[:, 0])), (1e3, plain(fbank))):
+        with torch.no_grad():
+            gated.layers[0].noise_aware.gate.bias.fill_(bias)
+        torch.testing.assert_close(gated(fbank).last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_untrained_gates_are_the_same_for_all_tokens_and_survive_saving(tmp_path):
+    model = NAEatModel.from_base(tiny_model("eat"), noise_aware_layer_type="aligned", noise_aware_gate=True)
+    gate = model.layers[0].noise_aware.gate
+    tokens = torch.randn(2, 3, 2 * model.config.hidden_size)
+    torch.testing.assert_close(gate(tokens), torch.full((2, 3, 1), 2.0).sigmoid())
+    with torch.no_grad():
+        gate.weight.normal_()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(NAEatModel.from_pretrained(tmp_path).layers[0].noise_aware.gate.weight, gate.weight)
 
 
 @pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
