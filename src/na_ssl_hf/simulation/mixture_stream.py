@@ -55,8 +55,7 @@ def simulated_mixtures(
     num_examples - 1`, the same ones for any sharding. Epoch e has `first_index = e * num_examples`; `set_epoch` of
     `datasets` would repeat the same sounds.
 
-    Shard k holds the blocks k, k + num_shards, ... of `block_size` successive examples. There are two ways to resume a
-    stream exactly:
+    Shard k holds the blocks k, k + num_shards, ... of `block_size` successive examples. A stream is resumed exactly:
 
     - In one process, call `state_dict()` and `load_state_dict()` of the data set; no sound that is skipped is read.
     - With data loader workers, which run ahead of the training, set `block_size` to the batch size of a process and
@@ -81,7 +80,7 @@ def simulated_mixtures(
 
     Returns:
         A data set of dictionaries. They hold the dry `target` (N,) and `noises` (4, N), or with `mixed` the signals
-        `close`, `far` and `clean` (N,), all float32 NumPy arrays; and the numbers `room`, `snr_db`, `gain_db`,
+        `close`, `far` and `clean` (N,), all float32 NumPy arrays; the numbers `room`, `snr_db`, `gain_db`,
         `noise_coherence`, `seed` and `index`, with conditions also `machine_level_db`, `far_is_silent` and `stream`.
 
     Raises:
@@ -89,11 +88,6 @@ def simulated_mixtures(
             streaming, a sound is not finite, or crops are silent a hundred times in a row.
         OSError: while streaming, a file cannot be read or does not fit its manifest.
     """
-    try:
-        from datasets import IterableDataset
-    except ImportError as error:
-        raise ValueError("streaming mixtures needs datasets: pip install 'na-ssl-hf[train]'") from error
-
     counts = {"num_examples": num_examples, "num_shards": num_shards, "block_size": block_size}
     _check_settings(counts, {"seed": seed, "first_index": first_index}, duration_s)
     _check_sounds(targets, noises, rooms)
@@ -110,10 +104,10 @@ def simulated_mixtures(
     )
     # A stream that is resumed skips these numbers, before any sound is read. Only a list is split among workers.
     positions = {"shards": list(range(num_shards)), "first_index": first_index, **counts}
-    indices = IterableDataset.from_generator(_indices, gen_kwargs=positions)
-    stream = indices.map(draw)
-    mix = partial(_mix_example, rooms=rooms, conditions=conditions)
-    return stream.map(mix, remove_columns=["target", "noises"]) if mixed else stream
+    stream = _stream_of_indices(positions).map(draw)
+    if not mixed:
+        return stream
+    return stream.map(partial(_mix_example, rooms=rooms, conditions=conditions), remove_columns=["target", "noises"])
 
 
 def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, num_workers: int = 0) -> IterableDataset:
@@ -257,6 +251,14 @@ def _check_sounds(targets: Sequence[SoundFile], noises: Sequence[SoundFile], roo
         raise ValueError(f"noises must hold at least four different files, got {num_files}")
     if rooms.sampling_rate != SAMPLING_RATE:
         raise ValueError(f"rooms must be a pool of {SAMPLING_RATE} Hz, got {rooms.sampling_rate} Hz")
+
+
+def _stream_of_indices(positions: dict[str, Any]) -> IterableDataset:
+    try:
+        from datasets import IterableDataset
+    except ImportError as error:
+        raise ValueError("streaming mixtures needs datasets: pip install 'na-ssl-hf[train]'") from error
+    return IterableDataset.from_generator(_indices, gen_kwargs=positions)
 
 
 def _indices(
