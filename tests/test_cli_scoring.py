@@ -246,6 +246,18 @@ def test_code_is_not_asked_for_where_it_is_known(folder, tmp_path, monkeypatch):
     assert all(module.startswith("na_ssl_hf.hub.") for module in seen)
 
 
+def test_the_share_of_the_noise_aware_layers_is_said_and_saved(folder, tmp_path, capsys):
+    fitting = ("fit", folder / "normal", "--model", "na-eat-tiny", "--out", tmp_path / "scorer")
+    assert run(*fitting, "--na-share", 0.5) == 0
+    assert "share of the noise-aware layers: 0.5" in capsys.readouterr().out.splitlines()
+    assert run("score", tmp_path / "scorer", folder / "normal") == 0
+    capsys.readouterr()
+    assert run(*fitting, "--na-share", "most") != 0
+    assert "must be auto or a number from 0 to 1, got 'most'" in capsys.readouterr().err
+    assert run(*fitting, "--na-share", 2) != 0
+    assert "`na_share` must be None, 'auto' or a number from 0 to 1, got 2.0" in capsys.readouterr().err
+
+
 def test_the_chosen_layers_are_said_saved_and_scored(folder, tmp_path, capsys):
     fitting = ["fit", folder / "normal", "--out", tmp_path / "scorer", "--device", "cpu"]
     assert run(*fitting, "--layer", 1, 2) == 0

@@ -134,6 +134,13 @@ def _add_far_microphone_options(parser: Any) -> None:
         default="cancelled",
         help="streams of the close microphone: without the far one, as recorded, or both joined (default: cancelled)",
     )
+    parser.add_argument(
+        "--na-share",
+        type=_na_share,
+        metavar="auto|SHARE",
+        help="share of a noise-aware model in what is compared, 0 (its base) to 1, or auto: chosen from the recordings "
+        "(default: 1)",
+    )
 
 
 def _add_score(commands: Any) -> None:
@@ -210,6 +217,13 @@ def _aggregate(text: str) -> str | float:
         raise argparse.ArgumentTypeError(f"must be max, mean or a quantile in (0, 1), got {text!r}") from error
 
 
+def _na_share(text: str) -> str | float:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be auto or a number from 0 to 1, got {text!r}") from error
+
+
 def _fit(options: argparse.Namespace) -> None:
     from ..hub.memory_bank import MemoryBank
 
@@ -238,6 +252,8 @@ def _fit(options: argparse.Namespace) -> None:
         print(f"level of the recordings: {calibration.level}")
     if calibration.streams != "cancelled":
         print(f"streams of the close microphone: {calibration.streams}")
+    if calibration.na_share is not None:
+        print(f"share of the noise-aware layers: {calibration.na_share:g}")
     _print_far_microphone(scorer)
     if calibration.layers is not None:
         print(f"layers compared: {', '.join(map(str, calibration.layers))}")
@@ -259,6 +275,7 @@ def fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "layers": options.layer,
         "level": options.level,
         "streams": options.streams,
+        "na_share": options.na_share,
         "pooling": options.pooling,
         "gamma": options.gamma,
         "p": options.p,

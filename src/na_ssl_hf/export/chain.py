@@ -56,6 +56,7 @@ class ScoringChain(nn.Module):
         self._level, self._streams = calibration.level, calibration.streams
         self._layers = LayerChoice(calibration.layers)
         self._pooling = Pooling(**calibration.pooling)
+        self._na_share = calibration.na_share
         least = 0 if self.far_canceller is None else self.far_canceller.min_samples
         self.min_samples = max(scorer.feature_extractor.front_end.min_samples, least)
 
@@ -70,4 +71,4 @@ class ScoringChain(nn.Module):
         return waves if self.far_canceller is None else self.far_canceller(waves)
 
     def _vectors(self, waves: torch.Tensor) -> torch.Tensor:
-        return self._layers.vectors(self.model, self.front_end(waves), self._pooling)
+        return self._layers.vectors(self.model, self.front_end(waves), self._pooling, self._na_share)

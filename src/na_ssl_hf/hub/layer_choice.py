@@ -1,6 +1,7 @@
-"""The choice of layers whose tokens a scorer compares, and how the vectors of several layers become one.
+"""The choice of layers whose tokens a scorer compares, how the vectors of several layers become one, and how much of a
+noise-aware model is in them.
 
-Letters: B recordings, T' rows in time, F bands, D channels.
+Letters: B recordings, N samples, T' rows in time, F bands, D channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ import torch
 
 # Below this norm a vector is constant over its channels, and has no direction after its mean is taken off.
 SMALLEST_NORM = 1e-12
+# The shares among which "auto" chooses.
+NA_SHARES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,11 @@ class LayerChoice:
                 )
 
     def vectors(
-        self, model: Any, input_values: torch.Tensor, pooling: Callable[[torch.Tensor], torch.Tensor] | None
+        self,
+        model: Any,
+        input_values: torch.Tensor,
+        pooling: Callable[[torch.Tensor], torch.Tensor] | None,
+        na_share: float | None = None,
     ) -> torch.Tensor:
         """Encode recordings, and pool the tokens of the chosen layers.
 
@@ -86,6 +93,8 @@ class LayerChoice:
             model: an encoder of this package.
             input_values: what the model takes, `(B, 2, T, M)`.
             pooling: maps a grid `(B, T', F, D)` to `(B, F, D)`; `None` keeps the rows in time.
+            na_share: the share of a noise-aware model in the tokens, 1 - `na_share` being that of its base; `None` for
+                the model as it is.
 
         Returns:
             `(B, F, D)`, or `(B, T', F, D)` without pooling, float32; of several layers D is the sum of theirs.
@@ -93,11 +102,29 @@ class LayerChoice:
         Raises:
             ValueError: the model lacks one of the layers, or their grids differ in rows or bands.
         """
+        if na_share is not None:
+            return self.vectors_of_shares(model, input_values, pooling, (na_share,))[0]
         if self.layers is None:
             grids = [model.time_frequency_grid(model(input_values).last_hidden_state)]
         else:
             grids = model.layer_grids(input_values, self.layers)
-            self._check_alike(grids)
+        return self._pooled(grids, pooling)
+
+    def vectors_of_shares(
+        self,
+        model: Any,
+        input_values: torch.Tensor,
+        pooling: Callable[[torch.Tensor], torch.Tensor] | None,
+        shares: Sequence[float],
+    ) -> list[torch.Tensor]:
+        """Make the vectors of several shares of a noise-aware model in one run, see `vectors`."""
+        by_share = model.interpolated_grids(input_values, self.layers or (None,), shares)
+        return [self._pooled(grids, pooling) for grids in by_share]
+
+    def _pooled(
+        self, grids: Sequence[torch.Tensor], pooling: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> torch.Tensor:
+        self._check_alike(grids)
         pooled = [grid.float() if pooling is None else pooling(grid.float()) for grid in grids]
         return pooled[0] if len(pooled) == 1 else joined(pooled)
 
@@ -123,3 +150,21 @@ def joined(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
         norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         parts.append(torch.where(norm > SMALLEST_NORM, centred / norm.clamp_min(SMALLEST_NORM), 0.0))
     return torch.cat(parts, dim=-1) / len(parts) ** 0.5
+
+
+def check_na_share(na_share: Any) -> float | str | None:
+    """Return a legal `na_share`: `None`, "auto" or a number from 0 to 1; a ValueError for every other value."""
+    is_number = isinstance(na_share, (int, float)) and not isinstance(na_share, bool)
+    if na_share is None or (isinstance(na_share, str) and na_share == "auto"):
+        return na_share
+    if not is_number or not 0 <= na_share <= 1:
+        raise ValueError(f"`na_share` must be None, 'auto' or a number from 0 to 1, got {na_share!r:.80}.")
+    return float(na_share)
+
+
+def check_has_share(model: Any, na_share: float | str | None) -> None:
+    """Raise a ValueError where a share is asked of a model that has no noise-aware layers."""
+    if na_share is not None and not hasattr(model, "interpolated_grids"):
+        raise ValueError(
+            f"`na_share` must be None for {type(model).__name__}, which has no noise-aware layers, got {na_share!r}."
+        )

@@ -362,6 +362,49 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             hidden_states, far_states = layer(hidden_states, far_states, inputs)
             yield hidden_states
 
+    def base_layer_states(self, input_values: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Run the frozen layers alone on the close channel, as the base itself would; yields as `layer_states` does."""
+        fbank = close_channel(input_values, self.config.num_mel_bins, self.config.patch_size)
+        hidden_states, _, layer_inputs = self.embed(fbank)
+        yield hidden_states
+        for layer in cast("Iterable[NoiseAwareEncoderLayer]", self.layers):
+            hidden_states = layer.base_forward(hidden_states, *layer_inputs)
+            yield hidden_states
+
+    def interpolated_grids(
+        self, input_values: torch.Tensor, layers: Sequence[int | None], shares: Sequence[float]
+    ) -> list[list[torch.Tensor]]:
+        """Compute the grids between those of the base and those of this model.
+
+        The noise-aware layers do harm where they hear what they were not trained on. A share below 1 shrinks towards
+        the base. The layers run once for all shares; at 0 the noise-aware ones, at 1 the base alone is not run.
+
+        Args:
+            input_values: fbank of both channels, `(B, 2, T, M)`.
+            layers: see `layer_grids`.
+            shares: shares of this model, 0 for the base, 1 for the model.
+
+        Returns:
+            for each of `shares`, for each of `layers` a grid `(B, T', F', D)`.
+
+        Raises:
+            ValueError: there is no such layer, or a shape is wrong.
+        """
+        base: list[torch.Tensor] = []
+        own: list[torch.Tensor] = []
+        if any(share < 1 for share in shares):
+            base = self.grids_of_states(self.base_layer_states(input_values), layers, input_values.shape[-2])
+        if any(share > 0 for share in shares):
+            own = self.layer_grids(input_values, layers)
+        return [
+            base
+            if share == 0
+            else own
+            if share == 1
+            else [torch.lerp(*pair, share) for pair in zip(base, own, strict=True)]
+            for share in shares
+        ]
+
     def _embed_streams(
         self,
         input_values: torch.Tensor,

@@ -266,15 +266,26 @@ class SpectrogramEncoder(CompleteModel):
         Raises:
             ValueError: there is no such layer, or a shape is wrong.
         """
+        return self.grids_of_states(self.layer_states(input_values, attention_mask), layers, input_values.shape[-2])
+
+    def grids_of_states(
+        self, states: Iterator[torch.Tensor], layers: Sequence[int | None], num_frames: int
+    ) -> list[torch.Tensor]:
+        """Take the grids of chosen layers from the states of all, and no state behind the last of them.
+
+        Args:
+            states: what `layer_states` yields.
+            layers: see `layer_grids`, which also says what is returned and raised.
+            num_frames: T of the fbank.
+        """
         for layer in layers:
             is_number = isinstance(layer, int) and not isinstance(layer, bool)
             if layer is not None and not (is_number and 0 <= layer <= self.num_layers):
                 raise ValueError(f"`layers` must be None or in 0 ... {self.num_layers}, got {layer!r}.")
         deepest = max((self.num_layers if layer is None else layer for layer in layers), default=-1)
-        num_frames = input_values.shape[-2]
         found: dict[int | None, torch.Tensor] = {}
         # The iterator comes second, so that no layer more is run than is asked for.
-        for index, hidden_states in zip(range(deepest + 1), self.layer_states(input_values, attention_mask)):  # noqa: B905
+        for index, hidden_states in zip(range(deepest + 1), states):  # noqa: B905
             if index in layers:
                 found[index] = self.time_frequency_grid(self.join_pieces(hidden_states, num_frames))
         if None in layers:

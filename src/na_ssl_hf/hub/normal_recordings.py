@@ -2,7 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Hashable, Iterable
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +19,8 @@ logger = logging.get_logger(__name__)
 MOST_FOLDS = 50
 # So many names a warning lists.
 LISTED_NAMES = 5
+# With fewer recordings, a comparison of two halves says nothing.
+LEAST_TO_CHOOSE = 8
 
 
 class NormalRecordings:
@@ -115,6 +119,63 @@ class NormalRecordings:
         if self.num_groups == 1:
             raise ValueError("`groups` must name at least two groups, got one.")
 
+    def choose_share(self, bank: MemoryBank, shares: Sequence[float]) -> float:
+        """Choose how much of a noise-aware model the scorer hears, on normal recordings alone, and keep those vectors.
+
+        Every recording has a copy with a pseudo fault, see `with_pseudo_faults`. Memories of one half of the recordings
+        score the other half and its copies. A share is worth the AUC between them: a model that takes noise out brings
+        normal recordings together, one that takes the machine out brings faults to them as well. The middle share of
+        both models is chosen unless another one is better by two standard errors, paired over the faults.
+
+        Args:
+            bank: the memory whose settings are used; it is not changed.
+            shares: what `vectors` holds side by side, for recordings and then for their copies; the mean of both models
+                (0.5) among them.
+
+        Returns:
+            the share; `vectors` then are those of that share alone.
+        """
+        parts = self.vectors.chunk(2 * len(shares), dim=-1)
+        normal, faulty = parts[: len(shares)], parts[len(shares) :]
+        chosen = middle = shares.index(0.5)
+        halves = self._halves()
+        if len(self._kept) >= LEAST_TO_CHOOSE:
+            pairs = list(zip(normal, faulty, strict=True))
+            try:
+                of_shares = [torch.cat([self._won(bank, *pair, halves == half) for half in (0, 1)]) for pair in pairs]
+            except ValueError as error:
+                raise ValueError(
+                    f"`na_share` must be a number, got 'auto': half a memory cannot be fitted: {error}"
+                ) from error
+            won = torch.stack(of_shares)  # (shares, M)
+            gains = won - won[middle]
+            best = int(won.mean(dim=1).argmax())
+            if gains[best].mean() > 2 * gains[best].std() / gains.shape[1] ** 0.5:
+                chosen = best
+        self.vectors = normal[chosen].clone()
+        return shares[chosen]
+
+    def _halves(self) -> torch.Tensor:
+        """Put every second recording of a domain into the other half, `(M,)` of 0 and 1."""
+        seen: Counter[Hashable] = Counter()
+        half_of_recording = []
+        for domain in self._labels("domains") or [None] * len(self._kept):
+            half_of_recording.append(seen[domain] % 2)
+            seen[domain] += 1
+        return torch.tensor([half_of_recording[index] for index in self._recording_of_window()])
+
+    def _won(
+        self, bank: MemoryBank, normal: torch.Tensor, faulty: torch.Tensor, is_remembered: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute for every faulty copy of what is not remembered the share of normal vectors that it scores above."""
+        domains = None
+        if self.domains is not None:
+            domains = [domain for domain, is_in in zip(self.domains, is_remembered.tolist(), strict=True) if is_in]
+        memory = replace(bank).fit(normal[is_remembered], domains=domains)
+        of_normal, of_faulty = (torch.as_tensor(memory.score(each[~is_remembered])) for each in (normal, faulty))
+        above = (of_faulty[:, None] > of_normal).double() + 0.5 * (of_faulty[:, None] == of_normal)
+        return above.mean(dim=1)
+
     def self_scores(self, bank: MemoryBank, windows: Windows | None) -> torch.Tensor:
         """Score each recording by a memory without it, or without its group, `(N,)`. Higher is more anomalous.
 
@@ -176,3 +237,35 @@ def _labels(name: str, labels: Iterable[Hashable]) -> list[Hashable]:
     except TypeError as error:
         raise ValueError(f"`{name}` must be a label for each recording, got {labels!r:.80}.") from error
     return listed
+
+
+def with_pseudo_faults(waveforms: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+    """Add to the close channel a sound that the far one does not hear, as a fault inside the machine would.
+
+    It is noise of a random band, from nearly a tone to two octaves, steady or in pulses, 6 to 18 dB below the close
+    channel. It depends on the samples alone, so that neither order nor batches have an influence.
+
+    Args:
+        waveforms: `(B, 2, N)`, the close channel first.
+        sampling_rate: in Hz.
+
+    Returns:
+        `(B, 2, N)`, of the same dtype and device.
+    """
+    faulty = waveforms.clone()
+    num_samples = waveforms.shape[-1]
+    time = torch.arange(num_samples) / sampling_rate
+    frequencies = torch.fft.rfftfreq(num_samples, 1 / sampling_rate).clamp_min(1.0)
+    for clip in faulty:
+        content = clip.detach().cpu().float()
+        random = torch.Generator().manual_seed(zlib.crc32(content.contiguous().numpy().data))
+        centre, width, pulses, is_steady, level = torch.rand(5, generator=random).tolist()
+        octaves = (frequencies / (150.0 * (0.4 * sampling_rate / 150.0) ** centre)).log2()
+        band = torch.exp(-0.5 * (octaves / (0.02 * 50.0**width)) ** 2)
+        sound = torch.fft.irfft(band * torch.fft.rfft(torch.randn(num_samples, generator=random)), num_samples)
+        if is_steady < 0.5:
+            sound = sound * (torch.sin(2 * torch.pi * (2.0 + 18.0 * pulses) * time) > 0.5)
+        gain = 10 ** (-(6.0 + 12.0 * level) / 20) * content[0].square().mean().sqrt()
+        sound = gain * sound / sound.square().mean().sqrt().clamp_min(1e-12)
+        clip[0] += sound.to(clip)
+    return faulty

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,11 +26,11 @@ from .far_microphone import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, FarMicr
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
 from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
-from .layer_choice import LayerChoice
+from .layer_choice import NA_SHARES, LayerChoice, check_has_share, check_na_share
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
 from .noise_cancellation import METHODS
-from .normal_recordings import NormalRecordings
+from .normal_recordings import NormalRecordings, with_pseudo_faults
 from .pooling import Pooling
 from .recorded_bands import check_rate, num_recorded_bands, recorded_rate, tell_left_out_bands
 from .recording import (
@@ -115,9 +116,10 @@ class Heard:
             recording says it.
         level: the level at which the model hears the recordings, see [`AnomalyScorer.fit`].
         streams: "cancelled", "raw" or "both", see [`AnomalyScorer.fit`].
+        na_share: the share of a noise-aware model, see [`AnomalyScorer.fit`]; `None` for the model as it is.
 
     Raises:
-        ValueError: the level or the streams are unknown.
+        ValueError: the level, the streams or the share is unknown.
     """
 
     pooling: Any = field(default_factory=Pooling)
@@ -125,10 +127,12 @@ class Heard:
     rate: int | None = None
     level: str = "as recorded"
     streams: str = "cancelled"
+    na_share: float | str | None = None
 
     def __post_init__(self) -> None:
         check_level(self.level)
         check_streams(self.streams)
+        object.__setattr__(self, "na_share", check_na_share(self.na_share))
 
     @classmethod
     def as_fitted(cls, calibration: Calibration) -> "Heard":
@@ -139,6 +143,7 @@ class Heard:
             calibration.recording_rate,
             calibration.level,
             calibration.streams,
+            calibration.na_share,
         )
 
 
@@ -213,6 +218,7 @@ class AnomalyScorer(Pipeline):
         far_cancellation: str | None = None,
         machine_off: RecordingSources | None = None,
         streams: str = "cancelled",
+        na_share: float | str | None = None,
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -249,6 +255,9 @@ class AnomalyScorer(Pipeline):
                 "least_squares", "spectral_subtraction" or "none"; `None` for what the feature extractor says.
             machine_off: recordings of the noise alone, for the calibration of the far microphone.
             streams: the close channel that is heard: "cancelled", "raw" or "both" joined, see [`stream_vectors`].
+            na_share: the share of a noise-aware model in the compared tokens, 0 to 1; the rest is that of its base, so
+                that 0.5 is the mean of both. "auto" chooses between 0, 0.5 and 1 on the normal recordings alone, see
+                [`NormalRecordings.choose_share`]. `None` for the model as it is.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
                 are cut into windows of 10 s. For the threshold, a memory without the recording scores it alike.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
@@ -269,11 +278,13 @@ class AnomalyScorer(Pipeline):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         bank = _unfitted(memory_bank)
         pooled, chosen = Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers)
-        heard = self._heard(pooled, chosen, level, streams, far_cancellation)
+        heard = self._heard(pooled, chosen, level, streams, far_cancellation, na_share)
         windows = self._windows(None, window, hop, aggregate)
         normal, levels = NormalRecordings(domains, groups), LevelRange()
         with self._far_microphone_of(recordings, far_cancellation, machine_off, windows, skip_unreadable) as kept:
             normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
+            if heard.na_share == "auto":
+                heard = replace(heard, na_share=normal.choose_share(bank, NA_SHARES))
             self._tell_bands(normal, heard)
             bank.fit(normal.vectors, domains=normal.domains)
             calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
@@ -283,12 +294,19 @@ class AnomalyScorer(Pipeline):
         return self
 
     def _heard(
-        self, pooling: Pooling, asked: LayerChoice, level: str, streams: str, far_cancellation: str | None
+        self,
+        pooling: Pooling,
+        asked: LayerChoice,
+        level: str,
+        streams: str,
+        far_cancellation: str | None,
+        na_share: float | str | None,
     ) -> Heard:
         """What is taken of normal recordings; a ValueError where this model or its canceller cannot give it."""
         chosen = asked.or_default_of(self.model)
         chosen.check(self.model)
-        heard = Heard(pooling, chosen, level=level, streams=streams)
+        heard = Heard(pooling, chosen, level=level, streams=streams, na_share=na_share)
+        check_has_share(self.model, na_share)
         check_second_stream(streams, far_cancellation or self.feature_extractor.far_cancellation)
         return heard
 
@@ -395,6 +413,7 @@ class AnomalyScorer(Pipeline):
             recording_rate=normal.rate,
             level=heard.level,
             streams=heard.streams,
+            na_share=heard.na_share,  # type: ignore[arg-type] # "auto" has become a number
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -488,6 +507,7 @@ class AnomalyScorer(Pipeline):
         layer: int | None = None,
         layers: Sequence[int] | None = None,
         streams: str | None = None,
+        na_share: float | None = None,
         pooling: str | None = None,
         gamma: float | None = None,
         p: float | None = None,
@@ -497,8 +517,9 @@ class AnomalyScorer(Pipeline):
 
         Args:
             recordings, batch_size: as for scoring.
-            layer, layers, streams, pooling, gamma, p, r: as for `fit`. Without `pooling`, what is `None` is as `fit`
-                used it; with it, an unfitted scorer will do, and what is `None` has the default of `fit`.
+            layer, layers, streams, na_share, pooling, gamma, p, r: as for `fit`, without "auto". With no `pooling`,
+                what is `None` is as `fit` used it; with it, an unfitted scorer will do, and what is `None` has the
+                default of `fit`.
 
         Raises:
             ValueError: as for scoring, a parameter that the pooling does not use, layers as for `fit`, or there are no
@@ -513,6 +534,11 @@ class AnomalyScorer(Pipeline):
         heard.layers.check(self.model)
         if streams is not None:
             heard = replace(heard, streams=streams)
+        if na_share is not None:
+            heard = replace(heard, na_share=na_share)
+        if heard.na_share == "auto":
+            raise ValueError("`na_share` must be a number from 0 to 1 for `embed`, got 'auto', which `fit` decides.")
+        check_has_share(self.model, heard.na_share)
         check_second_stream(heard.streams, self._canceller())
         batches = self._embedded(recordings, heard, WHOLE, batch_size, None)
         vectors = [vector for batch in batches for _, vector in batch]
@@ -691,22 +717,39 @@ class AnomalyScorer(Pipeline):
             self.model.eval()
         # Equal lengths have no padding, so there is no mask to pass.
         waveforms, heard = inputs["waveforms"], inputs["heard"]
+        if heard.na_share == "auto":
+            # What the choice needs of every piece lies side by side: all shares, and all shares of a pseudo fault.
+            both = (waveforms, with_pseudo_faults(waveforms, self.feature_extractor.sampling_rate))
+            vectors = torch.cat([part for waves in both for part in self._vectors(waves, heard, NA_SHARES)], dim=-1)
+        else:
+            (vectors,) = self._vectors(waveforms, heard, (heard.na_share,))
+        num_bands = num_recorded_bands(self.model, heard.layers.deepest, heard.rate)
+        return {"vectors": vectors[..., :num_bands, :]}
 
-        def cancelled() -> torch.Tensor:
+    def _vectors(self, waveforms: torch.Tensor, heard: Heard, shares: Sequence[float | None]) -> list[torch.Tensor]:
+        """Waveforms `(B, 2, N)` to vectors `(B, F, D)`, or tokens `(B, T', F, D)`, of every share of the model."""
+
+        def encoded(fbank: torch.Tensor) -> list[torch.Tensor]:
+            if None in shares:
+                return [heard.layers.vectors(self.model, fbank, heard.pooling)]
+            return heard.layers.vectors_of_shares(self.model, fbank, heard.pooling, shares)  # type: ignore[arg-type]
+
+        @cache
+        def cancelled() -> list[torch.Tensor]:
             waves = waveforms
             if self.far_microphone is not None:
                 with torch.no_grad():
                     waves = self.far_microphone.cancel(waves)
-            fbank = self.feature_extractor.fbank(waves)  # (B, 2, T, M)
-            return heard.layers.vectors(self.model, fbank, heard.pooling)
+            return encoded(self.feature_extractor.fbank(waves))
 
-        def raw() -> torch.Tensor:
-            fbank = self.feature_extractor.front_end.fbank(waveforms)  # (B, 2, T, M)
-            return heard.layers.vectors(self.model, fbank, heard.pooling)
+        @cache
+        def raw() -> list[torch.Tensor]:
+            return encoded(self.feature_extractor.front_end.fbank(waveforms))
 
-        vectors = stream_vectors(heard.streams, cancelled, raw)
-        num_bands = num_recorded_bands(self.model, heard.layers.deepest, heard.rate)
-        return {"vectors": vectors[..., :num_bands, :]}
+        return [
+            stream_vectors(heard.streams, lambda index=index: cancelled()[index], lambda index=index: raw()[index])
+            for index in range(len(shares))
+        ]
 
     def _results(
         self,

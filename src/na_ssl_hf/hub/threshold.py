@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging
 
 from .input_level import check_level, check_levels
-from .layer_choice import LayerChoice
+from .layer_choice import LayerChoice, check_na_share
 from .pooling import Pooling
 from .recording import Windows
 from .streams import check_second_stream, check_streams
@@ -53,6 +53,8 @@ class Calibration:
         levels: The lowest and the highest level of the close and the far channel of the normal recordings as the model
             heard them, in dB of full scale; `None` where nobody knows.
         streams: "cancelled", "raw" or "both", which of the close channel's streams the model hears.
+        na_share: The share of a noise-aware model in the compared tokens, the rest being that of its base; `None` for
+            the model as it is.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -74,6 +76,7 @@ class Calibration:
     level: str = "as recorded"
     levels: Mapping[str, tuple[float, float]] | None = None
     streams: str = "cancelled"
+    na_share: float | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -112,6 +115,9 @@ class Calibration:
             check_streams(self.streams), "calibrated" if has_filter else self.extractor.get("far_cancellation")
         )
         own["levels"] = check_levels(self.levels)
+        own["na_share"] = check_na_share(self.na_share)
+        if own["na_share"] == "auto":
+            raise ValueError("`na_share` must be None or a number from 0 to 1, got 'auto'.")
         own["layers"] = LayerChoice(self.layers).layers
         own["windows"] = None if self.windows is None else dict(self.windows)
         own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
