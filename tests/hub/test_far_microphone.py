@@ -241,6 +241,72 @@ def test_the_causal_filter_hears_nothing_of_later_samples(recordings):
     assert decibels(causal.cancel(recordings[2])[:, 0], recordings[2][:, 0]) < -10
 
 
+STREAMED = {
+    "filter": ("filter", {}, True),
+    "causal filter": ("filter", {"future": 0.0}, True),
+    "filter and subtraction": ("installation", {"past": 0.05, "future": 0.02}, False),
+    "spectral subtraction": ("spectral_subtraction", {}, False),
+    "none": ("none", {}, False),
+}
+
+
+@pytest.mark.parametrize("sizes", [(160,), (1000, 0, 1, 9000, 37), (20000,)], ids=str)
+@pytest.mark.parametrize(("method", "settings", "coherent"), STREAMED.values(), ids=STREAMED)
+def test_a_stream_gives_what_cancelling_the_whole_recording_gives(method, settings, coherent, sizes):
+    mixture = site(coherent=coherent)[0]
+    far_microphone = FarMicrophone(method, **settings).fit(mixture)
+    if method == "installation":  # which has a filter where the noise is coherent, and subtracts where it is not
+        assert far_microphone.slope_.any()
+        far_microphone.filter_ = 0.02 * random(*far_microphone.filter_.shape, seed=4)
+    stream = far_microphone.stream()
+    for recording in (mixture[0, :, :16001], mixture[1, :, :900], mixture[2, :, :24000]):
+        given, begin, turn = [], 0, 0
+        while begin < recording.shape[1]:
+            block = recording[:, begin : begin + sizes[turn % len(sizes)]]
+            given.append(stream.push(block))
+            begin, turn = begin + block.shape[1], turn + 1
+            assert sum(one.shape[1] for one in given) == max(0, begin - far_microphone.latency)
+        given.append(stream.finish())
+        whole = far_microphone.cancel(recording[None])[0]
+        torch.testing.assert_close(torch.cat(given, dim=1), whole, atol=1e-5, rtol=0)
+
+
+def test_no_later_sample_than_the_latency_decides_the_output():
+    far_microphone = FarMicrophone("installation", past=0.05, future=0.02).fit(site(coherent=False)[0])
+    assert far_microphone.latency == 320 + 3 * 256
+    recording = random(2, 16000, seed=3)
+    changed = recording.clone()
+    changed[:, 8000:] = 1.0
+    first, second = (far_microphone.stream().push(one[:, :12000]) for one in (recording, changed))
+    kept = 8000 - far_microphone.latency
+    torch.testing.assert_close(first[:, :kept], second[:, :kept], atol=1e-6, rtol=0)
+    assert not torch.allclose(first[:, kept : kept + 400], second[:, kept : kept + 400], atol=1e-6)
+
+
+def test_what_a_stream_keeps_does_not_grow(calibrated):
+    stream = calibrated.stream()
+    kept = []
+    for _ in range(12):
+        stream.push(random(2, 4000))
+        kept.append(stream._kept.shape[1])
+    assert len(set(kept[-4:])) == 1
+
+
+def test_a_stream_refuses_what_cancelling_refuses(calibrated):
+    stream = calibrated.stream()
+    for block, message in (
+        (torch.zeros(1, 2, 10), r"`block` must be a tensor of shape \(2, n\), got \(1, 2, 10\)"),
+        (torch.zeros(3, 10), "shape"),
+        (torch.zeros(2, 10, dtype=torch.int16), "floating point"),
+        (torch.full((2, 10), math.nan), "must be finite, got nan"),
+        ([0.0], "got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stream.push(block)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        FarMicrophone().stream()
+
+
 def test_the_report_says_per_band_what_is_cancelled(calibrated):
     bands = calibrated.report()
     assert [band.low for band in bands] == [0, 250, 500, 1000, 2000, 4000]

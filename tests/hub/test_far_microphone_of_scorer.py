@@ -97,6 +97,14 @@ def test_machine_off_recordings_decide_the_filter(model, normal):
     assert scorer.far_microphone.filter_.equal(alone.filter_)
 
 
+def test_the_filter_can_be_causal(model, normal, tmp_path):
+    scorer = new_scorer(model).fit(normal, far_cancellation="filter", far_future=0, progress=None)
+    alone = FarMicrophone("filter", future=0.0).fit(map(torch.from_numpy, normal))
+    assert scorer.far_microphone.filter_.equal(alone.filter_)
+    scorer.save_pretrained(tmp_path)
+    assert pipeline("anomaly-scoring", model=str(tmp_path)).far_microphone.latency == 0
+
+
 def test_methods_that_learn_nothing_are_set_in_the_extractor(model, normal):
     scorer = new_scorer(model).fit(normal, far_cancellation="least_squares", progress=None)
     assert scorer.feature_extractor.far_cancellation == "least_squares"
@@ -132,3 +140,7 @@ def test_bad_arguments_are_named(model, normal):
         new_scorer(model).fit(normal, far_cancellation="best", progress=None)
     with pytest.raises(ValueError, match=r"`machine_off` must go with far_cancellation='installation'"):
         new_scorer(model).fit(normal, machine_off=normal, progress=None)
+    with pytest.raises(ValueError, match=r"`far_future` must go with far_cancellation='installation' .* got 'none'"):
+        new_scorer(model).fit(normal, far_cancellation="none", far_future=0.0, progress=None)
+    with pytest.raises(ValueError, match=r"`future` must be from 0\.0 to 0\.256 s, got 3"):
+        new_scorer(model).fit(normal, far_cancellation="filter", far_future=3, progress=None)

@@ -129,6 +129,13 @@ def add_fit_options(parser: CommandParser) -> None:
 def _add_far_microphone_options(parser: Any) -> None:
     add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
     parser.add_argument(
+        "--far-future",
+        type=float,
+        metavar="S",
+        help="seconds by which the filter of --far-cancellation installation, filter or auto hears ahead; 0 for a "
+        "causal one (default: 0.128)",
+    )
+    parser.add_argument(
         "--streams",
         choices=STREAMS,
         default="cancelled",
@@ -272,6 +279,7 @@ def fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `AnomalyScorer.fit` that are the same for all machines; `memory_bank` as a dict."""
     return {
         "far_cancellation": options.far_cancellation,
+        "far_future": options.far_future,
         "layers": options.layer,
         "level": options.level,
         "streams": options.streams,

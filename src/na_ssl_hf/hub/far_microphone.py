@@ -31,7 +31,9 @@ from .noise_cancellation import (
     frame_slope,
     frequency_response,
     solve_noise_path,
+    stft_lengths,
     subtracted,
+    subtraction_hop,
 )
 from .whole_files import whole_file
 
@@ -109,7 +111,7 @@ class FarMicrophone:
             follows the noise in the far one at all, and else `"none"`.
         sampling_rate: of all recordings, in Hz.
         past, future: length of the filter in s over earlier and later samples of the far microphone. `future=0` gives
-            a causal filter without delay, which cancels less.
+            a causal filter without delay, which cancels less where noise reaches the close microphone first.
 
     Attributes:
         method_: the method in use, one of the first four.
@@ -255,6 +257,39 @@ class FarMicrophone:
         elif self.method_ == "spectral_subtraction":
             close = cancel_far_microphone(close, far, "spectral_subtraction", self.sampling_rate)
         return torch.stack([close, far], dim=1)
+
+    @property
+    def latency(self) -> int:
+        """How many later samples decide what `cancel` makes of one, and by how many a `stream` is late.
+
+        These are the `future` of the filter and, where something is subtracted, three hops of 16 ms (two for
+        `"spectral_subtraction"`), because a frame needs all of its samples and those of the next one.
+
+        Raises:
+            ValueError: not fitted yet.
+        """
+        self._check_fitted()
+        return self._reach()[1]
+
+    def stream(self) -> "CancellingStream":
+        """Return what takes the noise out of one recording while it goes on, see [`CancellingStream`].
+
+        Raises:
+            ValueError: not fitted yet.
+        """
+        self._check_fitted()
+        return CancellingStream(self)
+
+    def _reach(self) -> tuple[int, int, int]:
+        """Return by how many earlier and later samples one is decided, and the grid on which frames begin."""
+        past, future = self._num_taps() if self.method_ in ("filter", "installation") else (0, 0)
+        if self.method_ == "installation" and self.slope_.any():
+            hop = subtraction_hop(len(self.slope_))
+            return past + 3 * hop, future + 3 * hop, hop
+        if self.method_ == "spectral_subtraction":
+            length, hop = stft_lengths(self.method_, self.sampling_rate)
+            return length, length, hop
+        return past, future, 1
 
     def report(self) -> list[CancelledBand]:
         """Return what the filter takes from the noise of the normal recordings, band by band."""
@@ -491,6 +526,72 @@ class FarMicrophone:
                 "The far microphone (channel 1) hears the machine earlier and "
                 f"{level:.1f} dB louder than the close one (channel 0); are the channels swapped?"
             )
+
+
+class CancellingStream:
+    """Takes the noise out of a recording that goes on, block by block; `FarMicrophone.stream` makes it.
+
+    All that was given back, joined, is what `FarMicrophone.cancel` makes of the whole recording, to rounding, however
+    it was cut into blocks. What is kept does not grow.
+
+    ```python
+    stream = far_microphone.stream()
+    for block in blocks:                  # each (2, n)
+        cleaned = stream.push(block)      # (2, m): n samples as well, once `latency` samples have been taken in
+    rest = stream.finish()                # (2, latency)
+    ```
+
+    Attributes:
+        latency: samples by which the output is late.
+    """
+
+    def __init__(self, far_microphone: FarMicrophone):
+        self._far_microphone = far_microphone
+        self._before, self.latency, self._grid = far_microphone._reach()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._kept = torch.zeros(2, 0)  # the last samples that were taken in
+        self._start = 0  # the place of the first of them in the recording, always on the grid
+        self._given = 0
+
+    def push(self, block: torch.Tensor) -> torch.Tensor:
+        """Take in the next samples, and give back those that no later sample will change.
+
+        Args:
+            block: `(2, n)` of any float dtype, n >= 0; channel 0 close and 1 far, at the rate of the calibration. All
+                blocks of a recording must be on one device.
+
+        Returns:
+            `(2, m)` float32 on the same device. After N samples in all, `max(0, N - latency)` have been given back.
+
+        Raises:
+            ValueError: another shape, integers, NaN or infinite values.
+        """
+        if isinstance(block, torch.Tensor) and block.dim() != 2:
+            raise ValueError(f"`block` must be a tensor of shape (2, n), got {tuple(block.shape)}.")
+        with torch.no_grad():
+            new = FarMicrophone._checked(block)[0]
+            self._kept = torch.cat([self._kept.to(new.device), new], dim=1)
+            return self._give(self._start + self._kept.shape[1] - self.latency)
+
+    def finish(self) -> torch.Tensor:
+        """Give back the samples that are left, `(2, latency)` or all of a shorter recording; the next one may begin."""
+        with torch.no_grad():
+            rest = self._give(self._start + self._kept.shape[1])
+        self._begin()
+        return rest
+
+    def _give(self, end: int) -> torch.Tensor:
+        """Return the samples up to `end` that were not given yet, and forget what no later one needs."""
+        if end <= self._given:
+            return self._kept[:, :0]
+        cancelled = self._far_microphone.cancel(self._kept[None])[0]
+        given = cancelled[:, self._given - self._start : end - self._start]
+        self._given = end
+        unneeded = max(0, end - self._before - self._start) // self._grid * self._grid
+        self._kept, self._start = self._kept[:, unneeded:].clone(), self._start + unneeded
+        return given
 
 
 def _cancelled_db(before: torch.Tensor, left: torch.Tensor) -> float:

@@ -344,6 +344,11 @@ def filtered(far: torch.Tensor, filter_taps: torch.Tensor, future: int) -> torch
     return joined[..., future : future + num_samples]
 
 
+def subtraction_hop(num_frequencies: int) -> int:
+    """Return the samples between the frames of `subtracted`, half of their length, for a slope of that many values."""
+    return num_frequencies - 1
+
+
 def subtracted(close: torch.Tensor, far: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     """Subtract from the close microphone `(B, N)` the noise that follows the far one in power alone, `(B, N)`.
 
@@ -351,8 +356,8 @@ def subtracted(close: torch.Tensor, far: torch.Tensor, slope: torch.Tensor) -> t
     is the power averaged over 3 frames and 3 frequencies: noise from many directions has no filter, and its power is
     alike in both microphones on such an average only. `slope (S,)` is that of `frame_slope`.
     """
-    length = (len(slope) - 1) * 2
-    hop = length // 2
+    hop = subtraction_hop(len(slope))
+    length = 2 * hop
     num_samples = close.shape[-1]
     channels = F.pad(torch.stack([close, far]), (length // 2, length // 2 + length))  # (2, B, N')
     window = torch.hann_window(length, device=close.device)

@@ -217,6 +217,7 @@ class AnomalyScorer(Pipeline):
         level: str = "as recorded",
         far_cancellation: str | None = None,
         machine_off: RecordingSources | None = None,
+        far_future: float | None = None,
         streams: str = "cancelled",
         na_share: float | str | None = None,
         pooling: str = "mean",
@@ -242,30 +243,24 @@ class AnomalyScorer(Pipeline):
         Args:
             recordings: normal recordings, in any form that calling the scorer accepts.
             domains: "source" or "target" for each, where known.
-            groups: a label for each, say its room, day or machine. The score of a recording for the threshold then
-                comes from a memory without its whole group.
-            layer: the layer whose tokens are compared: i for the output of layer i, 0 for the input of the first one;
-                `None` for the last hidden state, of EfficientAT for layer 7.
-            layers: several of them, whose pooled vectors are joined, see [`LayerChoice`].
+            groups: a label for each, say its room, day or machine; its threshold score has a memory without its group.
+            layer, layers: the layer whose tokens are compared, 0 for the input of the first one, or several, whose
+                pooled vectors are joined, see [`LayerChoice`]; `None` for the last one, of EfficientAT for layer 7.
             level: "as recorded", or "normalised": the close channel of every recording, or window, is brought to -26 dB
                 of full scale. Neither gains of the microphones nor the loudness of the machine have an influence then.
-            pooling: how tokens are pooled over time, see [`pool_time`].
-            gamma, p, r: the parameter of that pooling, where it has one; `None` for its default.
+            pooling, gamma, p, r: pooling of tokens over time, and its parameter where it has one, see [`pool_time`].
             far_cancellation: "installation", "filter" or "auto" of a [`FarMicrophone`], calibrated on `recordings`;
                 "least_squares", "spectral_subtraction" or "none"; `None` for what the feature extractor says.
-            machine_off: recordings of the noise alone, for the calibration of the far microphone.
+            machine_off, far_future: recordings of the noise alone for that, and by how many s it hears ahead (0.128).
             streams: the close channel that is heard: "cancelled", "raw" or "both" joined, see [`stream_vectors`].
-            na_share: the share of a noise-aware model in the compared tokens, 0 to 1; the rest is that of its base, so
-                that 0.5 is the mean of both. "auto" chooses between 0, 0.5 and 1 on the normal recordings alone, see
-                [`NormalRecordings.choose_share`]. `None` for the model as it is.
+            na_share: the share of a noise-aware model in the compared tokens, 0 to 1, beside its base; "auto" for 0,
+                0.5 or 1 by the normal recordings, see [`NormalRecordings.choose_share`]; `None` for the model as it is.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
                 are cut into windows of 10 s. For the threshold, a memory without the recording scores it alike.
-            memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed
-                itself. `MemoryBank(rescaling="variance_min")` is that of the published systems.
+            memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed.
             threshold_method, false_alarm_rate: see [`AnomalyScorer.calibrate`].
             skip_unreadable: leave out, with a warning, recordings that cannot be read or break a rule.
-            batch_size: recordings of equal length that go through the model together.
-            progress: label of the progress bar; `None` for no bar.
+            batch_size, progress: recordings of equal length that are embedded together, and the progress bar's label.
 
         Returns:
             the scorer itself.
@@ -281,7 +276,7 @@ class AnomalyScorer(Pipeline):
         heard = self._heard(pooled, chosen, level, streams, far_cancellation, na_share)
         windows = self._windows(None, window, hop, aggregate)
         normal, levels = NormalRecordings(domains, groups), LevelRange()
-        with self._far_microphone_of(recordings, far_cancellation, machine_off, windows, skip_unreadable) as kept:
+        with self._calibrated(recordings, far_cancellation, machine_off, far_future, windows, skip_unreadable) as kept:
             normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
             if heard.na_share == "auto":
                 heard = replace(heard, na_share=normal.choose_share(bank, NA_SHARES))
@@ -289,8 +284,7 @@ class AnomalyScorer(Pipeline):
             bank.fit(normal.vectors, domains=normal.domains)
             calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
         bank.calibration = replace(calibration, levels=levels.ranges)
-        self.memory_bank, self._verified = bank, (bank, self.model)
-        self.left_out = normal.left_out
+        self.memory_bank, self._verified, self.left_out = bank, (bank, self.model), normal.left_out
         return self
 
     def _heard(
@@ -320,11 +314,12 @@ class AnomalyScorer(Pipeline):
             )
 
     @contextmanager
-    def _far_microphone_of(
+    def _calibrated(
         self,
         recordings: RecordingSources,
         far_cancellation: str | None,
         machine_off: RecordingSources | None,
+        far_future: float | None,
         windows: Windows | None,
         skip_unreadable: bool,
     ) -> Iterator[RecordingSources]:
@@ -334,23 +329,26 @@ class AnomalyScorer(Pipeline):
             the recordings, which can be read once more.
 
         Raises:
-            ValueError: the method is unknown, `machine_off` is given to one that learns nothing, or as `FarMicrophone`.
+            ValueError: the method is unknown, `machine_off` or `far_future` is given to one that learns nothing, or as
+                `FarMicrophone`.
             OSError: a file is missing or cannot be decoded.
         """
         calibrated = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
         known = (*calibrated, *METHODS, "none")
         if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
             raise ValueError(f"`far_cancellation` must be None or one of {list(known)}, got {far_cancellation!r}.")
-        if machine_off is not None and far_cancellation not in calibrated:
-            raise ValueError(
-                f"`machine_off` must go with far_cancellation={' or '.join(map(repr, calibrated))}, "
-                f"got {far_cancellation!r}."
-            )
+        for name, value in (("machine_off", machine_off), ("far_future", far_future)):
+            if value is not None and far_cancellation not in calibrated:
+                raise ValueError(
+                    f"`{name}` must go with far_cancellation={' or '.join(map(repr, calibrated))}, "
+                    f"got {far_cancellation!r}."
+                )
         extractor = self.feature_extractor
         own = self.far_microphone, extractor.far_cancellation
         try:
             if far_cancellation in calibrated:
-                far_microphone = FarMicrophone(far_cancellation, extractor.sampling_rate)
+                ahead = {} if far_future is None else {"future": far_future}
+                far_microphone = FarMicrophone(far_cancellation, extractor.sampling_rate, **ahead)
                 # What can be read once only is read twice.
                 recordings = recordings if isinstance(recordings, Sized) else list(each_recording(recordings))
                 self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
