@@ -10,6 +10,7 @@ from na_ssl_edge import Scorer
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.export import ProofRecordings, export_scorer
 from na_ssl_hf.export.proof import Proof, auc, compare_scores
+from na_ssl_hf.export.quantise import _rounded
 
 
 def settings_of(folder):
@@ -55,13 +56,14 @@ def test_a_drop_above_the_limit_leaves_the_old_folder_as_it_was(site, tmp_path, 
     assert [path for path in site.folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_eight_bits_bring_a_memory_and_a_threshold_of_their_own(site, tmp_path):
-    assert (
-        run("export", site.folder / "scorer", tmp_path / "int8", "--int8", "--max-drop", 100, "--prove", *site.normal)
-        == 0
-    )
+@pytest.mark.parametrize("kind", ["weights", "products"])
+def test_eight_bits_bring_a_memory_and_a_threshold_of_their_own(kind, site, tmp_path):
+    options = ("--int8", "--normal", *site.new, "--anomalous", *site.odd)
+    if kind == "products":
+        options = ("--int8", kind, "--max-drop", 100)
+    assert run("export", site.folder / "scorer", tmp_path / "int8", *options, "--prove", *site.normal) == 0
     settings = settings_of(tmp_path / "int8")
-    assert settings["graph"]["precision"] == "int8"
+    assert (settings["graph"]["precision"], settings["graph"]["quantised"]) == ("int8", kind)
     assert settings["graph"]["num_quantised"] > 0
     assert settings["calibration"]["threshold"] != site.scorer.threshold
     sizes = [(folder / "model.onnx").stat().st_size for folder in (tmp_path / "int8", site.exported)]
@@ -79,7 +81,11 @@ def test_bad_requests_are_named_and_write_nothing(site, tmp_path, capsys):
     for arguments, message in (
         ((scorer, out, "--no-proof", "--opset", 9), "`opset` must be a whole number from 18 to"),
         ((scorer, out, "--no-proof", "--max-drop", -1), "`max_drop` must be a number of percent"),
-        ((scorer, out, "--no-proof", "--int8"), "`int8` needs to='onnx', and normal recordings"),
+        ((scorer, out, "--no-proof", "--int8"), "`int8` needs normal recordings to fit the memory with, got none"),
+        (
+            (scorer, out, "--to", "openvino", "--int8", "products", "--prove", *site.normal),
+            "`int8='products'` needs to='onnx', got to='openvino'",
+        ),
         ((scorer, tmp_path / "full", "--no-proof"), "must be new, empty or an earlier export"),
         ((scorer, out, "--prove", *site.normal, "--anomalous", *site.odd), "must hold normal and anomalous recordings"),
         ((scorer, out, "--prove", tmp_path / "nowhere"), "no file or folder"),
@@ -93,12 +99,30 @@ def test_bad_requests_are_named_and_write_nothing(site, tmp_path, capsys):
         run("export", scorer, out)
 
 
+def test_an_unknown_way_to_quantise_is_named(site, tmp_path):
+    with pytest.raises(ValueError, match=r"`int8` must be None or one of \['weights', 'products'\], got True"):
+        export_scorer(site.scorer, tmp_path / "out", ProofRecordings(site.normal), int8=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounded_weights_are_within_half_a_step_and_channels_of_zeros_stay_zero():
+    weight = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32) * np.logspace(-6, 3, 30)[None]
+    weight[:, 3] = 0
+    numbers, scales = _rounded(weight.astype(np.float32), axis=1)
+    assert numbers.dtype == np.int8
+    assert np.abs(numbers).max(axis=0).tolist() == [127 if column != 3 else 0 for column in range(30)]
+    assert (np.abs(numbers * scales - weight) <= 0.5001 * scales).all()
+    transposed, its_scales = _rounded(weight.T.astype(np.float32), axis=0)
+    np.testing.assert_array_equal(transposed, numbers.T)
+    np.testing.assert_array_equal(its_scales, scales)
+
+
 def test_missing_packages_are_named(site, tmp_path, monkeypatch):
     recordings = ProofRecordings(site.normal)
     for module, message, settings in (
         ("onnxscript", "needs the package onnxscript", {}),
         ("na_ssl_edge.graph", "needs the package na-ssl-edge|with the package na-ssl-edge", {}),
-        ("onnxruntime.quantization", "needs the quantiser of ONNX Runtime", {"int8": True}),
+        ("onnxruntime.quantization", "needs the quantiser of ONNX Runtime", {"int8": "weights"}),
         ("openvino", "needs the package openvino", {"to": "openvino"}),
     ):
         with monkeypatch.context() as patch:

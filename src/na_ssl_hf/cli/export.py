@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
         _export,
         "write a fitted scorer as a graph for na-ssl-edge, which needs no torch, and prove its scores",
         "  na-ssl export scorer exported --prove recordings/normal\n"
-        "  na-ssl export scorer exported --int8 --prove recordings/normal --labels labels.csv --max-drop 0.5",
+        "  na-ssl export scorer exported --int8 weights --prove recordings/normal --labels labels.csv --max-drop 0.5",
     )
     parser.add_argument("scorer", metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="directory of the export: new, or an earlier export")
@@ -32,8 +32,11 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument(
         "--int8",
-        action="store_true",
-        help="weights of 8 bits, which make the graph smaller; memory and threshold are fitted anew with --prove",
+        nargs="?",
+        const="weights",
+        choices=("weights", "products"),
+        help="8 bits for the weights of the encoder (default of the flag), or for its matrix products; memory and "
+        "threshold are fitted anew with --prove",
     )
     proof = parser.add_mutually_exclusive_group(required=True)
     proof.add_argument(

@@ -22,6 +22,11 @@ A recording is anomalous above {threshold:.6g}; a higher score is more anomalous
 {proof}
 """
 _UNPROVEN = "This export was **not proven**: no recordings were given, so that nobody knows whether its scores stayed."
+_PRECISIONS = {
+    None: "float32",
+    "weights": "int8 weights of the encoder, all arithmetic in float32",
+    "products": "int8 matrix products of the encoder, the rest in float32",
+}
 _RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -36,7 +41,7 @@ def card(settings: Mapping[str, Any], proof: Proof | None) -> str:
     num_samples = graph["num_samples"]
     return _TEXT.format(
         model=settings["model"],
-        precision="int8 weights of the encoder, the front end in float32" if is_int8 else "float32",
+        precision=_PRECISIONS[graph["quantised"]],
         runtime=_RUNTIMES[graph["format"]],
         rate=settings["recordings"]["sampling_rate"],
         length="Recordings may have any length." if num_samples is None else f"It takes {num_samples} samples only.",

@@ -30,7 +30,7 @@ from .chain import ScoringChain
 from .onnx_graph import DEFAULT_OPSET, check_opset, export_onnx
 from .openvino_graph import write_openvino
 from .proof import Proof, auc, compare_scores, time_ratio
-from .quantise import quantise_onnx
+from .quantise import QUANTISERS, quantise_onnx
 
 logger = logging.get_logger(__name__)
 
@@ -87,7 +87,7 @@ def export_scorer(
     folder: str | os.PathLike[str],
     recordings: ProofRecordings | None,
     to: str = "onnx",
-    int8: bool = False,
+    int8: str | None = None,
     max_drop: float = 1.0,
     opset: int = DEFAULT_OPSET,
     progress: str | None = None,
@@ -95,7 +95,7 @@ def export_scorer(
     """Write a fitted scorer as graph, memory, settings and card, all or nothing.
 
     The graph holds the chain from waveforms `(2, N)` at the extractor's rate to band vectors `(F, D)`: level, log-mel
-    frames, encoder, layers and pooling. The package na-ssl-edge scores with it. With `int8` the matrices of the encoder
+    frames, encoder, layers and pooling. The package na-ssl-edge scores with it. With `int8` the weights of the encoder
     have 8 bits, and memory and threshold are fitted anew, because vectors of a quantised model drift away from a memory
     in float32.
 
@@ -104,7 +104,8 @@ def export_scorer(
         folder: created, or replaced, when the export is proven.
         recordings: those of the proof; `None` writes a folder that says that it is not proven.
         to: "onnx" or "openvino".
-        int8: whether weights are quantised; it needs `recordings` and "onnx".
+        int8: `None`, or how the encoder is quantised, see [`quantise_onnx`]: "weights" rounds its weights alone,
+            "products" its matrix products, with "onnx" only. Both need `recordings`.
         max_drop: the largest drop that is accepted, in percent: of the AUC with labelled recordings, else of the rank
             correlation from 1.
         opset: the version of ONNX's operators.
@@ -119,34 +120,25 @@ def export_scorer(
         raise ValueError(f"`to` must be one of {list(FORMATS)}, got {to!r}.")
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 100:
         raise ValueError(f"`max_drop` must be a number of percent in [0, 100], got {max_drop!r}.")
-    if int8 and (to != "onnx" or recordings is None):
-        got = f"to={to!r}" if to != "onnx" else "none"
-        raise ValueError(f"`int8` needs to='onnx', and normal recordings to fit the memory with, got {got}.")
+    _check_int8(int8, to, recordings is not None)
     check_opset(opset)
     _ = scorer.threshold  # says whether the memory is there and belongs to the model
     bank = scorer.memory_bank
     assert bank is not None
     assert bank.calibration is not None
-    if int8 and bank.calibration.num_groups and (recordings is None or recordings.groups is None):
+    if int8 is not None and bank.calibration.num_groups and (recordings is None or recordings.groups is None):
         raise ValueError("`groups` must be given with int8 for a scorer whose threshold was set with groups, got None.")
     _check_destination(Path(folder))
     chain, load_graph = ScoringChain(scorer, bank.calibration), _loader()
     with whole_folder(folder) as staging:
         lengths = _lengths(scorer, recordings, bank.calibration)
-        onnx_path = staging / "model.onnx"
-        num_samples = export_onnx(chain, onnx_path, lengths, _most_samples(scorer), opset)
-        num_quantised = 0
-        if int8:
-            onnx_path = onnx_path.rename(staging / "float.onnx")
-            num_quantised = quantise_onnx(onnx_path, staging / "model.onnx")
-        if to == "openvino":
-            write_openvino(onnx_path, staging / FORMATS[to])
-        if to == "openvino" or int8:
-            onnx_path.unlink()
+        num_samples, num_quantised = _write_graph(chain, staging, to, int8, lengths, _most_samples(scorer), opset)
         graph = load_graph(staging / FORMATS[to], to, 1)
-        refitted = None if recordings is None else _fitted_with(scorer, recordings, _by_graph(graph), int8, progress)
-        kept = refitted if int8 and refitted is not None else bank
-        settings = _settings(scorer, chain, kept, to, num_samples, opset, num_quantised)
+        is_int8, refitted = int8 is not None, None
+        if recordings is not None:
+            refitted = _fitted_with(scorer, recordings, _by_graph(graph), is_int8, progress)
+        kept = refitted if is_int8 and refitted is not None else bank
+        settings = _settings(scorer, chain, kept, to, num_samples, opset, int8, num_quantised)
         _write_memory(kept, staging, settings)
         (staging / "scorer.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         proof = None
@@ -154,7 +146,7 @@ def export_scorer(
             changed = _scores(scorer, chain, recordings, refitted, staging, progress)
             weights = sum(4 * tensor.numel() for tensor in chain.model.state_dict().values())
             size = sum(path.stat().st_size for path in staging.glob("model.*")) / weights
-            proof = _proof(recordings, *changed, int8, size, time_ratio(graph, chain, max(lengths)))
+            proof = _proof(recordings, *changed, is_int8, size, time_ratio(graph, chain, max(lengths)))
             if not proof.drop <= max_drop:
                 raise ValueError(
                     f"`max_drop` is {max_drop:g} %, but the {proof.measure} drops by {proof.drop:.3g} % (largest "
@@ -164,10 +156,46 @@ def export_scorer(
     return Exported(Path(folder), proof, num_samples)
 
 
+def _check_int8(int8: str | None, to: str, has_recordings: bool) -> None:
+    """Raise a ValueError for a way to quantise that is not known, or for which something is missing."""
+    if int8 is None:
+        return
+    if int8 not in QUANTISERS:
+        raise ValueError(f"`int8` must be None or one of {list(QUANTISERS)}, got {int8!r}.")
+    if not has_recordings:
+        raise ValueError("`int8` needs normal recordings to fit the memory with, got none.")
+    if int8 == "products" and to != "onnx":
+        raise ValueError(
+            f"`int8='products'` needs to='onnx', got to={to!r}: OpenVINO is slower with them than in float."
+        )
+
+
 def _check_destination(folder: Path) -> None:
     """Raise an OSError where the folder holds something else than an earlier export, which would be lost."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "scorer.json").is_file():
         raise FileExistsError(f"{folder} must be new, empty or an earlier export, got a folder of other files.")
+
+
+def _write_graph(
+    chain: ScoringChain,
+    folder: Path,
+    to: str,
+    int8: str | None,
+    lengths: Sequence[int],
+    most_samples: int | None,
+    opset: int,
+) -> tuple[int | None, int]:
+    """Write the graph alone; return the samples that it is bound to, and how many weights or products have 8 bits."""
+    path, num_quantised = folder / "model.onnx", 0
+    num_samples = export_onnx(chain, path, lengths, most_samples, opset)
+    if int8 is not None:
+        in_float = path.rename(folder / "float.onnx")
+        num_quantised = quantise_onnx(in_float, path, int8)
+        in_float.unlink()
+    if to == "openvino":
+        write_openvino(path, folder / FORMATS[to])
+        path.unlink()
+    return num_samples, num_quantised
 
 
 def _loader() -> Callable[[Path, str, int | None], Any]:
@@ -311,6 +339,7 @@ def _settings(
     to: str,
     num_samples: int | None,
     opset: int,
+    int8: str | None,
     num_quantised: int,
 ) -> dict[str, Any]:
     """Return what `scorer.json` holds."""
@@ -327,7 +356,8 @@ def _settings(
         "graph": {
             "file": FORMATS[to],
             "format": to,
-            "precision": "int8" if num_quantised else "float32",
+            "precision": "float32" if int8 is None else "int8",
+            "quantised": int8,
             "num_quantised": num_quantised,
             "opset": opset,
             "num_samples": num_samples,

@@ -59,17 +59,15 @@ class OnnxGraph:
         # The exceptions of onnxruntime have no common class but this one.
         except Exception as error:
             raise OSError(f"{path} cannot be loaded as an ONNX graph: {_first_line(error)}") from error
-        names = [put.name for puts in (self._session.get_inputs(), self._session.get_outputs()) for put in puts]
-        if names != ["waveforms", "vectors"]:
-            raise OSError(f"{path} must be a graph from `waveforms` to `vectors`, got {names}.")
+        _check_names(
+            path, [put.name for puts in (self._session.get_inputs(), self._session.get_outputs()) for put in puts]
+        )
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         try:
             return self._session.run(["vectors"], {"waveforms": waveform[None]})[0][0]
         except Exception as error:
-            raise OSError(
-                f"The graph failed on a recording of {waveform.shape[1]} samples: {_first_line(error)}"
-            ) from (error)
+            raise _failed(waveform, error) from error
 
 
 class OpenVinoGraph:
@@ -89,9 +87,23 @@ class OpenVinoGraph:
             self._model = openvino.Core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
             raise OSError(f"{path} cannot be loaded as an OpenVINO graph: {_first_line(error)}") from error
+        _check_names(path, [put.get_any_name() for put in (*self._model.inputs, *self._model.outputs)])
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
-        return next(iter(self._model(waveform[None]).values()))[0]
+        try:
+            return next(iter(self._model(waveform[None]).values()))[0]
+        except RuntimeError as error:
+            raise _failed(waveform, error) from error
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Raise an OSError where inputs and outputs are not those of an export."""
+    if names != ["waveforms", "vectors"]:
+        raise OSError(f"{path} must be a graph from `waveforms` to `vectors`, got {names}.")
+
+
+def _failed(waveform: np.ndarray, error: Exception) -> OSError:
+    return OSError(f"The graph failed on a recording of {waveform.shape[1]} samples: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:
