@@ -744,10 +744,10 @@ class AnomalyScorer(Pipeline):
         def raw() -> list[torch.Tensor]:
             return encoded(self.feature_extractor.front_end.fbank(waveforms))
 
-        return [
-            stream_vectors(heard.streams, lambda index=index: cancelled()[index], lambda index=index: raw()[index])
-            for index in range(len(shares))
-        ]
+        def of_share(index: int) -> torch.Tensor:
+            return stream_vectors(heard.streams, lambda: cancelled()[index], lambda: raw()[index])
+
+        return [of_share(index) for index in range(len(shares))]
 
     def _results(
         self,
