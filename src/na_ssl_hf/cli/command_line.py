@@ -69,15 +69,26 @@ def _add_parser(commands: Any, name: str, summary: str, example: str) -> Command
     )
 
 
-def add_far_cancellation_option(parser: CommandParser, calibrated: tuple[str, ...] = ()) -> None:
-    """Add `--far-cancellation [METHOD]`, with the methods in `calibrated` where normal recordings are at hand."""
+def add_far_cancellation_option(parser: CommandParser) -> None:
+    """Add `--far-cancellation [METHOD]`, with the methods that are calibrated on normal recordings."""
     parser.add_argument(
         "--far-cancellation",
         nargs="?",
         const="least_squares",
-        choices=("none", "least_squares", "spectral_subtraction", *calibrated),
-        help="method that removes from the close channel what the far one hears, before everything else "
+        choices=("none", "least_squares", "spectral_subtraction", "installation", "filter", "auto"),
+        help="method that removes from the close channel what the far one hears, before everything else; installation, "
+        "filter and auto are calibrated on the normal recordings "
         "(without a method: least_squares; without the option: as the checkpoint says)",
+    )
+
+
+def add_level_option(parser: CommandParser) -> None:
+    """Add `--level LEVEL`."""
+    parser.add_argument(
+        "--level",
+        choices=("as recorded", "normalised"),
+        default="as recorded",
+        help="level of the recordings; normalised, a gain of the microphones has no influence (default: as recorded)",
     )
 
 

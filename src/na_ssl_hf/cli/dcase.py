@@ -14,6 +14,7 @@ from .command_line import (
     add_far_cancellation_option,
     add_group,
     add_inference_options,
+    add_level_option,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _add_run(dcase: Any) -> None:
         "  na-ssl dcase run --system logmel baseline_mse --data dcase2026/development --out runs\n"
         "  na-ssl dcase run --system fujimura_merl_task2_3 --frontend dis-na-beats=CHECKPOINT --data DATA --out runs\n"
         "  na-ssl dcase run --system beats --far-cancellation --frontend beats=na-beats-tiny --data DATA --out runs\n"
+        "  na-ssl dcase run --system logmel --far-cancellation installation --data DATA --out runs\n"
         "  accelerate launch -m na_ssl_hf.cli dcase run --system logmel --data DATA --out runs",
     )
     parser.add_argument(
@@ -140,6 +142,7 @@ def _add_run(dcase: Any) -> None:
         help="layer of a frontend that is compared; NAME=8,10,12 for several, joined (default: last, EfficientAT 7)",
     )
     add_far_cancellation_option(parser)
+    add_level_option(parser)
     add_backend_options(parser)
     parser.add_argument("--machines", nargs="+", metavar="MACHINE", help="machine types, such as fan (default: all)")
     parser.add_argument(
@@ -177,6 +180,7 @@ def _run_systems(options: argparse.Namespace, processes: Processes) -> None:
         num_epochs=options.epochs,
         processes=processes,
         layers=_layers(options.layer),
+        level=options.level,
     )
     checkpoints = _checkpoints(options.frontend)
     for system in dict.fromkeys(options.system):

@@ -18,6 +18,7 @@ from .command_line import (
     add_command,
     add_far_cancellation_option,
     add_inference_options,
+    add_level_option,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # The choices are repeated here, because the modules that define them take seconds to import.
 POOLINGS = ("mean", "rdp", "gem", "rdp_gem", "gwrp", "max")
-LEVELS = ("as recorded", "normalised")
 STREAMS = ("cancelled", "raw", "both")
 RESCALINGS = ("none", "variance_min", "ratio", "difference", "lof")
 THRESHOLD_METHODS = ("conformal", "gamma", "quantile")
@@ -82,12 +82,7 @@ def add_fit_options(parser: CommandParser) -> None:
         metavar="N",
         help="layers whose outputs are compared, joined where there are several (default: last, EfficientAT 7)",
     )
-    parser.add_argument(
-        "--level",
-        choices=LEVELS,
-        default="as recorded",
-        help="level of the recordings; normalised, a gain of the microphones has no influence (default: as recorded)",
-    )
+    add_level_option(parser)
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="pooling over time (default: mean)")
     parser.add_argument("--gamma", type=float, help="strength of the poolings rdp and rdp_gem (default: 4)")
     parser.add_argument("--p", type=float, help="exponent of the poolings gem and rdp_gem (default: 3)")
@@ -127,7 +122,7 @@ def add_fit_options(parser: CommandParser) -> None:
 
 
 def _add_far_microphone_options(parser: Any) -> None:
-    add_far_cancellation_option(parser, calibrated=("installation", "filter", "auto"))
+    add_far_cancellation_option(parser)
     parser.add_argument(
         "--far-future",
         type=float,

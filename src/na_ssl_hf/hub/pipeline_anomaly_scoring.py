@@ -504,6 +504,7 @@ class AnomalyScorer(Pipeline):
         *,
         layer: int | None = None,
         layers: Sequence[int] | None = None,
+        level: str | None = None,
         streams: str | None = None,
         na_share: float | None = None,
         pooling: str | None = None,
@@ -515,9 +516,9 @@ class AnomalyScorer(Pipeline):
 
         Args:
             recordings, batch_size: as for scoring.
-            layer, layers, streams, na_share, pooling, gamma, p, r: as for `fit`, without "auto". With no `pooling`,
-                what is `None` is as `fit` used it; with it, an unfitted scorer will do, and what is `None` has the
-                default of `fit`.
+            layer, layers, level, streams, na_share, pooling, gamma, p, r: as for `fit`, without "auto". With no
+                `pooling`, what is `None` is as `fit` used it; with it, an unfitted scorer will do, and what is `None`
+                has the default of `fit`.
 
         Raises:
             ValueError: as for scoring, a parameter that the pooling does not use, layers as for `fit`, or there are no
@@ -530,6 +531,8 @@ class AnomalyScorer(Pipeline):
         if layer is not None or layers is not None:
             heard = replace(heard, layers=LayerChoice.of(layer, layers))
         heard.layers.check(self.model)
+        if level is not None:
+            heard = replace(heard, level=level)
         if streams is not None:
             heard = replace(heard, streams=streams)
         if na_share is not None:

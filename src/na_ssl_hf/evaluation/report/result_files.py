@@ -33,11 +33,13 @@ class _Facts(TypedDict):
 class RunMetrics(_Facts, total=False):
     """The content of `metrics.json`; without labels the official score is `None`, and the fields below are missing.
 
-    `layers` is there only where others than the last one were chosen, and `backend` where it is not the system's own.
+    `layers` is there only where others than the last one were chosen, `backend` where it is not the system's own, and
+    `level` where it is not that of the recordings.
     """
 
     layers: dict[str, list[int]]
     backend: str
+    level: str
     interval: dict[str, float]
     machines: dict[str, dict[str, float]]
 
@@ -84,7 +86,14 @@ def write_table(folder: str | Path) -> list[dict[str, str]]:
     folder = Path(folder)
     found = [_read_metrics(path) for path in sorted(folder.glob(f"*/{METRICS_FILE}"))]
     order = list(SYSTEMS)
-    found.sort(key=lambda one: (order.index(one["system"]), one["far_cancellation"] or "", one.get("backend", "")))
+    found.sort(
+        key=lambda one: (
+            order.index(one["system"]),
+            one["far_cancellation"] or "",
+            one.get("level", ""),
+            one.get("backend", ""),
+        )
+    )
     rows = [_row(one) for one in found]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "") for column in columns] for row in rows]
@@ -107,6 +116,8 @@ def describe(metrics: RunMetrics) -> dict[str, str]:
         "checkpoints": _checkpoints(metrics) or "none",
         "far-microphone cancellation": metrics["far_cancellation"] or "as the checkpoints say",
     }
+    if "level" in metrics:
+        facts["level of the recordings"] = metrics["level"]
     if "backend" in metrics:
         facts["backend"] = metrics["backend"]
     for split, value in metrics["published"].items():
@@ -129,6 +140,7 @@ def _read_metrics(path: Path) -> RunMetrics:
 
 def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
     recipe = SYSTEMS[run.system]
+    is_published = run.backend is None and run.level == "as recorded"
     metrics: RunMetrics = {
         "system": run.system,
         "far_cancellation": run.far_cancellation,
@@ -136,13 +148,14 @@ def _metrics(run: SystemRun, data: str, seed: int) -> RunMetrics:
         "data": data,
         "clips": {one.machine: {"train": len(one.normal_scores), "test": len(one.clips)} for one in run.machines},
         "published": {
-            split: recipe.published(split, run.far_cancellation) if run.backend is None else None
-            for split in PUBLISHED_SPLITS
+            split: recipe.published(split, run.far_cancellation) if is_published else None for split in PUBLISHED_SPLITS
         },
         "official_score": None,
     }
     if run.layers:
         metrics["layers"] = {name: list(layers) for name, layers in run.layers.items()}
+    if run.level != "as recorded":
+        metrics["level"] = run.level
     if run.backend is not None:
         metrics["backend"] = run.backend
     if all(one.is_labelled for one in run.machines):
@@ -160,6 +173,8 @@ def _submission_name(machine: MachineScores) -> str:
 
 def _row(metrics: RunMetrics) -> dict[str, str]:
     row = {"system": metrics["system"], "far cancellation": metrics["far_cancellation"] or ""}
+    if "level" in metrics:
+        row["level"] = metrics["level"]
     if "backend" in metrics:
         row["backend"] = metrics["backend"]
     row["official score"] = _percent(metrics["official_score"])

@@ -21,9 +21,11 @@ from ...checkpoints.loading import load_extractor, load_model
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from ...hub.front_end import TwoChannelFrontEnd
+from ...hub.input_level import at_level, check_level
 from ...hub.layer_choice import LayerChoice
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
+from ...hub.noise_cancellation import FarMicrophone
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
 from ...hub.recording import Recording, load_recording
 from ...quiet_checkpoints import quiet_checkpoints
@@ -59,19 +61,78 @@ class Embedder:
         return MemoryBank(**self.bank_settings, **settings)
 
 
-def log_mel_embedder(far_cancellation: str | None = None, center_level: bool = False) -> Embedder:
+@dataclass(frozen=True)
+class Frontend:
+    """What embedders are made of: log-mel statistics, or a loaded model, which all machines share.
+
+    Attributes:
+        sampling_rate: of what it hears, in Hz.
+        waveform: function from a recording to its two channels `(2, N)` float32 at that rate; its ValueError names the
+            recording.
+        embedder: function from the calibrated far microphone of an installation, or `None`, to the embedder.
+    """
+
+    sampling_rate: int
+    waveform: Callable[[Recording], torch.Tensor]
+    embedder: Callable[[FarMicrophone | None], Embedder]
+
+
+def log_mel_frontend(
+    far_cancellation: str | None = None, center_level: bool = False, level: str = "as recorded"
+) -> Frontend:
+    """Make the frontend of `log_mel_embedder`, whose arguments these are."""
+    return Frontend(
+        SAMPLING_RATE,
+        lambda recording: _channels(recording, needs_two=True),
+        lambda far_microphone: log_mel_embedder(far_cancellation, center_level, far_microphone, level),
+    )
+
+
+def checkpoint_frontend(
+    name: str,
+    checkpoint: str,
+    pooling: str = "mean",
+    gamma: float = 4.0,
+    far_cancellation: str | None = None,
+    batch_size: int = 8,
+    device: str | torch.device | None = None,
+    layers: Sequence[int] | None = None,
+    level: str = "as recorded",
+) -> Frontend:
+    """Load a checkpoint as a frontend; arguments and errors are those of `checkpoint_embedder`."""
+    model, extractor = _load_as(name, checkpoint, far_cancellation)
+
+    def waveform(recording: Recording) -> torch.Tensor:
+        return extractor.waveform(recording.samples, recording.sampling_rate, recording.name)
+
+    def embedder(far_microphone: FarMicrophone | None) -> Embedder:
+        return model_embedder(name, model, extractor, pooling, gamma, batch_size, device, layers, far_microphone, level)
+
+    return Frontend(extractor.sampling_rate, waveform, embedder)
+
+
+def log_mel_embedder(
+    far_cancellation: str | None = None,
+    center_level: bool = False,
+    far_microphone: FarMicrophone | None = None,
+    level: str = "as recorded",
+) -> Embedder:
     """Make the embedder that needs no network: log-mel statistics of the close channel, see `log_mel_embeddings`.
 
     Args:
         far_cancellation: "least_squares" or "spectral_subtraction" first takes out what the far channel hears.
         center_level: whether the level of the clip is subtracted.
+        far_microphone: a calibrated one, which takes it out instead of `far_cancellation`.
+        level: the level at which recordings are heard, see [`AnomalyScorer.fit`].
     """
+    cancel = far_canceller(far_cancellation, far_microphone)
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
-        waves = (close_channel(load_recording(file, SAMPLING_RATE), far_cancellation) for file in files)
+        waves = (close_channel(load_recording(file, SAMPLING_RATE), cancel, level) for file in files)
         return log_mel_embeddings(waves, center_level=center_level)
 
-    key = _key({"frontend": "logmel", "far_cancellation": far_cancellation, "center_level": center_level})
+    settings = {"frontend": "logmel", "far_cancellation": far_cancellation, "center_level": center_level}
+    key = _key(settings | _settings_beside(far_microphone, level))
     return Embedder("logmel", key, embed, {"distance": "euclidean", "normalize": False})
 
 
@@ -84,6 +145,7 @@ def checkpoint_embedder(
     batch_size: int = 8,
     device: str | torch.device | None = None,
     layers: Sequence[int] | None = None,
+    level: str = "as recorded",
 ) -> Embedder:
     """Make the embedder of a frontend of the published tables from a checkpoint.
 
@@ -98,11 +160,18 @@ def checkpoint_embedder(
         batch_size: number of recordings of one length that go through the model together.
         device: where the model computes; `None` for the best there is.
         layers: the layers whose tokens are compared, see [`AnomalyScorer.fit`]; `None` for the last one.
+        level: the level at which recordings are heard, see [`AnomalyScorer.fit`].
 
     Raises:
         OSError: the checkpoint cannot be loaded.
         ValueError: the name is unknown, the model has another type, or it lacks one of the layers.
     """
+    settings = (name, checkpoint, pooling, gamma, far_cancellation, batch_size, device, layers, level)
+    return checkpoint_frontend(*settings).embedder(None)
+
+
+def _load_as(name: str, checkpoint: str, far_cancellation: str | None) -> tuple[Any, TwoChannelFeatureExtractor]:
+    """Load what `checkpoint_embedder` needs of a checkpoint, whose errors these are."""
     if name not in FRONTENDS:
         raise ValueError(f"frontend must be one of {', '.join(FRONTENDS)}; got {name!r}")
     model, extractor = _load(checkpoint)
@@ -115,7 +184,7 @@ def checkpoint_embedder(
         )
     if far_cancellation is not None:
         extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
-    return model_embedder(name, model, extractor, pooling, gamma, batch_size, device, layers)
+    return model, extractor
 
 
 def model_embedder(
@@ -127,48 +196,92 @@ def model_embedder(
     batch_size: int = 8,
     device: str | torch.device | None = None,
     layers: Sequence[int] | None = None,
+    far_microphone: FarMicrophone | None = None,
+    level: str = "as recorded",
 ) -> Embedder:
-    """Make the embedder of a model that is loaded already, with its extractor; the rest is as `checkpoint_embedder`."""
+    """Make the embedder of a model that is loaded already, with its extractor; the rest is as `checkpoint_embedder`.
+
+    A calibrated `far_microphone` takes the far channel out of the close one; the extractor's method must then be off.
+    """
+    far_canceller(extractor.far_cancellation, far_microphone)
     scorer = AnomalyScorer(model=model, feature_extractor=extractor, device=device)
+    scorer.far_microphone = far_microphone
     choice = LayerChoice.of(layers=layers).or_default_of(model)
     choice.check(model)
-    hears_close_only = not hasattr(model, "to_base") and extractor.far_cancellation is None
+    uses_far = extractor.far_cancellation is not None or far_microphone is not None
+    hears_close_only = not hasattr(model, "to_base") and not uses_far
     pooling_settings: dict[str, Any] = {"pooling": pooling} | ({"gamma": gamma} if "rdp" in pooling else {})
 
     def embed(files: Sequence[Path]) -> torch.Tensor:
         recordings = [load_recording(file, extractor.sampling_rate) for file in files]
         if hears_close_only:
             recordings = [_with_two_channels(recording) for recording in recordings]
-        return scorer.embed([_as_dict(one) for one in recordings], batch_size, layers=choice.layers, **pooling_settings)
+        as_dicts = [_as_dict(one) for one in recordings]
+        return scorer.embed(as_dicts, batch_size, layers=choice.layers, level=level, **pooling_settings)
 
     settings = {"pooling": pooling, "gamma": gamma, "dtype": str(model.dtype)}
     settings |= {field: getattr(extractor, field) for field in _EXTRACTOR_FIELDS}
     # Embeddings of the last layer keep the key that they had before there was a choice.
     settings |= {} if choice.layers is None else {"layers": choice.layers}
+    settings |= _settings_beside(far_microphone, level)
     return Embedder(name, _key({"model": model_fingerprint(model), **settings}), embed, {})
 
 
-def close_channel(recording: Recording, far_cancellation: str | None = None) -> torch.Tensor:
-    """Return the close channel, or the only one; with `far_cancellation` what is left of it without the far channel.
+def far_canceller(
+    far_cancellation: str | None = None, far_microphone: FarMicrophone | None = None
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return the function of waveforms `(B, 2, N)` that takes the far channel out of the close one, or `None`.
+
+    Raises:
+        ValueError: both are given, or the method is unknown.
+    """
+    if far_microphone is not None:
+        if far_cancellation is not None:
+            raise ValueError(f"far_cancellation must be None beside a far_microphone, got {far_cancellation!r}")
+        return far_microphone.cancel
+    return None if far_cancellation is None else TwoChannelFrontEnd(far_cancellation=far_cancellation).cancel
+
+
+def close_channel(
+    recording: Recording,
+    cancel: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    level: str = "as recorded",
+) -> torch.Tensor:
+    """Return the close channel, or the only one; with `cancel`, of `far_canceller`, without the far channel.
+
+    Args:
+        recording: of one or two channels.
+        cancel: function from waveforms `(B, 2, N)` to waveforms of which the first channel is taken.
+        level: the level that the recording is brought to before that, see [`AnomalyScorer.fit`].
 
     Returns:
         `(N,)` float32.
 
     Raises:
         ValueError: the recording, which is named, has another sampling rate or number of channels, NaN or infinite
-            samples.
+            samples; or the level is unknown.
     """
+    samples = at_level(_channels(recording, needs_two=cancel is not None)[None], check_level(level))  # (1, channels, N)
+    return samples[0, 0] if cancel is None else cancel(samples)[0, 0]
+
+
+def _channels(recording: Recording, needs_two: bool) -> torch.Tensor:
+    """Return the channels `(channels, N)` float32 of a recording at 16 kHz; a ValueError names it."""
     samples = torch.as_tensor(recording.samples, dtype=torch.float32)
     if recording.sampling_rate != SAMPLING_RATE:
         raise ValueError(f"{recording.name} must have {SAMPLING_RATE} Hz, got {recording.sampling_rate} Hz")
-    if len(samples) > 2 or (far_cancellation and len(samples) == 1):
-        wanted = "two channels, close and far" if far_cancellation else "one or two channels"
+    if len(samples) > 2 or (needs_two and len(samples) == 1):
+        wanted = "two channels, close and far" if needs_two else "one or two channels"
         raise ValueError(f"{recording.name} must have {wanted}, got {len(samples)}")
     if not bool(samples.isfinite().all()):
         raise ValueError(f"{recording.name} must be finite, got NaN or infinite samples")
-    if far_cancellation:
-        samples = TwoChannelFrontEnd(far_cancellation=far_cancellation).cancel(samples[None])[0]  # (2, N)
-    return samples[0]
+    return samples
+
+
+def _settings_beside(far_microphone: FarMicrophone | None, level: str) -> dict[str, Any]:
+    """Return the settings that decide embeddings; what was before there was a choice keeps its keys."""
+    settings = {} if far_microphone is None else {"far_microphone": far_microphone.fingerprint}
+    return settings if check_level(level) == "as recorded" else {**settings, "level": level}
 
 
 def _with_two_channels(recording: Recording) -> Recording:

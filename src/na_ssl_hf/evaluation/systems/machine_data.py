@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.dcase.clips import DcaseClip, list_dcase_clips
-from ...data.dcase.names import NO_ATTRIBUTE
+from ...data.dcase.clips import DcaseClip, find_split_folders, list_dcase_clips
+from ...data.dcase.names import NO_ATTRIBUTE, SUPPLEMENTAL
 from ..ground_truth import LABEL_FOLDER, clip_key, read_section, section_files
 
 logger = logging.getLogger(__name__)
@@ -19,11 +19,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MachineData:
-    """The training and test clips of one machine, or of one section of it where there are several."""
+    """The training and test clips of one machine, or of one section of it where there are several.
+
+    Attributes:
+        name: name of the machine, with its section where there are several.
+        train: its normal training clips.
+        test: the clips to score.
+        machine_off: its clips of the noise alone, where the data set has supplemental ones.
+    """
 
     name: str
     train: tuple[DcaseClip, ...]
     test: tuple[DcaseClip, ...]
+    machine_off: tuple[DcaseClip, ...] = ()
 
     @property
     def section_name(self) -> str:
@@ -60,6 +68,7 @@ def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> li
         ValueError: as `list_dcase_clips`, or a machine or section has training clips or test clips alone.
     """
     clips = {split: list_dcase_clips(data, split, machines) for split in ("train", "test")}
+    noises = _noises(data, machines)
     keys = {split: sorted({(clip.name.machine, clip.name.section) for clip in clips[split]}) for split in clips}
     if keys["train"] != keys["test"]:
         odd = sorted(set(keys["train"]) ^ set(keys["test"]))
@@ -71,8 +80,18 @@ def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> li
             for split in clips
         }
         has_several = sum(name == machine for name, _ in keys["train"]) > 1 or section > 0
-        found.append(MachineData(f"{machine}_section_{section:02d}" if has_several else machine, **of_section))
+        alone = tuple(c for c in noises if (c.name.machine, c.name.section) == (machine, section))
+        name = f"{machine}_section_{section:02d}" if has_several else machine
+        found.append(MachineData(name, machine_off=alone, **of_section))
     return found
+
+
+def _noises(data: str | Path, machines: Sequence[str] | None) -> list[DcaseClip]:
+    """List the clips of the noise alone; a machine may lack them."""
+    having = {folder.machine for folder in find_split_folders(data) if folder.split == SUPPLEMENTAL}
+    wanted = sorted(having if machines is None else having & set(machines))
+    clips = list_dcase_clips(data, SUPPLEMENTAL, wanted) if wanted else []
+    return [clip for clip in clips if clip.name.label == "noise"]
 
 
 def read_labels_of_machines(

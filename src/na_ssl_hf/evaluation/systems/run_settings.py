@@ -25,6 +25,7 @@ class RunSettings:
         false_alarm_rate: share of normal clips that the thresholds may let alarm.
         processes: processes that share the work; every one of them must run the same systems.
         layers: frontend -> the layers whose tokens are compared; the last one for the frontends that are not in it.
+        level: the level at which recordings are heard, "as recorded" or "normalised", see [`AnomalyScorer.fit`].
         show_progress: whether the main process shows progress bars.
         hashes: hashes of the sound files, so that each file is read for its hash once in a run.
     """
@@ -37,6 +38,7 @@ class RunSettings:
     false_alarm_rate: float = 0.1
     processes: Processes = field(default_factory=Processes)
     layers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    level: str = "as recorded"
     show_progress: bool = True
     hashes: ContentHashes = field(default_factory=ContentHashes, repr=False, compare=False)
 

@@ -14,13 +14,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from ...hub.input_level import check_level
 from ...hub.memory_bank import MemoryBank
 from ...hub.memory_bank_backends import BACKENDS, NEAREST, BackendName, backend_names
 from ...hub.memory_bank_rescaling import RescalingName
+from ...hub.noise_cancellation import FarMicrophone
 from ...hub.threshold import fit_threshold
 from ..autoencoder.run import run_autoencoder
-from .embedders import Embedder, checkpoint_embedder, log_mel_embedder
+from .embedders import Embedder, Frontend, checkpoint_frontend, log_mel_frontend
 from .embedding_cache import cached_embeddings
+from .far_calibration import calibrated_far_microphones, is_calibrated
 from .machine_data import MachineData, list_machines, read_labels_of_machines
 from .machine_scores import MachineScores, fit_and_score
 from .published_systems import LOG_MEL_FRONTENDS, PublishedSystem, find_system
@@ -36,12 +39,14 @@ class SystemRun:
 
     Attributes:
         system: name of the system.
-        far_cancellation: "least_squares", "spectral_subtraction", "none", or `None` for what the checkpoints say.
+        far_cancellation: "least_squares", "spectral_subtraction", "none", a calibrated method ("installation",
+            "filter" or "auto"), or `None` for what the checkpoints say.
         checkpoints: name of a frontend -> its checkpoints, one for every seed.
         layers: name of a frontend -> the layers whose tokens are compared, where they are not the last one.
         machines: the scores of every machine, in the order of their names.
         backend: what scored the bands in place of the nearest neighbours, such as "pca" or "nearest+pca-mean"; `None`
             for the system's own.
+        level: the level at which recordings were heard, "as recorded" or "normalised".
     """
 
     system: str
@@ -50,12 +55,14 @@ class SystemRun:
     machines: tuple[MachineScores, ...]
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     backend: str | None = None
+    level: str = "as recorded"
 
     @property
     def name(self) -> str:
-        """Return the name of the system with its cancellation, layers and backend; it may also name a folder."""
+        """Return the name of the system with all that was chosen for it; it may also name a folder."""
         chosen = [f"{frontend}-layer-{'-'.join(map(str, layers))}" for frontend, layers in self.layers.items()]
-        return "+".join(part for part in (self.system, self.far_cancellation, *chosen, self.backend) if part)
+        level = None if self.level == "as recorded" else self.level
+        return "+".join(part for part in (self.system, self.far_cancellation, level, *chosen, self.backend) if part)
 
 
 class _Embedded(NamedTuple):
@@ -87,8 +94,9 @@ def run_system(
         checkpoints: name of a frontend -> checkpoints of its seeds, whose scores are averaged; see
             `checkpoint_embedder`.
         far_cancellation: "least_squares" or "spectral_subtraction" removes from the close channel what the far one
-            hears, before everything else; "none" does not, even where a checkpoint says so; `None` does what the
-            checkpoints say.
+            hears, before everything else; "installation", "filter" or "auto" of a [`FarMicrophone`] does, which is
+            calibrated on the training clips of each machine, and on its supplemental clips of the noise alone, where
+            there are some; "none" does not, even where a checkpoint says so; `None` does what the checkpoints say.
         machines: names of the machines to run on; `None` for all.
         ground_truth: folder of the `ground_truth_*` folders, for test clips whose names do not say their labels.
         rescaling: the rescaling of the memory, in place of the system's own; `None` for plain distances. Systems with
@@ -98,11 +106,13 @@ def run_system(
 
     Raises:
         OSError: data, checkpoints or ground truth are missing or damaged.
-        ValueError: the system is unknown, a frontend has no checkpoint, there are too few clips, a checkpoint lacks a
-            chosen layer, or the system does not take one of the recordings; all but the last two are found before any
-            work.
+        ValueError: the system, the method or the level is unknown, a frontend has no checkpoint, there are too few
+            clips, a checkpoint lacks a chosen layer, a far microphone cannot be calibrated, or the system does not take
+            one of the recordings; all but the last three are found before any work.
     """
     recipe = find_system(system)
+    is_calibrated(far_cancellation)
+    check_level(settings.level)
     if rescaling != "published":
         recipe = replace(recipe, rescaling=rescaling)
     names = backend_names(backend)
@@ -120,7 +130,9 @@ def run_system(
     labels = read_labels_of_machines(machine_data, ground_truth)
     _check_clips(recipe, machine_data)
     if recipe.autoencoder_score:
-        scored = run_autoencoder(recipe.autoencoder_score, machine_data, _method(far_cancellation), settings)
+        far_microphones = _far_microphones(far_cancellation, machine_data, log_mel_frontend(), settings)
+        method = _own_method(far_cancellation)
+        scored = run_autoencoder(recipe.autoencoder_score, machine_data, method, settings, far_microphones)
     else:
         scored = _run_embedders(recipe, machine_data, seeds, far_cancellation, settings)
     labelled = tuple(
@@ -128,7 +140,8 @@ def run_system(
         for machine in scored
     )
     layers = {name: tuple(settings.layers[name]) for name in seeds if name in settings.layers}
-    return SystemRun(system, far_cancellation, seeds, labelled, layers, _backend_label(names, backend_fusion))
+    label = _backend_label(names, backend_fusion)
+    return SystemRun(system, far_cancellation, seeds, labelled, layers, label, settings.level)
 
 
 def _backend_label(names: Sequence[BackendName], fusion: str) -> str | None:
@@ -150,9 +163,20 @@ def _check_clips(recipe: PublishedSystem, machine_data: Sequence[MachineData]) -
                 raise ValueError(f"{machine.name}: {error}") from error
 
 
-def _method(far_cancellation: str | None) -> str | None:
-    """Return the method of a system without checkpoints, for which "none" and `None` are the same."""
-    return None if far_cancellation == "none" else far_cancellation
+def _own_method(far_cancellation: str | None) -> str | None:
+    """Return the method of a system without checkpoints that learns nothing, for which "none" and `None` are alike."""
+    return None if far_cancellation == "none" or is_calibrated(far_cancellation) else far_cancellation
+
+
+def _far_microphones(
+    far_cancellation: str | None, machines: Sequence[MachineData], frontend: Frontend, settings: RunSettings
+) -> dict[str, FarMicrophone]:
+    """Calibrate the far microphone of every machine at the rate of a frontend, where the method asks for it."""
+    if far_cancellation is None or not is_calibrated(far_cancellation):
+        return {}
+    return calibrated_far_microphones(
+        far_cancellation, machines, frontend.sampling_rate, frontend.waveform, settings.processes
+    )
 
 
 def _run_embedders(
@@ -165,51 +189,69 @@ def _run_embedders(
     """Embed the clips of all machines, one embedder after the other, then score machine by machine."""
     ensemble = ScoreEnsemble(recipe.frontends, labelled_members=recipe.frontends_with_attributes)
     embedded: dict[str, dict[str, list[_Embedded]]] = {machine.name: {} for machine in machine_data}
+    calibrated: dict[int, dict[str, FarMicrophone]] = {}  # by sampling rate
     for name in recipe.frontends:
         served = [machine for machine in machine_data if name in ensemble.members(machine.has_attributes)]
-        files = [file for machine in served for file in (*machine.train_files, *machine.test_files)]
-        sizes = [size for machine in served for size in (len(machine.train), len(machine.test))]
-        if not files:
+        if not served:
             continue
-        for embedder in _embedders(name, checkpoints.get(name, ()), recipe, far_cancellation, settings):
-            embeddings = cached_embeddings(
-                embedder,
-                files,
-                settings.cache,
-                settings.batch_size,
-                settings.processes,
-                settings.label(name),
-                settings.hashes,
-            )
-            parts = iter(embeddings.split(sizes))
-            for machine in served:
-                embedded[machine.name].setdefault(name, []).append(_Embedded(embedder, next(parts), next(parts)))
+        for frontend in _frontends(name, checkpoints.get(name, ()), recipe, far_cancellation, settings):
+            if frontend.sampling_rate not in calibrated:
+                calibrated[frontend.sampling_rate] = _far_microphones(
+                    far_cancellation, machine_data, frontend, settings
+                )
+            far_microphones = calibrated[frontend.sampling_rate]
+            # One embedder serves all machines, unless each has a far microphone of its own.
+            for together in [[machine] for machine in served] if far_microphones else [served]:
+                embedder = frontend.embedder(far_microphones.get(together[0].name))
+                parts = _embeddings_of(embedder, together, name, settings)
+                for machine in together:
+                    embedded[machine.name].setdefault(name, []).append(_Embedded(embedder, next(parts), next(parts)))
     return [
         _score_machine(recipe, ensemble, machine, embedded[machine.name], settings.false_alarm_rate)
         for machine in machine_data
     ]
 
 
-def _embedders(
+def _embeddings_of(
+    embedder: Embedder, machines: Sequence[MachineData], name: str, settings: RunSettings
+) -> Iterator[torch.Tensor]:
+    """Embed the clips of machines: of each, `(N, F, D)` of its training and `(M, F, D)` of its test clips."""
+    files = [file for machine in machines for file in (*machine.train_files, *machine.test_files)]
+    sizes = [size for machine in machines for size in (len(machine.train), len(machine.test))]
+    embeddings = cached_embeddings(
+        embedder,
+        files,
+        settings.cache,
+        settings.batch_size,
+        settings.processes,
+        settings.label(name),
+        settings.hashes,
+    )
+    return iter(embeddings.split(sizes))
+
+
+def _frontends(
     name: str,
     checkpoints: Sequence[str],
     recipe: PublishedSystem,
     far_cancellation: str | None,
     settings: RunSettings,
-) -> Iterator[Embedder]:
-    """Make the embedders of one frontend, one for every seed; each may be freed before the next one is loaded."""
+) -> Iterator[Frontend]:
+    """Load one frontend of a system, for every seed; each may be freed before the next one is loaded."""
     if name in LOG_MEL_FRONTENDS:
-        yield log_mel_embedder(_method(far_cancellation), center_level=LOG_MEL_FRONTENDS[name])
+        yield log_mel_frontend(_own_method(far_cancellation), LOG_MEL_FRONTENDS[name], settings.level)
     for checkpoint in checkpoints:
-        yield checkpoint_embedder(
+        yield checkpoint_frontend(
             name,
             checkpoint,
             recipe.pooling,
             recipe.gamma,
-            far_cancellation,
+            # A calibrated far microphone takes the place of what the checkpoint says.
+            "none" if is_calibrated(far_cancellation) else far_cancellation,
             settings.batch_size,
             settings.compute_device,
             settings.layers.get(name),
+            settings.level,
         )
 
 

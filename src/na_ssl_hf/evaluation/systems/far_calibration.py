@@ -1,0 +1,71 @@
+"""The far microphone of every machine is calibrated on its training clips, and on its clips of the noise alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...hub.noise_cancellation import FAR_MICROPHONE_METHODS, METHODS, FarMicrophone
+from ...hub.recording import Recording, load_recording
+from .machine_data import MachineData
+from .processes import Processes
+
+# The methods that learn from normal recordings; the others take every clip alone.
+CALIBRATED_METHODS = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
+
+
+def is_calibrated(far_cancellation: Any) -> bool:
+    """Tell whether a method learns from normal recordings.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    known = ("none", *METHODS, *CALIBRATED_METHODS)
+    if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
+        raise ValueError(f"far_cancellation must be None or one of {', '.join(known)}; got {far_cancellation!r}")
+    return far_cancellation in CALIBRATED_METHODS
+
+
+def calibrated_far_microphones(
+    method: str,
+    machines: Sequence[MachineData],
+    sampling_rate: int,
+    waveform: Callable[[Recording], torch.Tensor],
+    processes: Processes | None = None,
+) -> dict[str, FarMicrophone]:
+    """Calibrate a [`FarMicrophone`] for every machine; the test clips have no part in it.
+
+    Args:
+        method: one of CALIBRATED_METHODS.
+        machines: the machines, with unequal names.
+        sampling_rate: of the waveforms, in Hz.
+        waveform: function from a recording to its two channels `(2, N)`.
+        processes: those that share the machines; every process gets all of them.
+
+    Returns:
+        name of a machine -> its far microphone, without the sums over the recordings.
+
+    Raises:
+        OSError: a recording is missing or damaged.
+        ValueError: a recording does not have two channels, or a machine, which is named, has too few seconds of
+            recordings or a silent far microphone.
+    """
+    processes = processes or Processes()
+    own = [_calibrated(method, machine, sampling_rate, waveform) for machine in processes.share(machines)]
+    return {machine.name: one for machine, one in zip(machines, processes.gather(own), strict=True)}
+
+
+def _calibrated(
+    method: str, machine: MachineData, sampling_rate: int, waveform: Callable[[Recording], torch.Tensor]
+) -> FarMicrophone:
+    far_microphone = FarMicrophone(method, sampling_rate)
+    for clips, machine_off in ((machine.train, False), (machine.machine_off, True)):
+        for clip in clips:
+            far_microphone.partial_fit(waveform(load_recording(clip.path, sampling_rate)), machine_off)
+    try:
+        # What a saved one would be; the sums take more memory than most models.
+        return FarMicrophone.from_state(*far_microphone.finish().state())
+    except ValueError as error:
+        raise ValueError(f"{machine.name}: {error}") from error
