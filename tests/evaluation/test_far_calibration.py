@@ -21,8 +21,8 @@ from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.evaluation.systems.machine_data import list_machines
 from na_ssl_hf.evaluation.systems.run_settings import RunSettings
 from na_ssl_hf.evaluation.systems.system_run import run_system
+from na_ssl_hf.hub.far_microphone import FarMicrophone
 from na_ssl_hf.hub.input_level import at_level
-from na_ssl_hf.hub.noise_cancellation import FarMicrophone
 from na_ssl_hf.simulation import write_dcase_benchmark
 from na_ssl_hf.simulation.benchmark_presets import BenchmarkPreset
 from two_processes import run_on_two_processes

@@ -14,10 +14,12 @@ from na_ssl_hf.data.dcase.dataset import load_dcase2026
 from na_ssl_hf.data.dcase.names import DcaseName
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES
 from na_ssl_hf.data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, MACHINE_TYPES
+from na_ssl_hf.simulation import simulate_impulse_responses
 from na_ssl_hf.simulation.dcase_benchmark import BenchmarkPreset, write_dcase_benchmark
 from na_ssl_hf.simulation.installation import (
     DRIFTS,
     MACHINE_LEVEL_RANGE_DB,
+    PUBLISHED_MACHINE_LEVELS_DB,
     TARGET_CHANGES,
     Site,
     draw_installation,
@@ -25,6 +27,7 @@ from na_ssl_hf.simulation.installation import (
     machine_level_difference,
 )
 from na_ssl_hf.simulation.installed_dataset import LEAST_PLACES, InstalledMachine
+from na_ssl_hf.simulation.synthetic_dataset import clip_seed
 
 TINY = BenchmarkPreset(2, 1, 4, duration_s=1.0, num_rooms=1, num_places=1, num_supplemental=2)
 MACHINES = ("fan", "valve", "pump")
@@ -112,10 +115,36 @@ def test_levels_are_as_stated(benchmark, tmp_path):
             assert MACHINE_LEVEL_RANGE_DB[0] <= stated[machine]["machine_level_db"] <= MACHINE_LEVEL_RANGE_DB[1]
             differences = [close - far for close, far in map(levels_db, alone(root, machine, "machine"))]
             assert np.mean(differences) == pytest.approx(stated[machine]["machine_level_db"], abs=1.0)
+    assert drawn["valve"]["machine_level_db"] == PUBLISHED_MACHINE_LEVELS_DB["valve"]
+    assert drawn["pump"]["machine_level_db"] != drawn["valve"]["machine_level_db"]
     # Giving one value leaves all others as they were drawn.
     for machine in MACHINES:
         assert installations_of(fixed)[machine]["coherence"] == drawn[machine]["coherence"]
         assert installations_of(fixed)[machine]["target_change"] == drawn[machine]["target_change"]
+
+
+def test_the_gain_of_the_far_microphone_acts_on_machine_and_noise_alike():
+    # What is louder at the far microphone than any placement makes it is louder for all sources.
+    installation, responses, far_gain_db = draw_installation("valve", 1)
+    assert far_gain_db > 3
+    plain = simulate_impulse_responses(installation.room)
+    factor = 10 ** (far_gain_db / 20)
+    for with_gain, without in ((responses.target, plain.target), (responses.noise, plain.noise)):
+        np.testing.assert_array_equal(with_gain[..., 0, :], without[..., 0, :])
+        np.testing.assert_allclose(with_gain[..., 1, :], factor * without[..., 1, :], rtol=1e-5)
+    moved = replace(installation, drifts=replace(installation.drifts, kinds=("microphone_moved", "new_noise")))
+    changed, extra = drifted_responses(moved, responses, far_gain_db)
+    room = replace(installation.room, far=moved.drifts.far)
+    np.testing.assert_allclose(changed.noise[:, 1], factor * simulate_impulse_responses(room).noise[:, 1], rtol=1e-5)
+    room = replace(room, noises=(moved.drifts.noise, *room.noises[1:]))
+    np.testing.assert_allclose(extra[1], factor * simulate_impulse_responses(room).noise[0, 1], rtol=1e-5)
+
+
+def test_the_seeds_of_clips_are_the_same_in_every_version():
+    # Another seed would be another benchmark.
+    assert clip_seed(DcaseName("fan", "target", "test", "anomaly", 7, None), 3) == [3, 1, 1, 1, 7, 0]
+    assert clip_seed(DcaseName("sewing", "source", "supplemental", "noise", 0, "spd_1"), 9) == [9, 2, 0, 3, 0, 9]
+    assert clip_seed(DcaseName("valve", "source", "supplemental", "machine", 2, None), 0) == [0, 2, 0, 2, 2, 3]
 
 
 def noise_alone(coherence, duration_s=20.0):

@@ -145,7 +145,8 @@ def _add_dcase(layouts: Any) -> None:
         "--machine-level",
         type=float,
         metavar="DB",
-        help="level of the machine at the close microphone over that at the far one (default: drawn, -4 to 20 dB)",
+        help="level of the machine at the close microphone over that at the far one (default: that "
+        "published for the machine, else drawn, -4 to 20 dB)",
     )
     parser.add_argument(
         "--drift",

@@ -26,13 +26,11 @@ from .impulse_responses import ImpulseResponses
 from .installation import Installation, Site, draw_installation, drifted_responses, through
 from .mixing import NOISE_POWER_FLOOR
 from .staged_folder import common_gain, reduce_to_pcm16, write_float_wav, write_manifest
-from .synthetic_dataset import check_dataset, synthesize_places
+from .synthetic_dataset import DOMAINS, SPLITS, check_dataset, clip_seed, synthesize_places
 
 INSTALLATIONS = "installations.json"
 # Some machines come without attributes, as in the challenge.
 _MACHINES_WITH_ATTRIBUTES = ("fan", "gearbox", "toycar", "pump", "drone")
-_SPLITS, _DOMAINS = ("train", "test", SUPPLEMENTAL), ("source", "target")
-_LABELS = ("normal", "anomaly", "machine", "noise")
 # A site has this many scenes of noise for each split; a clip hears one of them, and a second one more softly.
 _SCENES = 3
 # Clips are cut from a scene that is as long as three of them.
@@ -92,8 +90,8 @@ def write_installed_machines(
     described = {}
     num_clips = sizes.num_train_source + sizes.num_train_target + 4 * sizes.num_test + 2 * sizes.num_supplemental
     with tqdm(total=len(sites) * num_clips, desc="two-channel clips", unit="clip", disable=not show_progress) as bar:
-        for machine, (installation, responses, machine_gain_db) in sites.items():
-            clips = InstalledMachine(installation, responses, machine_gain_db, places, sizes.duration_s)
+        for machine, (installation, responses, far_gain_db) in sites.items():
+            clips = InstalledMachine(installation, responses, far_gain_db, places, sizes.duration_s)
             of_machine, peak = [], 0.0
             for name in _plan(installation, sizes):
                 stereo, row = clips.clip(name, _is_drifted(name, installation, sizes))
@@ -103,7 +101,7 @@ def write_installed_machines(
             gain = common_gain(peak)
             reduce_to_pcm16(folder / machine, gain)
             rows += [{**row, "gain": gain} for row in of_machine]
-            described[machine] = {**installation.describe(), "machine_far_gain_db": machine_gain_db}
+            described[machine] = {**installation.describe(), "far_gain_db": far_gain_db}
     write_manifest(folder, rows)
     text = json.dumps({"seed": seed, "installations": described}, indent=2)
     (folder / INSTALLATIONS).write_text(text + "\n", encoding="utf-8")
@@ -115,7 +113,7 @@ class InstalledMachine:
 
     installation: Installation
     responses: ImpulseResponses
-    machine_gain_db: float
+    far_gain_db: float
     places: Mapping[str, list[np.ndarray]]
     duration_s: float
     _scenes: dict[tuple[str, str, bool], list[np.ndarray]] = field(default_factory=dict)
@@ -126,17 +124,17 @@ class InstalledMachine:
         self._before = (self.responses, silence)
         self._after = self._before
         if self.installation.drifts.kinds:
-            self._after = drifted_responses(self.installation, self.responses, self.machine_gain_db)
+            self._after = drifted_responses(self.installation, self.responses, self.far_gain_db)
 
     def clip(self, name: DcaseName, drifted: bool) -> tuple[np.ndarray, dict[str, object]]:
         """Return one clip (2, N) float32 and its row of the manifest."""
-        clip_seed = _clip_seed(name, self.installation.seed)
-        rng = np.random.default_rng([_STREAM, *clip_seed])
+        own_seed = clip_seed(name, self.installation.seed)
+        rng = np.random.default_rng([_STREAM, *own_seed])
         fault = 0.0
         if name.label == "anomaly":
             fault = DEFAULT_SEVERITY[name.machine] * float(np.exp(0.25 * rng.standard_normal()))
         point = _operating_point(self.installation, name)
-        dry = synthesize_machine(name.machine, clip_seed, self.duration_s, "source", fault, SAMPLING_RATE, point=point)
+        dry = synthesize_machine(name.machine, own_seed, self.duration_s, "source", fault, SAMPLING_RATE, point=point)
         machine = through(dry, (self._after if drifted else self._before)[0].target.numpy())
         split = "test" if name.split == "test" else "train"
         ranges = {"train": self.installation.train_snr_db, "test": self.installation.test_snr_db}
@@ -177,7 +175,7 @@ class InstalledMachine:
         """
         installation = self.installation
         index = MACHINE_TYPES.index(installation.machine)
-        seeds = [installation.seed, _STREAM, index, _SPLITS.index(split), _DOMAINS.index(domain), number]
+        seeds = [installation.seed, _STREAM, index, SPLITS.index(split), DOMAINS.index(domain), number]
         rng = np.random.default_rng(seeds)
         common, *own = self._draw_places(split, installation.noise_kinds(split, domain), 5, rng)
         responses, extra = self._after if drifted else self._before
@@ -212,13 +210,13 @@ def _unit_power(signal: np.ndarray) -> np.ndarray:
 
 def _operating_point(installation: Installation, name: DcaseName) -> OperatingPoint:
     """Return how the machine runs, whose speed or load the target domain may change."""
-    clip_seed = _clip_seed(name, installation.seed)
-    source = operating_point(name.machine, clip_seed, "source")
+    own_seed = clip_seed(name, installation.seed)
+    source = operating_point(name.machine, own_seed, "source")
     if name.domain == "target" and installation.target_change == "speed":
-        target = operating_point(name.machine, clip_seed, "target")
+        target = operating_point(name.machine, own_seed, "target")
         return replace(source, setting=target.setting, rate=target.rate)
     if name.domain == "target" and installation.target_change == "load":
-        return replace(source, load=float(np.random.default_rng([_STREAM, 1, *clip_seed]).uniform(*_TARGET_LOADS)))
+        return replace(source, load=float(np.random.default_rng([_STREAM, 1, *own_seed]).uniform(*_TARGET_LOADS)))
     return source
 
 
@@ -228,7 +226,7 @@ def _plan(installation: Installation, sizes: BenchmarkPreset) -> Iterator[DcaseN
         ("source", "train", "normal", sizes.num_train_source),
         ("target", "train", "normal", sizes.num_train_target),
     ]
-    groups += [(domain, "test", label, sizes.num_test) for domain, label in product(_DOMAINS, ("normal", "anomaly"))]
+    groups += [(domain, "test", label, sizes.num_test) for domain, label in product(DOMAINS, ("normal", "anomaly"))]
     groups += [("source", SUPPLEMENTAL, label, sizes.num_supplemental) for label in ("machine", "noise")]
     machine = installation.machine
     for domain, split, label, count in groups:
@@ -244,21 +242,10 @@ def _attributes(installation: Installation, name: DcaseName) -> str:
     speed = f"spd_{_operating_point(installation, name).setting}"
     if installation.target_change == "speed":
         return speed
-    return f"{speed}_{installation.target_change}_{1 + _DOMAINS.index(str(name.domain))}"
+    return f"{speed}_{installation.target_change}_{1 + DOMAINS.index(str(name.domain))}"
 
 
 def _is_drifted(name: DcaseName, installation: Installation, sizes: BenchmarkPreset) -> bool:
     """Tell whether a clip comes after the drifts: the test clips of a domain and label are in order of time."""
     drifts = installation.drifts
     return bool(drifts.kinds) and name.split == "test" and name.index >= drifts.from_share * sizes.num_test
-
-
-def _clip_seed(name: DcaseName, seed: int) -> list[int]:
-    return [
-        seed,
-        _SPLITS.index(name.split),
-        _DOMAINS.index(str(name.domain)),
-        _LABELS.index(str(name.label)),
-        name.index,
-        MACHINE_TYPES.index(name.machine),
-    ]

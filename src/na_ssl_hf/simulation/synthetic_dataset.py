@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.dcase.names import DcaseName, format_dcase_name
+from ..data.dcase.names import SUPPLEMENTAL, DcaseName, format_dcase_name
 from ..data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
 from ..data.synthetic.machine_sounds import (
     DEFAULT_SEVERITY,
@@ -31,7 +31,12 @@ from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 from .rooms import draw_room
 from .staged_folder import MANIFEST, common_gain, reduce_to_pcm16, staged_folder, write_float_wav, write_manifest
 
-_SPLITS, _DOMAINS, _LABELS = ("train", "test"), ("source", "target"), ("normal", "anomaly")
+# The place of a word in these lists is part of the seeds of clips, so new ones come last.
+SPLITS, DOMAINS, LABELS = (
+    ("train", "test", SUPPLEMENTAL),
+    ("source", "target"),
+    ("normal", "anomaly", "machine", "noise"),
+)
 # Some machines come without attributes, as in the challenge.
 _MACHINES_WITH_ATTRIBUTES = ("fan", "gearbox", "toycar")
 _MIN_DURATION_S = 0.5
@@ -105,7 +110,9 @@ def write_two_channel_dataset(
         clean_folder = stack.enter_context(staged_folder(clean_root, overwrite)) if clean_root else None
         clips = _Clips(
             rooms=_split_rooms(rooms, num_rooms, seed, show_progress),
-            places={split: synthesize_places(split, seed, duration_s, num_places, show_progress) for split in _SPLITS},
+            places={
+                split: synthesize_places(split, seed, duration_s, num_places, show_progress) for split in SPLITS[:2]
+            },
             severity={**DEFAULT_SEVERITY, **(severity or {})},
             duration_s=duration_s,
             snr_db=snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db),
@@ -152,12 +159,12 @@ class _Clips:
 
     def clip(self, name: DcaseName) -> tuple[TwoChannelMixture, dict[str, object]]:
         """Return the mixture of one clip, (1, N) each, and its row of the manifest."""
-        clip_seed = _clip_seed(name, self.seed)
-        rng = np.random.default_rng(clip_seed)
+        own_seed = clip_seed(name, self.seed)
+        rng = np.random.default_rng(own_seed)
         fault = 0.0
         if name.label == "anomaly":
             fault = self.severity[name.machine] * float(np.exp(0.25 * rng.standard_normal()))
-        target = synthesize_machine(name.machine, clip_seed, self.duration_s, str(name.domain), fault, SAMPLING_RATE)
+        target = synthesize_machine(name.machine, own_seed, self.duration_s, str(name.domain), fault, SAMPLING_RATE)
         rooms = self.rooms[name.split]
         room = int(rng.integers(len(rooms)))
         snr = float(rng.uniform(*self.snr_db))
@@ -217,22 +224,28 @@ def _plan(
     machines: Sequence[str], num_train_source: int, num_train_target: int, num_test: int, seed: int
 ) -> Iterator[DcaseName]:
     groups = [("source", "train", "normal", num_train_source), ("target", "train", "normal", num_train_target)]
-    groups += [(domain, "test", label, num_test) for domain, label in product(_DOMAINS, _LABELS)]
+    groups += [(domain, "test", label, num_test) for domain, label in product(DOMAINS, LABELS[:2])]
     for machine, (domain, split, label, count) in product(machines, groups):
         for index in range(count):
             name = DcaseName(machine, domain, split, label, index, None)
             if machine in _MACHINES_WITH_ATTRIBUTES:
-                setting = operating_point(machine, _clip_seed(name, seed), domain).setting
+                setting = operating_point(machine, clip_seed(name, seed), domain).setting
                 name = name._replace(attributes=f"spd_{setting}")
             yield name
 
 
-def _clip_seed(name: DcaseName, seed: int) -> list[int]:
+def clip_seed(name: DcaseName, seed: int) -> list[int]:
+    """Return the seed of one clip of a data set, whatever else is written beside it.
+
+    Args:
+        name: the clip's name, of one of MACHINE_TYPES, SPLITS, DOMAINS and LABELS; attributes have no part in it.
+        seed: of the data set.
+    """
     return [
         seed,
-        _SPLITS.index(name.split),
-        _DOMAINS.index(str(name.domain)),
-        _LABELS.index(str(name.label)),
+        SPLITS.index(name.split),
+        DOMAINS.index(str(name.domain)),
+        LABELS.index(str(name.label)),
         name.index,
         MACHINE_TYPES.index(name.machine),
     ]
@@ -257,7 +270,7 @@ def synthesize_places(
     length_s = _CLIPS_PER_PLACE * duration_s
     places = list(product(BACKGROUND_TYPES, range(num_places)))
     return [
-        synthesize_background(kind, [seed, _SPLITS.index(split), index], length_s, SAMPLING_RATE)
+        synthesize_background(kind, [seed, SPLITS.index(split), index], length_s, SAMPLING_RATE)
         for kind, index in tqdm(places, desc="backgrounds", unit="place", delay=5, disable=not show_progress)
     ]
 

@@ -11,9 +11,9 @@ from typing import Any
 import soundfile
 import torch
 
+from ...hub.far_microphone import FarMicrophone
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.input_level import at_level
-from ...hub.noise_cancellation import FarMicrophone
 from ...hub.recording import load_recording
 from ...hub.whole_files import whole_folder
 from ...quiet_checkpoints import quiet_checkpoints

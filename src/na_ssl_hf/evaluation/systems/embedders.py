@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ...checkpoints import resolve_checkpoint
 from ...checkpoints.loading import load_extractor, load_model
+from ...hub.far_microphone import FarMicrophone
 from ...hub.fbank import SAMPLING_RATE
 from ...hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 from ...hub.front_end import TwoChannelFrontEnd
@@ -25,7 +26,6 @@ from ...hub.input_level import at_level, check_level
 from ...hub.layer_choice import LayerChoice
 from ...hub.memory_bank import MemoryBank
 from ...hub.model_weights import merge_adapter, model_fingerprint
-from ...hub.noise_cancellation import FarMicrophone
 from ...hub.pipeline_anomaly_scoring import AnomalyScorer
 from ...hub.recording import Recording, load_recording
 from ...quiet_checkpoints import quiet_checkpoints

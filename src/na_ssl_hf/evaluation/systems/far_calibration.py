@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ...hub.noise_cancellation import FAR_MICROPHONE_METHODS, METHODS, FarMicrophone
+from ...hub.far_microphone import FAR_MICROPHONE_METHODS, FarMicrophone
+from ...hub.noise_cancellation import METHODS
 from ...hub.recording import Recording, load_recording
 from .machine_data import MachineData
 from .processes import Processes

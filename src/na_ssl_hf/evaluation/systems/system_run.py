@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from ...hub.far_microphone import FarMicrophone
 from ...hub.input_level import check_level
 from ...hub.memory_bank import MemoryBank
 from ...hub.memory_bank_backends import BACKENDS, NEAREST, BackendName, backend_names
 from ...hub.memory_bank_rescaling import RescalingName
-from ...hub.noise_cancellation import FarMicrophone
 from ...hub.threshold import fit_threshold
 from ..autoencoder.run import run_autoencoder
 from .embedders import Embedder, Frontend, checkpoint_frontend, log_mel_frontend
