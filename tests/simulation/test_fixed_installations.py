@@ -126,7 +126,7 @@ def test_levels_are_as_stated(benchmark, tmp_path):
 def test_the_gain_of_the_far_microphone_acts_on_machine_and_noise_alike():
     # What is louder at the far microphone than any placement makes it is louder for all sources.
     installation, responses, far_gain_db = draw_installation("valve", 1)
-    assert far_gain_db > 3
+    assert abs(far_gain_db) > 3
     plain = simulate_impulse_responses(installation.room)
     factor = 10 ** (far_gain_db / 20)
     for with_gain, without in ((responses.target, plain.target), (responses.noise, plain.noise)):

@@ -165,8 +165,8 @@ def draw_installation(
 
     What `site` gives changes no other draw. The far microphone is placed at the distance, of three around that of the
     free field, whose level difference of the machine comes nearest to the wanted one; within 1 dB the search ends. The
-    rest is the gain of the far microphone, which the noise has as well: two microphones of a site are rarely set alike,
-    and no placement lets the far one hear the machine more loudly than one that is 5 cm away.
+    rest is the gain of the far microphone, which the noise has as well: the microphones of a site are rarely set alike,
+    and few placements let the far one hear the machine more loudly than one that is 5 cm away.
 
     Args:
         machine: one of MACHINE_TYPES.
