@@ -66,9 +66,8 @@ def write_dcase_benchmark(
         overwrite: whether a benchmark that an earlier call wrote is replaced.
         show_progress: whether progress bars are shown.
         installation: "fixed" or "moving".
-        machine_level_db: level of the machine at the close microphone minus that at the far one in dB; None takes the
-            one published for the challenge's machine (valve -3.6, fan -3.2, gearbox -2.8, ToyCar 19.5), and draws those
-            of the others from U[-4, 20]. This and the drifts are for fixed installations only.
+        machine_level_db: level of the machine at the close microphone minus that at the far one in dB; None takes what
+            is published for the challenge's machine, else U[-4, 20]. This and the drifts are for fixed ones only.
         drifts: what changes at every installation during the test, of "microphone_moved" (the far microphone by 2 to
             8 cm), "gain" (of the far microphone by 3 to 6 dB), "new_noise" (a fifth source, as loud as the others
             together) and "door" (an open door shortens the reverberation).
