@@ -100,7 +100,7 @@ def checkpoint_frontend(
     level: str = "as recorded",
 ) -> Frontend:
     """Load a checkpoint as a frontend; arguments and errors are those of `checkpoint_embedder`."""
-    model, extractor = _load_as(name, checkpoint, far_cancellation)
+    model, extractor = load_frontend(name, checkpoint, far_cancellation)
 
     def waveform(recording: Recording) -> torch.Tensor:
         return extractor.waveform(recording.samples, recording.sampling_rate, recording.name)
@@ -170,7 +170,7 @@ def checkpoint_embedder(
     return checkpoint_frontend(*settings).embedder(None)
 
 
-def _load_as(name: str, checkpoint: str, far_cancellation: str | None) -> tuple[Any, TwoChannelFeatureExtractor]:
+def load_frontend(name: str, checkpoint: str, far_cancellation: str | None) -> tuple[Any, TwoChannelFeatureExtractor]:
     """Load what `checkpoint_embedder` needs of a checkpoint, whose errors these are."""
     if name not in FRONTENDS:
         raise ValueError(f"frontend must be one of {', '.join(FRONTENDS)}; got {name!r}")
