@@ -300,12 +300,12 @@ def fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_far_microphone(scorer: AnomalyScorer) -> None:
     """Print what a calibrated far microphone does, and how much of the noise it cancels in each band."""
+    from ..evaluation.report.score_report import describe_far_microphone
+
     far_microphone = scorer.far_microphone
     if far_microphone is None:
         return
-    stages = "a filter, then subtraction of what it leaves" if far_microphone.slope_.any() else "a filter"
-    done = stages if far_microphone.method_ in ("installation", "filter") else "nothing: it does not hear the noise"
-    print(f"far microphone, calibrated on {far_microphone.num_seconds_:.0f} s: {done}")
+    print(describe_far_microphone(far_microphone))
     for band in far_microphone.report():
         print(
             f"  {band.low:5.0f} to {band.high:5.0f} Hz: the filter takes {band.cancelled_db:4.1f} dB of the noise "
@@ -364,7 +364,7 @@ def _score(options: argparse.Namespace) -> int:
     if options.window_csv is not None:
         write_table(options.window_csv, WINDOW_COLUMNS, _window_rows(files, results))
     if options.report is not None:
-        write_score_report(options.report, files, results)
+        write_score_report(options.report, files, results, scorer.far_microphone)
     write_table(sys.stdout if options.csv is None else options.csv, columns, rows)
     if options.csv is not None:
         anomalies = sum(result.get("is_anomaly", False) for result in results)

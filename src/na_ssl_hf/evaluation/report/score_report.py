@@ -1,4 +1,4 @@
-"""An HTML page of scored recordings: a table, and the scores over time of those that were cut into windows."""
+"""An HTML page of scored recordings: a table, curves of those that were cut, and what the far microphone does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...hub.far_microphone import CancelledBand, FarMicrophone
 from ...tables import write_text
 
 # The size of a curve in pixels.
 WIDTH, HEIGHT = 720, 120
+# The least that the height of a bar chart stands for, in dB, so that a band of 1 dB does not look like much.
+_LEAST_SCALE_DB = 10.0
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -34,7 +37,10 @@ svg {{ display: block; width: 100%; height: auto; }}
 
 
 def write_score_report(
-    path: str | os.PathLike[str], files: Sequence[str | Path], results: Sequence[Mapping[str, Any]]
+    path: str | os.PathLike[str],
+    files: Sequence[str | Path],
+    results: Sequence[Mapping[str, Any]],
+    far_microphone: FarMicrophone | None = None,
 ) -> None:
     """Write the page, whole or not at all; it needs no other file.
 
@@ -42,6 +48,7 @@ def write_score_report(
         path: the HTML file.
         files: the recordings.
         results: what the scorer said of each, with `errors="return"`.
+        far_microphone: the calibrated one of the scorer; the page shows how much of the noise its filter takes.
 
     Raises:
         OSError: the file cannot be written.
@@ -64,7 +71,49 @@ def write_score_report(
     for file, result in zip(files, results, strict=True):
         if len(result.get("windows", ())) > 1:
             parts.append(f"<h2>{escape(str(file))}</h2>\n{_curve(result)}\n")
+    if far_microphone is not None:
+        parts.append(_far_microphone_section(far_microphone))
     write_text(path, "".join([*parts, "</body>\n</html>\n"]))
+
+
+def describe_far_microphone(far_microphone: FarMicrophone) -> str:
+    """Return one line that says what a calibrated far microphone does to the close one."""
+    stages = "a filter, then subtraction of what it leaves" if far_microphone.slope_.any() else "a filter"
+    done = stages if far_microphone.method_ in ("installation", "filter") else "nothing: it does not hear the noise"
+    return f"far microphone, calibrated on {far_microphone.num_seconds_:.0f} s: {done}"
+
+
+def _far_microphone_section(far_microphone: FarMicrophone) -> str:
+    bands = far_microphone.report()
+    rows = [
+        f"<tr><td>{band.low:.0f} to {band.high:.0f} Hz</td><td>{band.cancelled_db:.1f} dB</td>"
+        f"<td>{band.coherence:.2f}</td></tr>\n"
+        for band in bands
+    ]
+    return (
+        f"<h2>Far microphone</h2>\n<p>{escape(describe_far_microphone(far_microphone).capitalize())}.</p>\n"
+        f"{_bars(bands)}\n<table>\n<tr><th>band</th><th>noise that the filter takes</th><th>coherence</th></tr>\n"
+        f"{''.join(rows)}</table>\n"
+    )
+
+
+def _bars(bands: Sequence[CancelledBand]) -> str:
+    """Return an SVG with a bar for each band, whose height is the dB cancelled; below the line it is louder instead."""
+    values = [band.cancelled_db for band in bands]
+    high, low = max(_LEAST_SCALE_DB, *values), min(0.0, *values)
+    width, unit = WIDTH / len(bands), HEIGHT / (high - low)
+    bars = "".join(
+        f'<rect x="{(place + 0.1) * width:.1f}" y="{unit * (high - max(value, 0.0)):.1f}" width="{0.8 * width:.1f}" '
+        f'height="{unit * abs(value):.1f}" fill="{"#1f5fa8" if value >= 0 else "#b00020"}">'
+        f"<title>{band.low:.0f} to {band.high:.0f} Hz: {value:.1f} dB</title></rect>"
+        for place, (band, value) in enumerate(zip(bands, values, strict=True))
+    )
+    zero = f"{unit * high:.1f}"
+    return (
+        f'<svg viewBox="0 -4 {WIDTH} {HEIGHT + 8}" role="img"><title>Noise that the filter takes from the close '
+        f"microphone in {len(bands)} frequency bands, in dB; the full height is {high - low:.0f} dB</title>"
+        f'<line x1="0" x2="{WIDTH}" y1="{zero}" y2="{zero}" stroke="#222"/>{bars}</svg>'
+    )
 
 
 def _curve(result: Mapping[str, Any]) -> str:

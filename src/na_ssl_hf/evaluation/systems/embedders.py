@@ -171,7 +171,7 @@ def checkpoint_embedder(
 
 
 def load_frontend(name: str, checkpoint: str, far_cancellation: str | None) -> tuple[Any, TwoChannelFeatureExtractor]:
-    """Load what `checkpoint_embedder` needs of a checkpoint, whose errors these are."""
+    """Load the model and the extractor of a frontend; arguments and errors are those of `checkpoint_embedder`."""
     if name not in FRONTENDS:
         raise ValueError(f"frontend must be one of {', '.join(FRONTENDS)}; got {name!r}")
     model, extractor = _load(checkpoint)
