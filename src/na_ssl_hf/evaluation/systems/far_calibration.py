@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from ...data.dcase.clips import DcaseClip
 from ...hub.far_microphone import FAR_MICROPHONE_METHODS, FarMicrophone
 from ...hub.noise_cancellation import METHODS
 from ...hub.recording import Recording, load_recording
 from .machine_data import MachineData
 from .processes import Processes
+
+logger = logging.getLogger(__name__)
 
 # The methods that learn from normal recordings; the others take every clip alone.
 CALIBRATED_METHODS = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
@@ -40,7 +44,8 @@ def calibrated_far_microphones(
 
     Args:
         method: one of CALIBRATED_METHODS.
-        machines: the machines, with unequal names.
+        machines: the machines, with unequal names. Their clips of the noise alone have a part where they hold enough
+            seconds, with a warning where they do not.
         sampling_rate: of the waveforms, in Hz.
         waveform: function from a recording to its two channels `(2, N)`.
         processes: those that share the machines; every process gets all of them.
@@ -61,10 +66,22 @@ def calibrated_far_microphones(
 def _calibrated(
     method: str, machine: MachineData, sampling_rate: int, waveform: Callable[[Recording], torch.Tensor]
 ) -> FarMicrophone:
+    def waves(clips: Sequence[DcaseClip]) -> Iterator[torch.Tensor]:
+        return (waveform(load_recording(clip.path, sampling_rate)) for clip in clips)
+
+    noises = list(waves(machine.machine_off)) or None
+    try:
+        # What learns nothing says whether there is enough to learn from.
+        FarMicrophone("spectral_subtraction", sampling_rate).fit(noises or ())
+    except ValueError as error:
+        if noises is not None:
+            reason = str(error).replace("`recordings`", "`machine_off`")
+            logger.warning(f"{machine.name} is calibrated without its clips of the noise alone: {reason}")
+        noises = None
     far_microphone = FarMicrophone(method, sampling_rate)
-    for clips, machine_off in ((machine.train, False), (machine.machine_off, True)):
-        for clip in clips:
-            far_microphone.partial_fit(waveform(load_recording(clip.path, sampling_rate)), machine_off)
+    for recordings, machine_off in ((waves(machine.train), False), (noises or (), True)):
+        for recording in recordings:
+            far_microphone.partial_fit(recording, machine_off)
     try:
         # What a saved one would be; the sums take more memory than most models.
         return FarMicrophone.from_state(*far_microphone.finish().state())

@@ -25,7 +25,7 @@ class MachineData:
         name: name of the machine, with its section where there are several.
         train: its normal training clips.
         test: the clips to score.
-        machine_off: its clips of the noise alone, where the data set has supplemental ones.
+        machine_off: its clips of the noise alone, where they were asked for and the data set has supplemental ones.
     """
 
     name: str
@@ -60,15 +60,22 @@ class MachineData:
         return [clip.name.domain or "source" for clip in self.train]
 
 
-def list_machines(data: str | Path, machines: Sequence[str] | None = None) -> list[MachineData]:
+def list_machines(
+    data: str | Path, machines: Sequence[str] | None = None, with_machine_off: bool = False
+) -> list[MachineData]:
     """List the machines below a DCASE folder, or those asked for, by name.
+
+    Args:
+        data: the folder.
+        machines: names of the machines; `None` for all.
+        with_machine_off: whether clips of the noise alone are listed as well; machines may lack them.
 
     Raises:
         FileNotFoundError: as `list_dcase_clips`.
         ValueError: as `list_dcase_clips`, or a machine or section has training clips or test clips alone.
     """
     clips = {split: list_dcase_clips(data, split, machines) for split in ("train", "test")}
-    noises = _noises(data, machines)
+    noises = _noises(data, machines) if with_machine_off else []
     keys = {split: sorted({(clip.name.machine, clip.name.section) for clip in clips[split]}) for split in clips}
     if keys["train"] != keys["test"]:
         odd = sorted(set(keys["train"]) ^ set(keys["test"]))

@@ -111,7 +111,7 @@ def run_system(
             one of the recordings; all but the last three are found before any work.
     """
     recipe = find_system(system)
-    is_calibrated(far_cancellation)
+    learns = is_calibrated(far_cancellation)
     check_level(settings.level)
     if rescaling != "published":
         recipe = replace(recipe, rescaling=rescaling)
@@ -126,7 +126,7 @@ def run_system(
             f"system {system!r} must have a checkpoint for each of its frontends, got none for {', '.join(missing)}: "
             f"give --frontend {' '.join(f'{name}=CHECKPOINT' for name in missing)}"
         )
-    machine_data = list_machines(data, machines)
+    machine_data = list_machines(data, machines, with_machine_off=learns)
     labels = read_labels_of_machines(machine_data, ground_truth)
     _check_clips(recipe, machine_data)
     if recipe.autoencoder_score:

@@ -1,0 +1,89 @@
+"""The benchmark of installations: sites are scored once, and every difference is paired."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import installations
+from benchmarks.installations import CANCELLERS, MACHINE_OFF, NONE, Case, read, run, system_of, tables
+
+CASE = Case(5, "fan", 1.0, 12.0, -5.0)
+
+
+@pytest.fixture
+def few_clips(monkeypatch):
+    for name, number in {"NUM_SOURCE": 6, "NUM_TARGET": 3, "NUM_TEST": 2, "CLIP_S": 1.5, "NUM_DRAWS": 50}.items():
+        monkeypatch.setattr(installations, name, number)
+
+
+def row_of(case, system, canceller, scores, backend="nearest"):
+    return {"case": case, "system": system, "canceller": canceller, "backend": backend, "scores": list(scores)}
+
+
+def test_a_site_is_scored_once_and_a_cut_line_again(few_clips, tmp_path):
+    out, systems = tmp_path / "sites.jsonl", [system_of("logmel")]
+    run([CASE], systems, [NONE, "filter"], out)
+    rows = read(out)
+    assert {(row["canceller"], row["backend"]) for row in rows} == {
+        ("filter", "nearest"),
+        *((NONE, backend) for backend in installations.BACKENDS),
+    }
+    assert all(len(row["scores"]) == 8 for row in rows)
+    once = out.read_bytes()
+    run([CASE], systems, [NONE, "filter"], out)
+    assert out.read_bytes() == once
+    out.write_bytes(once[:-20])
+    run([CASE], systems, [NONE, "filter"], out)
+    assert [row["scores"] for row in read(out)][-1] == rows[-1]["scores"]
+
+
+def test_only_the_last_canceller_hears_the_noise_alone(few_clips):
+    places = {
+        split: installations.synthesize_places(split, 5, 1.5, installations.LEAST_PLACES, False)
+        for split in ("train", "test")
+    }
+    clips = installations.recorded(CASE, places)
+    assert {split: tuple(of_split.shape) for split, of_split in clips.items()} == {
+        "train": (9, 2, 24000),
+        "test": (8, 2, 24000),
+        "supplemental": (4, 2, 24000),
+    }
+    together = {name: cancel(clips["test"]) for name, cancel in installations.cancelling(clips, set(CANCELLERS))}
+    assert list(together) == list(CANCELLERS)
+    assert torch.equal(together[NONE], clips["test"])
+    for name in CANCELLERS:
+        [(_, alone)] = installations.cancelling(clips, {name})
+        assert torch.equal(alone(clips["test"]), together[name])
+    assert not torch.equal(together[MACHINE_OFF], together["installation"])
+
+
+def test_levels_and_snrs_take_turns_or_are_crossed():
+    class Options:
+        seed, machines, coherence, machine_level, snr, full = [1, 2, 3], ["fan", "valve"], [1.0], [-3.0, 12.0], [0.0], 0
+
+    taken = list(installations._cases(Options))
+    assert len(taken) == 6
+    assert {(case.machine, case.level) for case in taken} == {("fan", -3.0), ("valve", 12.0)}
+    Options.full = True
+    assert len(list(installations._cases(Options))) == 12
+
+
+def test_differences_are_paired_and_the_worst_machine_is_named():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0.0, 1.0, 0.0, 1.0], installations.NUM_TEST)
+    rows = []
+    for seed, machine in ((1, "fan"), (1, "valve"), (2, "fan"), (2, "valve")):
+        case = Case(seed, machine, 1.0, None, 0.0)
+        chance = random.standard_normal(len(labels))
+        better, worse = (labels, chance) if machine == "fan" else (chance, -labels)
+        for canceller, scores in ((NONE, chance), ("filter", chance), ("auto", better), ("installation", worse)):
+            rows.append(row_of(case, "logmel", canceller, scores))
+    table = tables(json.loads(json.dumps(rows)), ["coherence", "machine"])
+    lines = {line.split("|")[2].strip(): line for line in table.split("\n\n")[0].splitlines()[2:]}
+    assert "(+0.0 [+0.0, +0.0]) | +0.0 (fan) |" in lines["filter"]
+    assert lines["auto"].endswith("| +0.0 (valve) |")
+    assert lines["installation"].rstrip(" |").endswith("(valve)")
+    assert float(lines["installation"].split("|")[-2].split("(")[0]) < -20
+    assert "100.0 (+" in table.split("\n\n")[1]
