@@ -164,7 +164,9 @@ def run(cases: Sequence[Case], systems: Sequence[System], cancellers: Sequence[s
             for system in (system for system, one in missing if one == canceller):
                 for backend, scores in scored(system, left, canceller in _OF_BACKENDS).items():
                     rows.append(_row(case, system.name, canceller, backend, scores))
+        was_cut = out.exists() and not out.read_bytes().endswith(b"\n")
         with out.open("a", encoding="utf-8") as file:
+            file.write("\n" if was_cut else "")
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
