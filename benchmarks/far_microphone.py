@@ -137,7 +137,13 @@ def canceller(method: str, train: torch.Tensor) -> Callable[[torch.Tensor], torc
     return lambda clips: far_microphone.cancel(clips)[:, 0]
 
 
-def mixed(targets: Targets, noises: Noises, coherence: float, seed: int) -> dict[str, torch.Tensor]:
+def mixed(
+    targets: Targets,
+    noises: Noises,
+    coherence: float,
+    seed: int,
+    snr_range_db: tuple[float, float] = SNR_RANGE_DB,
+) -> dict[str, torch.Tensor]:
     """Mix the clips of one machine in one room: `(clips, 2, N)` for "train", "normal" and "anomaly"."""
     random = np.random.default_rng([seed, 1])
     room = simulate_impulse_responses(draw_room([seed, round(1e6 * float(np.abs(targets["train"][0]).mean()))]))
@@ -153,7 +159,7 @@ def mixed(targets: Targets, noises: Noises, coherence: float, seed: int) -> dict
                 spatial_noises(torch.from_numpy(around)[None].float(), coherence),
                 room.target[None],
                 room.noise[None],
-                torch.tensor([random.uniform(*SNR_RANGE_DB)]),
+                torch.tensor([random.uniform(*snr_range_db)]),
                 torch.tensor([room.direct_delay]),
             )
             mixed_clips.append(torch.cat([channels.close, channels.far]))
@@ -161,25 +167,29 @@ def mixed(targets: Targets, noises: Noises, coherence: float, seed: int) -> dict
     return mixtures
 
 
-def sounds(machines: Path | None, noises: Path | None, seed: int) -> list[tuple[str, Targets, Noises]]:
+def sounds(
+    machines: Path | None, noises: Path | None, seed: int, num_clips: int | None = None
+) -> list[tuple[str, Targets, Noises]]:
     """Return name, clips and noises of every machine: synthetic ones, or those of two folders."""
     if machines is None or noises is None:
-        return [(name, synthetic_targets(name, seed), synthetic_noises(seed)) for name in MACHINES]
+        return [(name, synthetic_targets(name, seed, num_clips), synthetic_noises(seed)) for name in MACHINES]
     random = np.random.default_rng([seed, 0])
     files = find_sound_files([noises])
     random.shuffle(files)
     of_split = {"train": files[: len(files) // 2], "test": files[len(files) // 2 :]}
     split = {name: [wave_of(file) for file in part] for name, part in of_split.items()}
     places = sorted(place for place in machines.iterdir() if (place / "normal").is_dir())
-    return [(place.name, real_targets(place, random), split) for place in places]
+    return [(place.name, real_targets(place, random, num_clips), split) for place in places]
 
 
-def synthetic_targets(name: str, seed: int) -> Targets:
+def synthetic_targets(name: str, seed: int, num_clips: int | None = None) -> Targets:
     """Synthesise the clips of a machine of the package."""
     random = np.random.default_rng([seed, MACHINES.index(name)])
     targets = {}
     for number, part in enumerate(("train", "normal", "anomaly")):
-        faults = DEFAULT_SEVERITY[name] * np.exp(0.25 * random.standard_normal(NUM_CLIPS)) * (part == "anomaly")
+        faults = (
+            DEFAULT_SEVERITY[name] * np.exp(0.25 * random.standard_normal(num_clips or NUM_CLIPS)) * (part == "anomaly")
+        )
         targets[part] = [
             synthesize_machine(name, [seed, number, index], CLIP_S, severity=float(fault))
             for index, fault in enumerate(faults)
@@ -199,7 +209,7 @@ def synthetic_noises(seed: int) -> Noises:
     }
 
 
-def real_targets(place: Path, random: np.random.Generator) -> Targets:
+def real_targets(place: Path, random: np.random.Generator, num_clips: int | None = None) -> Targets:
     """Read the clips of a machine, level-matched and file by file; half of the normal files are for training."""
     normal, anomaly = ([wave_of(file) for file in find_sound_files([place / kind])] for kind in ("normal", "anomaly"))
     length = min(round(CLIP_S * SAMPLING_RATE), int(np.median([len(wave) for wave in normal + anomaly])))
@@ -210,7 +220,7 @@ def real_targets(place: Path, random: np.random.Generator) -> Targets:
         "anomaly": anomaly,
     }
     return {
-        part: [crop(waves[index % len(waves)], length, random) for index in range(NUM_CLIPS)]
+        part: [crop(waves[index % len(waves)], length, random) for index in range(num_clips or NUM_CLIPS)]
         for part, waves in files.items()
     }
 
