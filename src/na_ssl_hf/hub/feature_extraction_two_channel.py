@@ -312,6 +312,8 @@ def far_leads_and_is_louder(channels: torch.Tensor, sampling_rate: int = SAMPLIN
 
 # So many names a warning lists.
 LISTED_NAMES = 5
+# Normal recordings of a correct installation look swapped no more often than this.
+USUAL_SHARE = 0.05
 # What may be wrong with a microphone or a cable; legal, but worth a warning.
 ODDITIES = {
     "silent close": "A recording has a silent close microphone (channel 0).",
@@ -350,11 +352,18 @@ def find_oddities(channels: torch.Tensor, sampling_rate: int = SAMPLING_RATE) ->
 
 
 class OddityReport:
-    """Collects which recordings show which of the `ODDITIES`, for one warning of each kind that names them."""
+    """Collects which recordings show which of the `ODDITIES`, for one warning of each kind that names them.
 
-    def __init__(self, sampling_rate: int = SAMPLING_RATE) -> None:
+    Args:
+        sampling_rate: of the recordings, in Hz.
+        usual_share: the share of the normal recordings that looked "swapped". Where it is above 5 %, the room or the
+            place of a microphone does it, and nothing is said.
+    """
+
+    def __init__(self, sampling_rate: int = SAMPLING_RATE, usual_share: float = 0.0) -> None:
         self._sampling_rate = sampling_rate
-        self._num_recordings = 0
+        self._usual_share = usual_share
+        self._num_recordings = self._num_swapped = 0
         self._names: dict[str, list[str]] = {}
 
     def note(self, names: Sequence[str], channels: torch.Tensor) -> None:
@@ -362,8 +371,17 @@ class OddityReport:
         self._num_recordings += len(names)
         for oddity, found in find_oddities(channels, self._sampling_rate).items():
             odd = [name for name, is_odd in zip(names, found.tolist(), strict=True) if is_odd]
+            if oddity == "swapped":
+                self._num_swapped += len(odd)
+                if self._usual_share > USUAL_SHARE:
+                    continue
             known = self._names.setdefault(oddity, [])
             known += [name for name in dict.fromkeys(odd) if name not in known[-1:]]
+
+    @property
+    def swapped_share(self) -> float:
+        """The share of the recordings so far, or windows of them, that look as if their channels were swapped."""
+        return self._num_swapped / max(1, self._num_recordings)
 
     def report(self) -> None:
         """Log what was found."""

@@ -275,7 +275,7 @@ class AnomalyScorer(Pipeline):
         pooled, chosen = Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers)
         heard = self._heard(pooled, chosen, level, streams, far_cancellation, na_share)
         windows = self._windows(None, window, hop, aggregate)
-        normal, levels = NormalRecordings(domains, groups), LevelRange()
+        normal, levels = NormalRecordings(domains, groups), LevelRange(self.feature_extractor.sampling_rate)
         with self._calibrated(recordings, far_cancellation, machine_off, far_future, windows, skip_unreadable) as kept:
             normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
             if heard.na_share == "auto":
@@ -283,7 +283,7 @@ class AnomalyScorer(Pipeline):
             self._tell_bands(normal, heard)
             bank.fit(normal.vectors, domains=normal.domains)
             calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
-        bank.calibration = replace(calibration, levels=levels.ranges)
+        bank.calibration = replace(calibration, levels=levels.ranges, microphones=levels.microphones)
         self.memory_bank, self._verified, self.left_out = bank, (bank, self.model), normal.left_out
         return self
 
@@ -490,7 +490,12 @@ class AnomalyScorer(Pipeline):
         windows = self._windows(fitted, window, hop, aggregate)
         heard = Heard.as_fitted(calibration)
         heard.layers.check(self.model)
-        levels = LevelReport(calibration.levels, CHANNELS if self._hears_far(heard.streams) else CHANNELS[:1])
+        usual = calibration.microphones
+        levels = LevelReport(
+            calibration.levels,
+            CHANNELS if self._hears_far(heard.streams) else CHANNELS[:1],
+            0.0 if usual is None else usual.far_leads,
+        )
         embedded = self._embedded(recordings, heard, windows, batch_size, progress, errors == "return", levels)
         results = self._results(embedded, windows, bank, calibration)
         if is_single_recording(recordings):
@@ -652,13 +657,15 @@ class AnomalyScorer(Pipeline):
 
         def batches() -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
             total = len(sources) if isinstance(sources, Sized) else None
-            oddities, heard_levels = OddityReport(self.feature_extractor.sampling_rate), levels or LevelRange()
+            heard_levels = levels or LevelRange()
+            oddities = OddityReport(self.feature_extractor.sampling_rate, heard_levels.far_leads)
             stream = pieces()
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
                 try:
                     while batch := list(islice(stream, size)):
                         yield list(zip(batch, self._batch_vectors(batch, heard, oddities, heard_levels), strict=True))
                         bar.update(sum(isinstance(item, Unreadable) or item.is_last for item in batch))
+                        heard_levels.far_leads = oddities.swapped_share
                 finally:
                     oddities.report()
                     heard_levels.report()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .input_level import check_level, check_levels
+from .input_level import UsualMicrophones, check_level, check_levels
 from .layer_choice import LayerChoice, check_na_share
 from .pooling import Pooling
 from .recording import Windows
@@ -55,6 +55,7 @@ class Calibration:
         streams: "cancelled", "raw" or "both", which of the close channel's streams the model hears.
         na_share: The share of a noise-aware model in the compared tokens, the rest being that of its base; `None` for
             the model as it is.
+        microphones: What is usual of the microphones, see [`UsualMicrophones`]; `None` where nobody knows.
 
     Raises:
         ValueError: An attribute has another type, or is outside its range.
@@ -77,6 +78,7 @@ class Calibration:
     levels: Mapping[str, tuple[float, float]] | None = None
     streams: str = "cancelled"
     na_share: float | None = None
+    microphones: UsualMicrophones | None = None
 
     def __post_init__(self) -> None:
         if not _is_finite_number(self.threshold):
@@ -118,6 +120,8 @@ class Calibration:
         own["na_share"] = check_na_share(self.na_share)
         if own["na_share"] == "auto":
             raise ValueError("`na_share` must be None or a number from 0 to 1, got 'auto'.")
+        if self.microphones is not None and not isinstance(self.microphones, UsualMicrophones):
+            raise ValueError(f"`microphones` must be UsualMicrophones or None, got {self.microphones!r:.80}.")
         own["layers"] = LayerChoice(self.layers).layers
         own["windows"] = None if self.windows is None else dict(self.windows)
         own |= {name: float(getattr(self, name)) for name in ("threshold", "false_alarm_rate")}
@@ -155,7 +159,13 @@ class Calibration:
         """Return all attributes as JSON holds them."""
         layers = None if self.layers is None else list(self.layers)
         levels = None if self.levels is None else {channel: list(ends) for channel, ends in self.levels.items()}
-        return asdict(self) | {"self_scores": list(self.self_scores), "layers": layers, "levels": levels}
+        microphones = None if self.microphones is None else self.microphones.to_dict()
+        return asdict(replace(self, microphones=None)) | {
+            "self_scores": list(self.self_scores),
+            "layers": layers,
+            "levels": levels,
+            "microphones": microphones,
+        }
 
     @classmethod
     def from_dict(cls, values: Any) -> "Calibration":
@@ -170,7 +180,13 @@ class Calibration:
         if not isinstance(values, Mapping) or not needed <= set(values):
             got = f"none of {sorted(needed - set(values))}" if isinstance(values, Mapping) else repr(values)
             raise ValueError(f"A calibration must be a dict with the keys {sorted(needed)}, got {got}.")
-        return cls(**{name: values[name] for name in names & set(values)})
+        known = {name: values[name] for name in names & set(values)}
+        if isinstance(microphones := known.get("microphones"), Mapping):
+            try:
+                known["microphones"] = UsualMicrophones(**microphones)
+            except TypeError as error:
+                raise ValueError(f"`microphones` must be those of UsualMicrophones: {error}.") from error
+        return cls(**known)
 
 
 def calibrated_threshold(

@@ -7,13 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import soxr
 import torch
 
-from ..hub.input_level import levels_db
+from ..hub.input_level import NORMALISED_DB, SILENCE_DB, levels_db
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.threshold import Calibration
 from .alarm_rule import DAY, AlarmRule, duration_text, longest_promise
 from .results import AlarmEvent, EventKind, Listener, StateKeeper, WatchedMachine, WindowResult, event_id
+from .sensor_health import SensorHealth
 from .sources import Block, Source
 from .windows import Reader, Window, WindowCutter
 
@@ -22,6 +25,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_WINDOW = 10.0
 DEFAULT_PROMISE = 30 * DAY
 HOPS_PER_WINDOW = 4
+# Recordings whose lengths differ by less than this factor are of one length.
+SAME_LENGTH = 1.01
 # Of silence, whose level is minus infinity, this is told, in dB of full scale; JSON has no infinity.
 LEAST_DB = -200.0
 
@@ -93,14 +98,21 @@ class Monitor:
         self._scorer, self._source, self._scorer_name = scorer, source, scorer_name
         self._threshold = scorer.threshold  # also makes sure that the memory belongs to the model
         calibration = calibration_of(scorer)
-        length = self._settings.window or fitted_window(calibration)
-        hop = self._settings.hop or length / HOPS_PER_WINDOW
         extractor = scorer.feature_extractor
+        length = self._settings.window or fitted_window(calibration, extractor.sampling_rate)
+        hop = self._settings.hop or length / HOPS_PER_WINDOW
         self._cutter = WindowCutter(extractor.sampling_rate, length, hop, extractor.front_end.min_samples)
         # Windows of a lower rate than the model's are resampled by the scorer, which then knows which bands they hold.
         extractor.resample = True
         self._length, self._hop = length, hop
         self._rule = alarm_rule_for(calibration, self._settings, length, hop)
+        if calibration.microphones is None:
+            logger.warning(
+                f"{self._settings.name}: the scorer is of an earlier version and knows nothing of its microphones: "
+                "only silence and clipping are found. Fit it again for the rest."
+            )
+        self._health = SensorHealth(calibration.microphones, extractor.sampling_rate)
+        self._level = calibration.level
         self._reader = Reader(source)
         self._listeners = list(listeners)
         self._turn = turn or nullcontext()
@@ -161,9 +173,16 @@ class Monitor:
         """Score a window and decide what it means."""
         close_db, far_db = levels_db(torch.from_numpy(window.samples)[None])[0].clamp_min(LEAST_DB).tolist()
         now = self._started_at + window.end
-        events = self._end_event("sensor fault", now)
+        health = self._health.step(self._at_model_rate(window.samples), self._level_gain(close_db))
+        events: list[AlarmEvent] = []
+        if health.fault is None:
+            events += self._end_event("sensor fault", now)
+        elif begun := self._begin_event("sensor fault", now, health.fault):
+            self.counts.faults += 1
+            events += begun
         scored = self._scored(window)
-        if scored is not None:
+        # What a faulty microphone hears is neither evidence against the machine nor normal.
+        if scored is not None and not health.is_suspected and health.fault is None:
             decision = self._rule.step(scored["score"], now)
             if decision.change == "begin":
                 self.counts.alarms += 1
@@ -180,15 +199,26 @@ class Monitor:
             started_at=self._started_at,
             score=scored["score"] if scored else None,
             p_value=scored["p_value"] if scored else None,
-            state=self._rule.state,
+            state=self._rule.state if health.fault is None else "sensor fault",
             evidence=self._rule.evidence,
             threshold=self._threshold,
             band_scores=scored["band_scores"] if scored else None,
+            health=health.fault,
             levels_db=(close_db, far_db),
             skipped=self._skipped,
             events=tuple(events),
             resume=self._resume(),
         )
+
+    def _level_gain(self, close_db: float) -> float:
+        """The factor between the sound and what the model heard of the normal recordings."""
+        is_normalised = self._level == "normalised" and close_db > SILENCE_DB
+        return 10 ** ((NORMALISED_DB - close_db) / 20) if is_normalised else 1.0
+
+    def _at_model_rate(self, samples: np.ndarray) -> np.ndarray:
+        """The samples `(2, N)` at the rate at which the normal recordings were learned."""
+        rate = self._scorer.feature_extractor.sampling_rate
+        return samples if rate == self._cutter.rate else soxr.resample(samples.T, self._cutter.rate, rate).T
 
     def _scored(self, window: Window) -> dict[str, Any] | None:
         """The scorer's result of a window, which is that of the same samples in a file; `None` where it has none."""
@@ -284,10 +314,13 @@ def calibration_of(scorer: AnomalyScorer) -> Calibration:
     return bank.calibration
 
 
-def fitted_window(calibration: Calibration) -> float:
+def fitted_window(calibration: Calibration, model_rate: int) -> float:
     """Return the length of window for which the normal scores hold, in s: that of the normal recordings, or 10 s."""
     if calibration.windows is not None:
         return float(calibration.windows["length"])
+    usual = calibration.microphones
+    if usual is not None and usual.samples[1] <= SAME_LENGTH * usual.samples[0]:
+        return usual.samples[0] / model_rate
     return DEFAULT_WINDOW
 
 
