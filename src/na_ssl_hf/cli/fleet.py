@@ -47,7 +47,7 @@ def _add_score(fleet: Any) -> None:
         _score,
         "score the recordings of many machines into Parquet files; run again to resume",
         "  na-ssl fleet score --machines machines.csv --out scores\n"
-        "  na-ssl fleet score --machines machines.csv --out scores --address ray://head:10001\n"
+        "  na-ssl fleet score --machines machines.csv --out scores --address head:6379\n"
         "  accelerate launch -m na_ssl_hf.cli fleet score --machines machines.csv --out scores",
     )
     _add_work_options(parser, "machine, scorer (what na-ssl fit wrote) and recordings", 256, "recordings")
@@ -108,6 +108,7 @@ def _score(options: argparse.Namespace) -> int:
     from ..fleet.running import score_fleet
     from ..fleet.workers import ScoreWork
 
+    _on_every_node(options)
     machines = read_machines(options.machines)
     if options.batch_size < 1 or options.memories < 1:
         raise ValueError(
@@ -142,6 +143,7 @@ def _fit(options: argparse.Namespace) -> int:
     from ..fleet.running import fit_fleet
     from ..fleet.workers import FitWork
 
+    _on_every_node(options)
     machines = read_machines(options.machines, recordings="normal")
     if "two_domains" in options.backend and options.domains is None:
         raise ValueError("--backend two-domains needs --domains, which tells source from target recordings; got none")
@@ -171,6 +173,12 @@ def _fit(options: argparse.Namespace) -> int:
     earlier = f", {outcome.num_earlier} by an earlier run" if outcome.num_earlier else ""
     print(f"{done} of {len(machines)} machines fitted{earlier}, thresholds in {options.out}")
     return _told(options.program, outcome, "machines could not be fitted")
+
+
+def _on_every_node(options: argparse.Namespace) -> None:
+    """Make paths whole where the workers of a cluster would look for them in other folders than this process."""
+    if options.address is not None:
+        options.machines, options.out = options.machines.absolute(), options.out.absolute()
 
 
 def _engine(options: argparse.Namespace, processes: Processes) -> Engine:

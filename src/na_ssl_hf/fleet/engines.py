@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -134,7 +135,8 @@ def _ray(num_workers: int | None, address: str | None) -> Iterator[Any]:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     try:
-        ray.init(**started)
+        with _hidden_stderr():
+            ray.init(**started)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "on this machine" if address is None else f"at {address}"
         raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}") from error
@@ -142,3 +144,18 @@ def _ray(num_workers: int | None, address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Hide what the native code of Ray says about its settings while it starts; errors are exceptions all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
