@@ -19,6 +19,8 @@ from .workers import FitWork, ScoreWork, Worker
 
 # A part whose worker dies so often, as it does where a file takes all memory, is given up. Ray itself would go on.
 MOST_ATTEMPTS = 4
+# Ray waits 30 s for its processes.
+START_ATTEMPTS = 3
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -134,16 +136,27 @@ def _ray(num_workers: int | None, address: str | None) -> Iterator[Any]:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
-    try:
-        with _hidden_stderr():
-            ray.init(**started)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = "on this machine" if address is None else f"at {address}"
-        raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}") from error
+    _start(ray, started)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """Connect with Ray, or start it; on a busy machine its own processes may be too slow for it the first time."""
+    is_local = options["address"] == "local"
+    for attempts_left in reversed(range(START_ATTEMPTS if is_local else 1)):
+        try:
+            with _hidden_stderr():
+                ray.init(**options)
+            return
+        # Ray raises whatever it met, plain exceptions among them.
+        except Exception as error:
+            ray.shutdown()
+            if not attempts_left:
+                where = "on this machine" if is_local else f"at {options['address']}"
+                raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
