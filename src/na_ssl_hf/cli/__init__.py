@@ -12,7 +12,21 @@ import io
 import sys
 from collections.abc import Sequence
 
-from . import completion, convert, corpora, dcase, demo, export, fleet, scoring, simulate, submission, train, watch
+from . import (
+    bank,
+    completion,
+    convert,
+    corpora,
+    dcase,
+    demo,
+    export,
+    fleet,
+    scoring,
+    simulate,
+    submission,
+    train,
+    watch,
+)
 from .command_line import CommandParser
 
 
@@ -51,6 +65,7 @@ def build_parser() -> CommandParser:
     for group in (
         demo,
         scoring,
+        bank,
         watch,
         fleet,
         export,

@@ -304,6 +304,11 @@ class MemoryBank:
         self.calibration = undone[0].calibration
         return self
 
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The changes that `rollback` can undo, oldest first."""
+        return tuple(self._history)
+
     # Scoring
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import soxr
 import torch
 
 from ..hub.input_level import NORMALISED_DB, SILENCE_DB, levels_db
+from ..hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.threshold import Calibration
 from .alarm_rule import DAY, AlarmRule, duration_text, longest_promise
+from .drift import DriftWatch
 from .results import AlarmEvent, EventKind, Listener, StateKeeper, WatchedMachine, WindowResult, event_id
 from .sensor_health import SensorHealth
 from .sources import Block, Source
@@ -113,6 +116,9 @@ class Monitor:
             )
         self._health = SensorHealth(calibration.microphones, extractor.sampling_rate)
         self._level = calibration.level
+        self._drift = DriftWatch()
+        self._num_judged = 0
+        self._memory_written: int | None = None
         self._reader = Reader(source)
         self._listeners = list(listeners)
         self._turn = turn or nullcontext()
@@ -171,6 +177,7 @@ class Monitor:
 
     def _judged(self, window: Window) -> WindowResult:
         """Score a window and decide what it means."""
+        self._take_new_memory()
         close_db, far_db = levels_db(torch.from_numpy(window.samples)[None])[0].clamp_min(LEAST_DB).tolist()
         now = self._started_at + window.end
         health = self._health.step(self._at_model_rate(window.samples), self._level_gain(close_db))
@@ -192,6 +199,7 @@ class Monitor:
                 events += self._begin_event("alarm", now, detail)
             elif decision.change == "end":
                 events += self._end_event("alarm", now)
+            events += self._drifted(scored["p_value"], now)
         return WindowResult(
             machine=self._settings.name,
             start=window.start,
@@ -209,6 +217,38 @@ class Monitor:
             events=tuple(events),
             resume=self._resume(),
         )
+
+    def _drifted(self, p_value: float, now: float) -> list[AlarmEvent]:
+        """Events of a slow drift: windows that overlap would count the same sound several times."""
+        self._num_judged += 1
+        if self._rule.state == "alarm" or self._num_judged % max(1, round(self._length / self._hop)):
+            return []
+        line = self._drift.step(p_value)
+        # A second change is another event: what it says of the mean replaces the first.
+        return [] if line is None else [*self._end_event("drift", now), *self._begin_event("drift", now, line)]
+
+    def _take_new_memory(self) -> None:
+        """Go on with the memory that `na-ssl bank` has written meanwhile, and with the evidence as it is."""
+        path = Path(self._scorer_name) / MEMORY_BANK_FILE
+        try:
+            written = path.stat().st_mtime_ns
+        except OSError:
+            return
+        if self._memory_written in (None, written):
+            self._memory_written = written
+            return
+        self._memory_written = written
+        try:
+            self._scorer.memory_bank = MemoryBank.from_file(str(path))
+            self._threshold = self._scorer.threshold
+            kept = self._rule.resume()
+            self._rule = alarm_rule_for(calibration_of(self._scorer), self._settings, self._length, self._hop)
+            self._rule.restore(kept)
+        except (OSError, ValueError) as error:
+            logger.error(f"{self._settings.name}: the changed memory cannot be used: {error}")
+            return
+        self._drift = DriftWatch()
+        logger.info(f"{self._settings.name}: the memory has changed, the threshold is {self._threshold:.6g} now.")
 
     def _level_gain(self, close_db: float) -> float:
         """The factor between the sound and what the model heard of the normal recordings."""
