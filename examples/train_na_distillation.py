@@ -10,6 +10,10 @@ r"""Turn BEATs, EAT or Dasheng into a noise-aware encoder, by distillation on si
 
     # after a kill: the resumed training gives the same weights as one that was never stopped
     accelerate launch ... --output-dir OUT --resume
+    # what the far microphone of an installation needs beside the paper's settings; options given beside it win
+    accelerate launch ... --base BASE $DATA --output-dir OUT --recipe installation
+    # 20 steps with random weights of base size, no data: memory, and hours on H100s (40 clips at a time, of a GPU)
+    accelerate launch ... --dry-run 40 --base beats
     # training goes on from OUT with other sounds, rooms, durations or rates
     accelerate launch ... --base OUT --output-dir MORE
 
@@ -58,6 +62,7 @@ from na_ssl_hf.training.checkpoint_folder import (
     save_checkpoint,
 )
 from na_ssl_hf.training.distillation import NoiseAwareDistillation
+from na_ssl_hf.training.dry_run import DryRun, dry_run
 from na_ssl_hf.training.ema import ExponentialMovingAverage
 from na_ssl_hf.training.json_lines_tracker import JsonLinesTracker, read_json_lines
 from na_ssl_hf.training.loss_curve import plot_loss_curve
@@ -70,6 +75,26 @@ INSTALLED_TRACKERS = [
     *(["trackio"] if is_trackio_available() else []),
 ]
 BOOTSTRAP_DRAWS = 1000
+# Options of the command line take the place of these.
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    # What shipped layers did harm with: no noise, coherent noise, a silent far microphone, machines that it hears as
+    # loudly as the close one, and close channels that a canceller has changed.
+    "installation": {
+        "snr": [-10.0, 20.0],
+        "noise_coherence": [0.0, 1.0],
+        "clean_share": 0.08,
+        "silent_far_share": 0.06,
+        "machine_level": [-4.0, 20.0],
+        "changed_targets": True,
+        "stream_shares": [0.34, 0.33, 0.33],
+        "layer_type": "aligned",
+        "noise_aware_gate": True,
+    },
+}
+DRY_RUN_STEPS = 20
+# Clips of the development set of FSD50K, the targets of the paper; the length of an epoch where no manifest is read.
+FSD50K_CLIPS = 40_966
 VALIDATION_SEED = 1_000_003  # not the training's seed, so that all trainings are validated on the same mixtures
 
 
@@ -79,6 +104,16 @@ def option(help: str, default: Any = None, **of_argparse: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
+    recipe: Literal["paper", "installation"] = option(
+        "settings in place of the defaults: the paper's, or what installed microphones and cancellers need as well",
+        "paper",
+    )
+    dry_run: int | None = option(
+        "number of clips at a time (default 1) of 20 steps on random sounds and weights: no file is read or "
+        "written, BASE may be beats, eat or dasheng",
+        nargs="?",
+        const=1,
+    )
     # Data
     base: str = field(
         metadata={
@@ -192,7 +227,10 @@ LASTING = (
 
 
 def main() -> None:
-    settings = HfArgumentParser(Settings).parse_args_into_dataclasses()[0]
+    settings = parsed_settings(sys.argv[1:])
+    if settings.dry_run is not None:
+        report_dry_run(settings)
+        return
     output_dir = Path(settings.output_dir)
     json_lines = JsonLinesTracker(output_dir / "log.jsonl")
     accelerator = Accelerator(
@@ -349,6 +387,45 @@ def main() -> None:
 # Before the first step
 
 
+def parsed_settings(arguments: list[str]) -> Settings:
+    """Read the command line, in which options take the place of a recipe's settings."""
+    parser = HfArgumentParser(Settings)
+    if any(word.partition("=")[0] in ("--dry-run", "--dry_run") for word in arguments):
+        # What a dry run does not read need not be given.
+        unread = ("targets", "noises", "rooms", "validation-rooms", "output-dir")
+        arguments = ["--base", "beats", *(word for name in unread for word in (f"--{name}", "unread")), *arguments]
+    parser.set_defaults(**RECIPES[parser.parse_args(arguments).recipe])
+    return parser.parse_args_into_dataclasses(arguments)[0]
+
+
+def report_dry_run(settings: Settings) -> DryRun:
+    """Run a few steps on random sounds with random weights, and print what the whole training would take."""
+    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
+    set_seed(settings.seed)
+    model = noise_aware_model(settings)
+    distillation = NoiseAwareDistillation(
+        model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
+    ).train()
+    optimizers = make_optimizers(distillation, settings.optimizer, settings.lr, settings.weight_decay)
+    distillation, *optimizers = accelerator.prepare(distillation, *optimizers)
+
+    def step(close: Tensor, far: Tensor, clean: Tensor) -> Tensor:
+        loss = distillation(close, far, clean)["loss"]
+        accelerator.backward(loss.total)
+        accelerator.clip_grad_norm_(distillation.parameters(), settings.max_grad_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.total.detach()
+
+    measured = dry_run(distillation, step, DRY_RUN_STEPS, settings.dry_run, settings.duration, accelerator.device)
+    num_steps = settings.max_steps or settings.epochs * FSD50K_CLIPS // settings.batch_size
+    if accelerator.is_main_process:
+        print(f"recipe {settings.recipe}, base {settings.base} with random weights, targets as many as FSD50K has")
+        print(measured.report(num_steps, settings.batch_size))
+    return measured
+
+
 def batch_size_of_process(settings: Settings, num_processes: int) -> int:
     parts = num_processes * settings.gradient_accumulation
     if settings.batch_size < 1 or settings.batch_size % parts:
@@ -435,7 +512,9 @@ def mixture_loader(
 
 def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAEatModel:
     """Load a noise-aware base, or put new noise-aware layers, which change nothing yet, around a plain one."""
-    config = AutoConfig.from_pretrained(settings.base)
+    is_dry_run = settings.dry_run is not None
+    has_base_size = is_dry_run and settings.base in NOISE_AWARE_MODELS
+    config = AutoConfig.for_model(settings.base) if has_base_size else AutoConfig.from_pretrained(settings.base)
     base_type = getattr(config, "base_model_type", config.model_type)
     if base_type not in NOISE_AWARE_MODELS:
         raise ValueError(
@@ -450,7 +529,11 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
     }
     dropout = {"noise_aware_attention_dropout": settings.noise_aware_dropout}
     if config.model_type == base_type:
-        base = AutoModel.from_pretrained(settings.base, dtype=torch.float32)
+        base = (
+            AutoModel.from_config(config, dtype=torch.float32)
+            if is_dry_run
+            else AutoModel.from_pretrained(settings.base, dtype=torch.float32)
+        )
         return NOISE_AWARE_MODELS[base_type].from_base(base, **layers, **dropout)
     for (field_name, value), option_name in zip(
         layers.items(), ("layer_type", "noise_aware_heads", "noise_aware_width", "noise_aware_gate"), strict=True

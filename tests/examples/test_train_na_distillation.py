@@ -381,3 +381,38 @@ def test_log_is_json_lines(train):
     rows = [json.loads(line) for line in (train(max_steps=1) / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1]
     assert rows[0]["clips_per_s"] > 0
+
+
+# Recipes and the dry run
+
+
+def test_a_recipe_stands_in_for_defaults_and_options_win(data, tmp_path):
+    paper, ours, changed = (
+        script.parsed_settings(arguments(data, tmp_path) + more)
+        for more in ([], ["--recipe", "installation"], ["--clean_share", "0.5", "--recipe", "installation"])
+    )
+    assert script.RECIPES["paper"] == {}
+    assert {name for name in vars(paper) if getattr(paper, name) != getattr(ours, name)} == {
+        "recipe",
+        *script.RECIPES["installation"],
+    }
+    assert ours.stream_shares == [0.34, 0.33, 0.33]
+    assert (changed.clean_share, changed.machine_level) == (0.5, [-4.0, 20.0])
+    with pytest.raises(SystemExit):
+        script.parsed_settings([*arguments(data, tmp_path), "--recipe", "unknown"])
+
+
+@pytest.mark.parametrize("recipe", ["paper", "installation"])
+def test_a_dry_run_reads_and_writes_nothing_and_says_what_training_would_take(
+    data, tmp_path, monkeypatch, capsys, recipe
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "DRY_RUN_STEPS", 3)
+    words = ["--dry-run", "2", "--base", str(data / "eat"), "--noise-aware-heads", "4", "--cpu", "True"]
+    run_here(script, [*words, "--duration", "0.5", "--recipe", recipe], monkeypatch)
+    said = capsys.readouterr().out
+    assert "3 steps of 2 x 0.5 s on cpu" in said
+    assert "51207 steps" in said  # 200 epochs of FSD50K in steps of 160
+    assert "one H100: " in said
+    assert "four H100s: " in said
+    assert not list(tmp_path.iterdir())
