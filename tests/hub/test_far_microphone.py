@@ -329,6 +329,62 @@ def test_drift_is_seen_and_followed():
     assert not far_microphone.drift(moved).is_drifted
 
 
+@pytest.fixture
+def warnings_seen(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module.logger, "warning", seen.append)
+    return seen
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    """A calibrated far microphone that listens to 60 s at a time."""
+    monkeypatch.setattr(module, "LISTENED_SECONDS", 60.0)
+    return FarMicrophone().fit(site(20, seed=80)[0])
+
+
+def moved(seed):
+    """Recordings of the same machine with the noise along another path."""
+    noise = varying_noise(20, 48000, seed)
+    return site(20, seed=seed)[1] + torch.stack([convolved(noise, path(seed=9)), noise], dim=1)
+
+
+def test_a_drift_is_told_once_with_its_measure(listening, warnings_seen):
+    listening.listen(site(20, seed=90)[0])
+    assert warnings_seen == []
+    for seed in (100, 101):
+        listening._unheard = 0.0
+        for recording in moved(seed).split(7):
+            listening.listen(recording)
+    assert len(warnings_seen) == 1
+    drift = listening.drift(moved(100))
+    assert drift.residual_db > 3
+    assert f"calibrated: {drift.residual_db:+.1f} dB of noise that the filter leaves" in warnings_seen[0]
+    assert "swapped" not in warnings_seen[0]
+
+
+def test_a_drift_that_swapped_channels_explain_is_told_as_such(listening, warnings_seen):
+    listening.listen(site(20, seed=90)[0].flip(1))
+    assert "With its channels swapped it would be as it was" in warnings_seen[0]
+
+
+def test_nine_tenths_are_passed_over_and_the_sums_are_given_back(listening, warnings_seen):
+    listening.listen(site(20, seed=90)[0])
+    assert listening._listened is None
+    drifted = moved(100)
+    for _ in range(9):
+        listening.listen(drifted)
+    assert warnings_seen == []
+    listening.listen(drifted)
+    assert len(warnings_seen) == 1
+
+
+def test_silence_and_a_far_microphone_that_is_not_used_tell_nothing(listening, warnings_seen):
+    listening.listen(torch.zeros(20, 2, 48000))
+    FarMicrophone("none").fit(site(20, seed=80)[0]).listen(moved(100))
+    assert warnings_seen == []
+
+
 # Bad input
 
 
@@ -389,13 +445,6 @@ def test_what_needs_a_calibration_says_so():
         FarMicrophone().cancel(torch.zeros(1, 2, 100))
     with pytest.raises(ValueError, match="not fitted yet"):
         _ = FarMicrophone().fingerprint
-
-
-@pytest.fixture
-def warnings_seen(monkeypatch):
-    seen = []
-    monkeypatch.setattr(module.logger, "warning", seen.append)
-    return seen
 
 
 def test_machine_off_recordings_with_the_machine_are_warned_of(recordings, warnings_seen):

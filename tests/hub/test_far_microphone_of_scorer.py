@@ -7,6 +7,7 @@ from tiny_models import tiny_model
 from transformers import pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
+from na_ssl_hf.hub import far_microphone
 from na_ssl_hf.hub.far_microphone import FAR_MICROPHONE_FILE, FarMicrophone
 
 RATE = 16000
@@ -103,6 +104,27 @@ def test_the_filter_can_be_causal(model, normal, tmp_path):
     assert scorer.far_microphone.filter_.equal(alone.filter_)
     scorer.save_pretrained(tmp_path)
     assert pipeline("anomaly-scoring", model=str(tmp_path)).far_microphone.latency == 0
+
+
+def test_scoring_warns_of_an_installation_that_has_drifted(model, normal, monkeypatch):
+    scorer = new_scorer(model).fit(normal, far_cancellation="installation", progress=None)
+    seen = []
+    monkeypatch.setattr(far_microphone.logger, "warning", seen.append)
+    monkeypatch.setattr(far_microphone, "LISTENED_SECONDS", 15.0)
+    scorer([recording(seed) for seed in range(100, 116)])
+    assert seen == []
+    scorer.far_microphone.listen_anew()
+    scorer([recording(seed)[::-1].copy() for seed in range(100, 116)])
+    assert len(seen) == 1
+    assert "The installation has drifted since the far microphone was calibrated" in seen[0]
+
+
+def test_a_far_microphone_of_another_rate_is_refused(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    random = torch.randn(8, 2, 8000, generator=torch.Generator().manual_seed(0))
+    FarMicrophone(sampling_rate=8000).fit(random).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"at the rate of the feature extractor, 16000 Hz, got one of 8000 Hz"):
+        pipeline("anomaly-scoring", model=str(tmp_path))
 
 
 def test_methods_that_learn_nothing_are_set_in_the_extractor(model, normal):

@@ -57,6 +57,8 @@ _ALIKE_DB = 0.5
 # Beyond this change in dB, recordings are no more those of the installation that was calibrated.
 DRIFT_DB = 3.0
 _SWAPPED_DB = 3.0
+# As much of what is scored is compared with the calibration at a time; less would differ from it by chance.
+LISTENED_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class FarMicrophone:
         self.method_: str | None = None
         self._off: NoisePathSums | None = None
         self._halves: list[NoisePathSums] = []
+        # What `listen` has heard, the seconds that it passes over next, and whether it told of a drift.
+        self._listened: NoisePathSums | None = None
+        self._unheard: float = 0.0
+        self._is_told: bool = False
         if not isinstance(self.method, str) or self.method not in FAR_MICROPHONE_METHODS:
             raise ValueError(f"`method` must be one of {list(FAR_MICROPHONE_METHODS)}, got {self.method!r}.")
         rate, (lowest, highest) = self.sampling_rate, _RATE_RANGE
@@ -323,7 +329,52 @@ class FarMicrophone:
             ValueError: not fitted yet, or as `fit`.
         """
         self._check_fitted()
-        now = self._heard_in(recordings).noise
+        return self._drift_of(self._heard_in(recordings).noise)
+
+    def listen(self, recordings: torch.Tensor) -> None:
+        """Warn where recordings that are scored have drifted, with the measure; a tenth of them is listened to.
+
+        Two minutes that follow each other are compared with the calibration, then eighteen are passed over, so that the
+        time and the memory of it are small. A drift is told once, until recordings are again as they were.
+
+        Args:
+            recordings: `(B, 2, N)` float, as for `cancel`.
+
+        Raises:
+            ValueError: not fitted yet.
+        """
+        self._check_fitted()
+        seconds = recordings.shape[0] * recordings.shape[-1] / self.sampling_rate
+        if self.method_ == "none" or self._unheard >= seconds:
+            self._unheard -= seconds
+            return
+        if self._listened is None:
+            self._listened = NoisePathSums(self.sampling_rate)
+        self._listened.add(recordings.float())
+        if self._listened.num_samples < LISTENED_SECONDS * self.sampling_rate:
+            return
+        listened, self._listened, self._unheard = self._listened, None, 9 * LISTENED_SECONDS
+        if float(listened.mean().far.mean()) >= _SILENT_POWER:
+            self._tell_drift(listened.difference())
+
+    def listen_anew(self) -> None:
+        """Forget what `listen` has heard, so that the next recordings are listened to."""
+        self._listened = None
+        self._unheard, self._is_told = 0.0, False
+
+    def _tell_drift(self, noise: Spectra) -> None:
+        drift = self._drift_of(noise)
+        if drift.is_drifted and not self._is_told:
+            swapped = self._drift_of(Spectra(noise.far, noise.close, noise.cross.conj()))
+            guess = "" if swapped.is_drifted else " With its channels swapped it would be as it was: are they?"
+            logger.warning(
+                f"The installation has drifted since the far microphone was calibrated: {drift.residual_db:+.1f} dB of "
+                f"noise that the filter leaves, {drift.level_db:+.1f} dB of the far microphone against the close one "
+                f"(normal: within {DRIFT_DB:g} dB). Fit the scorer anew on normal recordings of today.{guess}"
+            )
+        self._is_told = drift.is_drifted
+
+    def _drift_of(self, now: Spectra) -> Drift:
         rate, future, none = self.sampling_rate, self._num_taps()[1], torch.zeros_like(self.filter_)
         before_db, now_db = (
             [10 * excess_slope(noise, taps, future, rate).clamp_min(1e-3).log10() for taps in (self.filter_, none)]
@@ -453,6 +504,7 @@ class FarMicrophone:
         self._halves = []
         self._off = None
         self.method_ = None
+        self.listen_anew()
 
     def _make_halves(self) -> None:
         # They take 33 MB each at 16 kHz, which one that was loaded does not need.

@@ -203,6 +203,7 @@ class AnomalyScorer(Pipeline):
         if not has_adapter(self.model):
             self.memory_bank = _saved(self.model, MEMORY_BANK_FILE, MemoryBank.from_file)
             self.far_microphone = _saved(self.model, FAR_MICROPHONE_FILE, FarMicrophone.from_file)
+            self._check_far_microphone()
 
     # Fitting
 
@@ -287,6 +288,15 @@ class AnomalyScorer(Pipeline):
         self.memory_bank, self._verified, self.left_out = bank, (bank, self.model), normal.left_out
         return self
 
+    def _check_far_microphone(self) -> None:
+        """Raise a ValueError where the loaded far microphone was calibrated at another rate than the model's."""
+        rate = self.feature_extractor.sampling_rate
+        if self.far_microphone is not None and self.far_microphone.sampling_rate != rate:
+            raise ValueError(
+                f"`{FAR_MICROPHONE_FILE}` must be calibrated at the rate of the feature extractor, {rate} Hz, "
+                f"got one of {self.far_microphone.sampling_rate} Hz."
+            )
+
     def _heard(
         self,
         pooling: Pooling,
@@ -362,6 +372,8 @@ class AnomalyScorer(Pipeline):
                 if far_cancellation is not None:
                     extractor.far_cancellation = None if far_cancellation == "none" else far_cancellation
             yield recordings
+            if self.far_microphone is not None:
+                self.far_microphone.listen_anew()
         except BaseException:
             self.far_microphone, extractor.far_cancellation = own
             raise
@@ -748,6 +760,9 @@ class AnomalyScorer(Pipeline):
             if self.far_microphone is not None:
                 with torch.no_grad():
                     waves = self.far_microphone.cancel(waves)
+                    self.far_microphone.listen(waveforms)
+                    if self.memory_bank is not None:  # scoring, not fitting
+                        self.far_microphone.listen(waveforms)
             return encoded(self.feature_extractor.fbank(waves))
 
         @cache
