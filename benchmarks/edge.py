@@ -33,16 +33,16 @@ def measure_edge() -> list[Row]:
     rows = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for precision, is_int8 in (("float32", False), ("int8", True)):
+            for precision, int8 in (("float32", None), ("int8", "weights")):
                 progress(f"  exporting in {precision}")
                 place = Path(folder) / precision
-                exported = export_scorer(scorer, place, ProofRecordings(noise), int8=is_int8, max_drop=100.0)
+                exported = export_scorer(scorer, place, ProofRecordings(noise), int8=int8, max_drop=100.0)
                 edge = Scorer(place, num_threads=1)
                 ours, torchs = alternate(REPETITIONS, lambda edge=edge: edge(noise[0]), lambda: scorer(noise[0]))
                 note = f"graph of {exported.proof.size_ratio:.2f} of the weights in float32" if exported.proof else ""
                 what = f"{MODEL}: score of 10 s, ONNX {precision} against torch"
-                target = "< 1.00" if not is_int8 else "-"
-                met = ours < torchs if not is_int8 else None
+                target = "< 1.00" if int8 is None else "-"
+                met = ours < torchs if int8 is None else None
                 rows.append(Row(what, ours, torchs, f"{ours / torchs:.2f}", target, met, note=note))
     finally:
         torch.set_num_threads(threads)

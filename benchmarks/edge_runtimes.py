@@ -4,10 +4,10 @@
     python -m benchmarks.edge_runtimes --data DATA                             # na-beats-tiny, na-eat-tiny
     python -m benchmarks.edge_runtimes --data DATA --model beats-base --machines 3
 
-Times are CPU seconds of one thread for 10 s of noise, medians of several runs, each way in a process of its own; memory is
-the greatest of that process. Scores and AUC are those of the test clips of every machine of the benchmark, by a memory
-of its training clips, which is made of the vectors of the same graph. `beats-base` has the size of BEATs and random
-weights. The output is Markdown.
+Times are CPU seconds of one thread for 10 s of noise, medians of several runs, each way in a process of its own; memory
+is the greatest of that process. Scores and AUC are those of the test clips of every machine of the benchmark, by a
+memory of its training clips, which is made of the vectors of the same graph. `beats-base` has the size of BEATs and
+random weights. The output is Markdown.
 """
 
 import argparse

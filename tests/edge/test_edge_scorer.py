@@ -21,7 +21,7 @@ import na_ssl_hf
 from na_ssl_edge import Scorer
 from na_ssl_edge.cli import main as edge_main
 from na_ssl_edge.graph import load_graph
-from na_ssl_edge.oddities import far_leads_and_is_louder, find_oddities
+from na_ssl_edge.oddities import OddityReport, far_leads_and_is_louder, find_oddities
 from na_ssl_hf.hub import feature_extraction_two_channel as extraction
 
 EDGE, HOUSE = Path(na_ssl_edge.__file__).parent, Path(na_ssl_hf.__file__).parent
@@ -171,6 +171,12 @@ def test_warnings_are_those_of_the_pipeline(site, tmp_path, caplog):
         soundfile.write(tmp_path / f"{oddity}.wav", samples, RATE, subtype="FLOAT")
     assert extraction.ODDITIES == na_ssl_edge.oddities.ODDITIES
     assert not far_leads_and_is_louder(cases["swapped"].T[::-1].astype(np.float32), RATE)
+    for usual_share, warns in ((0.05, True), (0.06, False)):
+        caplog.clear()
+        report = OddityReport(RATE, None, (), False, usual_share)
+        report.note("pair", cases["swapped"].T.astype(np.float32))
+        report.report()
+        assert bool(caplog.messages) == warns
     with caplog.at_level(logging.WARNING):
         Scorer(site.exported)(sorted(tmp_path.glob("*.wav")))
     assert f"{extraction.ODDITIES['clipped']} (1: {tmp_path / 'clipped.wav'})" in caplog.messages

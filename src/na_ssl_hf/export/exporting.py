@@ -274,7 +274,7 @@ def _fitted_with(
         progress=progress,
     )
     fitted = other.memory_bank
-    fitted.calibration = replace(fitted.calibration, streams=calibration.streams)
+    fitted.calibration = replace(fitted.calibration, streams=calibration.streams, na_share=calibration.na_share)
     return fitted
 
 

@@ -34,6 +34,7 @@ class Exported:
         hears_far: whether the far channel has an influence on scores.
         is_normalised: whether the graph brings recordings to one level.
         levels: the levels of the normal recordings, see `OddityReport`.
+        usual_swapped: the share of the normal recordings that looked as if their channels were swapped.
         row_centres: the centres of all bands in Hz where recordings of a lower rate lack some; else `None`.
         recording_rate: the sampling rate of the normal recordings where it decides which bands count.
     """
@@ -49,6 +50,7 @@ class Exported:
     hears_far: bool
     is_normalised: bool
     levels: Mapping[str, Any] | None
+    usual_swapped: float
     row_centres: tuple[float, ...] | None
     recording_rate: int | None
 
@@ -108,6 +110,7 @@ def _exported(path: Path, settings: dict[str, Any]) -> Exported:
         hears_far=recordings["hears_far"] is True,
         is_normalised=calibration["level"] == "normalised",
         levels=calibration["levels"],
+        usual_swapped=float((calibration.get("microphones") or {}).get("far_leads", 0.0)),
         row_centres=None if centres is None else tuple(map(float, centres)),
         recording_rate=calibration["recording_rate"],
     )

@@ -18,6 +18,8 @@ SILENT_RMS = 1e-6
 FULL_SCALE = 1 - 2.0**-15
 CLIPPED_SHARE = 1e-3
 LISTED_NAMES = 5
+# Normal recordings of a correct installation look swapped no more often than this.
+USUAL_SHARE = 0.05
 ODDITIES = {
     "silent close": "A recording has a silent close microphone (channel 0).",
     "silent far": "A recording has a silent far microphone (channel 1); is it connected?",
@@ -96,6 +98,8 @@ class OddityReport:
             hears them, in dB of full scale; `None` where nobody knows.
         channels: those that the graph hears.
         is_normalised: whether the graph brings the close channel to one level.
+        usual_share: the share of the normal recordings that looked "swapped". Where it is above 5 %, the room or the
+            place of a microphone does it, and nothing is said.
     """
 
     def __init__(
@@ -104,15 +108,17 @@ class OddityReport:
         ranges: Mapping[str, Sequence[float]] | None,
         channels: Sequence[str],
         is_normalised: bool,
+        usual_share: float = 0.0,
     ):
         self._sampling_rate, self._is_normalised = sampling_rate, is_normalised
         self._ranges = {name: ranges[name] for name in channels if name in ranges} if ranges else {}
+        self._is_usual = {"swapped"} if usual_share > USUAL_SHARE else set()
         self._odd: dict[str, list[str]] = {}
         self._levels: dict[tuple[str, str], list[str]] = {}
 
     def note(self, name: str, channels: np.ndarray) -> None:
         """Look at a recording, or a window of it, `(2, N)` float32."""
-        for oddity in find_oddities(channels, self._sampling_rate):
+        for oddity in set(find_oddities(channels, self._sampling_rate)) - self._is_usual:
             _add(self._odd.setdefault(oddity, []), name)
         if not self._ranges:
             return

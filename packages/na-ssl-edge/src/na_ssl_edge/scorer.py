@@ -95,7 +95,9 @@ class Scorer:
     ) -> Iterator[dict[str, Any]]:
         exported = self._exported
         channels = CHANNELS if exported.hears_far else CHANNELS[:1]
-        report = OddityReport(self._rules.sampling_rate, exported.levels, channels, exported.is_normalised)
+        report = OddityReport(
+            self._rules.sampling_rate, exported.levels, channels, exported.is_normalised, exported.usual_swapped
+        )
         try:
             for source in recordings:
                 try:
