@@ -15,7 +15,8 @@ pytest.importorskip("pyarrow")
 psutil = pytest.importorskip("psutil")
 
 TIMEOUT = 540  # s, only so that a hanging test ends
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_TMPDIR": "/tmp"}
+# Ray's workers are so polite by default that on a busy machine they hardly run at all.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_TMPDIR": "/tmp", "RAY_worker_niceness": "0"}
 
 
 def descendants(process: subprocess.Popen) -> list:
