@@ -132,3 +132,6 @@ def test_a_calibrated_microphone_that_cancels_nothing_is_no_part_of_the_graph(re
     assert far_canceller(scorer) is None
     scorer.far_microphone = FarMicrophone("none").fit([noisy_pair(16000) for _ in range(2)])
     assert far_canceller(scorer) is None
+    scorer.far_microphone.method_ = "telepathy"
+    with pytest.raises(ValueError, match="whose method has an exportable form, got 'telepathy'"):
+        far_canceller(scorer)

@@ -34,6 +34,9 @@ def far_canceller(scorer: AnomalyScorer) -> "FarCanceller | None":
 
     Returns:
         the module; `None` where the scorer leaves the close microphone as it is.
+
+    Raises:
+        ValueError: the far microphone is calibrated with a method that is not known here.
     """
     extractor, calibrated = scorer.feature_extractor, scorer.far_microphone
     steps: list[nn.Module] = []
@@ -47,8 +50,12 @@ def far_canceller(scorer: AnomalyScorer) -> "FarCanceller | None":
 def _steps_of(calibrated: FarMicrophone) -> list[nn.Module]:
     if calibrated.method_ == "spectral_subtraction":
         return [_of_clip("spectral_subtraction", calibrated.sampling_rate)]
-    if calibrated.method_ not in ("filter", "installation"):
+    if calibrated.method_ == "none":
         return []
+    if calibrated.method_ not in ("filter", "installation"):
+        raise ValueError(
+            f"`far_microphone` must be one whose method has an exportable form, got {calibrated.method_!r}."
+        )
     steps: list[nn.Module] = [NoisePath(calibrated.filter_, round(calibrated.future * calibrated.sampling_rate))]
     if calibrated.method_ == "installation" and calibrated.slope_.any():
         steps.append(Subtraction(calibrated.slope_))
