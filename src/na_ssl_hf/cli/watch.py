@@ -12,6 +12,7 @@ from typing import Any
 
 from .command_line import add_command
 from .scoring import load_scorer
+from .watch_file import add_file_options, one_or_file
 
 # The choices are repeated here, because the module that defines them takes seconds to import.
 RAW_FORMATS = ("s16le", "s24le", "s32le", "f32le", "f64le")
@@ -22,14 +23,17 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "watch",
-        _watch,
+        one_or_file(_watch),
         "score the sound of a machine live; a line of JSON for every window",
-        "  arecord -D hw:1 -f S16_LE -c 2 -r 48000 -t wav | na-ssl watch scorer -\n"
-        "  na-ssl watch scorer device:USB --false-alarms-per 30d",
+        "  na-ssl watch scorer device:USB --false-alarms-per 30d\n"
+        "  na-ssl watch scorer - --rate 48000 --format s16le\n"
+        "  na-ssl watch --config watch.toml",
     )
-    parser.add_argument("scorer", metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
+    add_file_options(parser)
+    parser.add_argument("scorer", nargs="?", metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
     parser.add_argument(
         "source",
+        nargs="?",
         metavar="SOURCE",
         help="- for standard input (WAV, or raw with --rate and --format), a sound file, a folder into which recorders "
         "drop files, device[:NAME] for a sound card, or an address for PyAV",

@@ -1,0 +1,161 @@
+"""`na-ssl watch --config watch.toml`: several machines in one process, and the check of their file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .scoring import load_scorer
+
+if TYPE_CHECKING:
+    from ..watch.configuration import MachineConfiguration
+    from ..watch.monitor import Monitor
+
+logger = logging.getLogger(__name__)
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and `--check`."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="watch.toml with the machines, instead of SCORER_DIR and SOURCE"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check of the file of --config, its scorers and sources, and no watch"
+    )
+
+
+def one_or_file(watch_one: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Return what runs `na-ssl watch`: `watch_one` for a scorer and a source, or the file of `--config`."""
+
+    def run(options: argparse.Namespace) -> int:
+        if options.config is None:
+            if options.check:
+                raise ValueError("--check must go with --config, whose file it checks")
+            if options.scorer is None or options.source is None:
+                raise ValueError("na-ssl watch needs SCORER_DIR and SOURCE, or --config FILE")
+            return watch_one(options)
+        if options.scorer is not None:
+            raise ValueError(f"--config must go without SCORER_DIR and SOURCE, got {options.scorer}")
+        return _check(options) if options.check else _watch_all(options)
+
+    return run
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Load every scorer and find every source; every problem is a line."""
+    from ..watch.configuration import read_configuration
+
+    configuration = read_configuration(options.config)
+    problems = []
+    for machine in configuration.machines:
+        try:
+            _monitor(machine, options, configuration.device)
+        except (ValueError, OSError) as error:
+            problems.append(f"{machine.settings.name}: {' '.join(str(error).split())}")
+    if problems:
+        raise ValueError(f"{options.config}: {'; '.join(problems)}")
+    print(f"{options.config}: {len(configuration.machines)} machines, nothing is wrong")
+    return 0
+
+
+def _watch_all(options: argparse.Namespace) -> int:
+    """Watch every machine in a thread of its own, one window at a time; one that fails does not end the others."""
+    from ..watch.configuration import read_configuration
+    from ..watch.json_lines import JsonLines
+    from ..watch.results import Listener
+    from ..watch.state_file import StateFile
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configuration = read_configuration(options.config)
+    listeners: list[Listener] = [JsonLines()]
+    keeper = None
+    if configuration.state is not None:
+        keeper = StateFile(configuration.state)
+        listeners.append(keeper)
+    with ExitStack() as opened:
+        turn = threading.Lock()
+        shared = _ClosedOnce(listeners)
+        opened.callback(shared.close_all)
+        monitors = [
+            _monitor(machine, options, configuration.device, listeners=shared.listeners, keeper=keeper, turn=turn)
+            for machine in configuration.machines
+        ]
+
+        def stop(*_: Any) -> None:
+            for monitor in monitors:
+                monitor.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        failures: list[str] = []
+        is_unread = threading.Event()
+
+        def watch(monitor: Monitor, name: str) -> None:
+            try:
+                monitor.run()
+            except BrokenPipeError:
+                is_unread.set()
+                stop()
+            except Exception as error:
+                logger.error(f"{name}: the watch has ended: {error}")
+                failures.append(f"{name}: {error}")
+
+        threads = [
+            threading.Thread(target=watch, args=(monitor, machine.settings.name))
+            for monitor, machine in zip(monitors, configuration.machines, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if is_unread.is_set():
+            # Python would complain of standard output once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+    if failures:
+        raise OSError("; ".join(failures))
+    print("na-ssl watch: the sound of all machines has ended", file=sys.stderr)
+    return 0
+
+
+class _ClosedOnce:
+    """Listeners that several monitors share, of which the first to end must not close them for the others."""
+
+    def __init__(self, listeners: Iterable[Any]):
+        self._all = list(listeners)
+        self.listeners = [_NotClosed(listener) for listener in self._all]
+
+    def close_all(self) -> None:
+        """Close them, when every monitor has ended."""
+        for listener in self._all:
+            listener.close()
+
+
+class _NotClosed:
+    """A listener but for `close`."""
+
+    def __init__(self, listener: Any):
+        self.opened, self.window, self.event = listener.opened, listener.window, listener.event
+
+    def close(self) -> None:
+        """Leave the listener open for the others."""
+
+
+def _monitor(machine: MachineConfiguration, options: argparse.Namespace, device: str | None, **shared: Any) -> Monitor:
+    from ..watch.monitor import Monitor
+    from ..watch.sources import open_source
+
+    source = open_source(machine.source, machine.rate, machine.sample_format, machine.speed)
+    of_machine = argparse.Namespace(
+        device=options.device or device, trust_remote_code=options.trust_remote_code, resample=True
+    )
+    scorer = load_scorer(machine.scorer, of_machine)
+    return Monitor(scorer, source, machine.settings, scorer_name=machine.scorer, **shared)
