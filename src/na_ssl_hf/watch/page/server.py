@@ -1,0 +1,354 @@
+"""Serve the page of a watch from what its store keeps."""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import logging
+
+from ..store import WatchStore
+from .event_views import CHANNELS, channel_sound, channel_spectrogram
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+logger = logging.get_logger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+# A chart shows no more points than these; of more windows the one with the highest score stands for its neighbours.
+MOST_POINTS = 2000
+_LONGEST_SPAN_H = 24.0 * 90
+_POLL_S = 0.5
+# A comment line this often keeps proxies from closing a silent stream.
+_KEEP_ALIVE_S = 15.0
+_COOKIE = "na_ssl_token"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+# uPlot sets the style attribute of its elements, which is what 'unsafe-inline' allows; scripts must be files of ours.
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this computer reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of "HOST:PORT", as `--web` takes it; a host of IPv6 stands in brackets.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise ValueError(f"--web must be HOST:PORT, such as 127.0.0.1:8080, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def make_page(
+    store: WatchStore,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    metrics: Callable[[], bytes] | None = None,
+    cancel: Callable[[Any, int], Any] | None = None,
+    learn: Callable[[Path], None] | None = None,
+) -> "Starlette":
+    """Return the page as an ASGI application.
+
+    Args:
+        store: what is shown.
+        host: where it will be served; without a token only an address that this computer alone reaches is taken.
+        token: what a visitor must know: once as `?token=...` in the address, then as a cookie; or in the header
+            `Authorization: Bearer`.
+        metrics: gives the figures for Prometheus at `/metrics`.
+        cancel: takes the far microphone out of a sound, `(2, N)` float32 and its rate in Hz; then an event can also be
+            heard cancelled.
+        learn: is called with the sound file of an event that an operator calls normal.
+
+    Raises:
+        ValueError: the address needs a token, or starlette is not installed.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.routing import Mount, Route
+        from starlette.staticfiles import StaticFiles
+    except ImportError as error:
+        raise ValueError("the page needs starlette and uvicorn: pip install 'na-ssl-hf[watch]'") from error
+    if not is_loopback(host) and token is None:
+        raise ValueError(f"a page that other computers reach must have a token, got none for the address {host}")
+    views = _Views(store, cancel, learn)
+    routes = [
+        Route("/", views.index),
+        Route("/api/machines", views.machines),
+        Route("/api/windows", views.windows),
+        Route("/api/events", views.events),
+        Route("/api/events/{event}/verdict", views.verdict, methods=["POST"]),
+        Route("/api/events/{event}/sound", views.sound),
+        Route("/api/events/{event}/spectrogram", views.spectrogram),
+        Route("/api/stream", views.stream),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    if metrics is not None:
+        routes.append(Route("/metrics", lambda _request: _text(metrics())))
+    # Another site must not reach a page without a token through a name that it lets point to this computer.
+    own_names = ["127.0.0.1", "localhost", "[::1]"] if token is None else ["*"]
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=own_names), Middleware(_Guard, token=token)]
+    return Starlette(routes=routes, middleware=middleware)
+
+
+class PageServer:
+    """The page in a thread of its own.
+
+    Args:
+        page: from `make_page`.
+        host, port: where it listens; port 0 takes one that is free.
+
+    Raises:
+        ValueError: uvicorn is not installed.
+        OSError: the address cannot be listened on.
+    """
+
+    def __init__(self, page: "Starlette", host: str, port: int) -> None:
+        import socket
+
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise ValueError("the page needs starlette and uvicorn: pip install 'na-ssl-hf[watch]'") from error
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+            self._socket.listen(64)  # a visitor may come before the thread has begun
+        except OSError as error:
+            self._socket.close()
+            raise OSError(f"the page cannot listen on {host}:{port}: {error}") from error
+        self.port: int = self._socket.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{self.port}/"
+        settings = uvicorn.Config(page, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving; open pages connect again when the watch is back."""
+        self._server.should_exit = True
+        self._thread.join(5.0)
+        self._socket.close()
+
+
+class _Guard:
+    """ASGI middleware: asks for the token, refuses changes that another site asks for, adds security headers."""
+
+    def __init__(self, app: Any, token: str | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.requests import Request
+        from starlette.responses import PlainTextResponse, RedirectResponse
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        answer: Any = self._app
+        if self._token is not None and not self._knows_token(request):
+            answer = PlainTextResponse("This page needs its token: open it as /?token=...", 401)
+        elif request.method not in ("GET", "HEAD") and not _is_same_site(request):
+            answer = PlainTextResponse("Only the page itself may change something.", 403)
+        elif self._token is not None and "token" in request.query_params and request.url.path == "/":
+            answer = RedirectResponse("/", 303)  # so that the token does not stay in the address
+            answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict", secure=scope["scheme"] == "https")
+
+        async def send_guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await answer(scope, receive, send_guarded)
+
+    def _knows_token(self, request: "Request") -> bool:
+        assert self._token is not None
+        header = request.headers.get("authorization", "").removeprefix("Bearer ")
+        told = (header, request.cookies.get(_COOKIE, ""), request.query_params.get("token", ""))
+        return any(hmac.compare_digest(one.encode(), self._token.encode()) for one in told)
+
+
+def _is_same_site(request: "Request") -> bool:
+    """Return whether a request comes from the page, or from a program that is no browser."""
+    origin = request.headers.get("origin")
+    if origin is not None:
+        return origin.split("://", 1)[-1] == request.headers.get("host")
+    return request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
+class _Views:
+    """What the page asks for. Blocking work is done in threads, so that streams go on."""
+
+    def __init__(
+        self,
+        store: WatchStore,
+        cancel: Callable[[Any, int], Any] | None,
+        learn: Callable[[Path], None] | None,
+    ) -> None:
+        self._store = store
+        self._cancel = cancel
+        self._learn = learn
+
+    async def index(self, request: "Request") -> "Response":
+        from starlette.responses import FileResponse
+
+        return FileResponse(STATIC / "index.html")
+
+    async def machines(self, request: "Request") -> "Response":
+        channels = [name for name in CHANNELS if name != "cancelled" or self._cancel is not None]
+        found = await asyncio.to_thread(self._store.machines)
+        return _json({"machines": found, "channels": channels, "now": time.time()})
+
+    async def windows(self, request: "Request") -> "Response":
+        machine = request.query_params.get("machine", "")
+        try:
+            hours = float(request.query_params.get("hours", "1"))
+        except ValueError:
+            hours = -1.0
+        if not 0 < hours <= _LONGEST_SPAN_H:
+            return _json({"error": f"hours must be above 0 and at most {_LONGEST_SPAN_H:g}"}, 400)
+        return _json(await asyncio.to_thread(self._chart, machine, hours))
+
+    def _chart(self, machine: str, hours: float) -> dict[str, Any]:
+        """Return the windows of the last hours before the newest one, column by column."""
+        newest = self._store.windows(machine, limit=1)
+        since = newest[0]["unix_time"] - 3600 * hours if newest else 0.0
+        rows = thinned(self._store.windows(machine, since=since, limit=1_000_000), MOST_POINTS)
+        names = ("number", "unix_time", "score", "p_value", "evidence", "threshold", "state", "band_scores")
+        return {name: [row[name] for row in rows] for name in names}
+
+    async def events(self, request: "Request") -> "Response":
+        machine = request.query_params.get("machine") or None
+        return _json({"events": await asyncio.to_thread(self._store.events, machine)})
+
+    async def verdict(self, request: "Request") -> "Response":
+        event = request.path_params["event"]
+        try:
+            given = await request.json()
+            verdict = given["verdict"]
+        except (ValueError, KeyError, TypeError):
+            return _json({"error": 'the body must be {"verdict": ...}'}, 400)
+        try:
+            await asyncio.to_thread(self._store.give_verdict, event, verdict)
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+        learned = False
+        sound = self._store.sounds.path(event)
+        if verdict == "normal" and self._learn is not None and sound is not None:
+            try:
+                await asyncio.to_thread(self._learn, sound)
+                learned = True
+            except Exception as error:  # the verdict is kept; the page says why nothing was learned
+                logger.warning(f"event {event} could not be added to the normals: {error}")
+                return _json({"verdict": verdict, "learned": False, "error": str(error)})
+        return _json({"verdict": verdict, "learned": learned})
+
+    async def sound(self, request: "Request") -> "Response":
+        from starlette.responses import Response
+
+        return await self._of_event(
+            request, lambda path, channel: Response(channel_sound(path, channel, self._cancel), media_type="audio/wav")
+        )
+
+    async def spectrogram(self, request: "Request") -> "Response":
+        return await self._of_event(
+            request, lambda path, channel: _json(channel_spectrogram(path, channel, self._cancel))
+        )
+
+    async def _of_event(self, request: "Request", view: "Callable[[Path, str], Response]") -> "Response":
+        path = self._store.sounds.path(request.path_params["event"])
+        channel = request.query_params.get("channel", "close")
+        if path is None:
+            return _json({"error": "there is no sound of this event, or no longer"}, 404)
+        try:
+            return await asyncio.to_thread(view, path, channel)
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+
+    async def stream(self, request: "Request") -> "Response":
+        """Send new windows and changed events as server-sent events."""
+        from starlette.responses import StreamingResponse
+
+        return StreamingResponse(self._changes(request), media_type="text/event-stream")
+
+    async def _changes(self, request: "Request") -> AsyncIterator[str]:
+        seen: dict[str, int] = {}
+        told_events: dict[str, Any] = {}
+        silent_since = time.monotonic()
+        is_first = True
+        while not await request.is_disconnected():
+            machines = await asyncio.to_thread(self._store.machines)
+            for machine in machines:
+                newest = machine["newest"]
+                if newest is None:
+                    continue
+                before = seen.get(machine["name"], newest["number"] if is_first else 0)
+                seen[machine["name"]] = newest["number"]
+                if newest["number"] > before:
+                    news = await asyncio.to_thread(self._store.windows, machine["name"], 0.0, 100, before)
+                    yield f"event: windows\ndata: {json.dumps(news)}\n\n"
+                    silent_since = time.monotonic()
+            events = {event["id"]: event for event in await asyncio.to_thread(self._store.events)}
+            changed = [event for identity, event in events.items() if told_events.get(identity) != event]
+            if changed and not is_first:
+                yield f"event: events\ndata: {json.dumps(changed)}\n\n"
+                silent_since = time.monotonic()
+            told_events = events
+            if is_first or time.monotonic() - silent_since > _KEEP_ALIVE_S:
+                yield ": still here\n\n"
+                silent_since = time.monotonic()
+            is_first = False
+            await asyncio.sleep(_POLL_S)
+
+
+def thinned(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return at most so many rows, of each run of neighbours the one with the highest score: no peak is lost."""
+    if len(rows) <= most:
+        return rows
+    edges = [len(rows) * index // most for index in range(most + 1)]
+    runs = [rows[first:last] for first, last in pairwise(edges)]
+    return [max(run, key=lambda row: float("-inf") if row["score"] is None else row["score"]) for run in runs]
+
+
+def _json(content: Any, status: int = 200) -> "Response":
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(content, status)
+
+
+def _text(content: bytes) -> "Response":
+    from starlette.responses import Response
+
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
