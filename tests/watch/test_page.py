@@ -97,7 +97,7 @@ def test_what_the_page_asks_for(serve, store):
 
 
 def test_the_sound_of_an_event_by_channel(serve):
-    page = serve(cancel=lambda sounds, rate: sounds[0] + sounds[1])  # the far channel is minus the close one
+    page = serve(cancel=lambda _machine, sounds, _rate: sounds[0] + sounds[1])  # the far channel is minus the close one
     at = f"{page}/api/events/{ALARM.id}"
     heard = {name: fetch(f"{at}/sound?channel={name}") for name in ("close", "far", "cancelled")}
     samples = {name: soundfile.read(io.BytesIO(content)) for name, (_, _, content) in heard.items()}
@@ -133,11 +133,11 @@ def verdict(page, identity, what, **headers):
 
 def test_verdicts_are_kept_and_normal_sounds_learned(serve, store):
     learned = []
-    page = serve(learn=learned.append)
+    page = serve(learn=lambda name, path: learned.append((name, path)))
     assert verdict(page, ALARM.id, "fault")[0] == 200
     assert learned == []
     assert json.loads(verdict(page, ALARM.id, "normal")[2]) == {"verdict": "normal", "learned": True}
-    assert learned == [store.sounds.path(ALARM.id)]
+    assert learned == [("pump", store.sounds.path(ALARM.id))]
     assert store.find_event(ALARM.id)["verdict"] == "normal"
     assert verdict(page, ALARM.id, "perhaps")[0] == 400
     assert verdict(page, "0000", "normal")[0] == 400
@@ -219,7 +219,7 @@ def test_the_page_in_a_browser(serve, store, browser):
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    page.goto(serve(cancel=lambda sounds, rate: sounds[0]))
+    page.goto(serve(cancel=lambda _machine, sounds, _rate: sounds[0]))
     page.get_by_text("Live").wait_for()
     cards = page.locator("#machines button")
     assert cards.count() == 2

@@ -7,12 +7,16 @@ import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .command_line import add_command
 from .scoring import load_scorer
 from .watch_file import add_file_options, one_or_file
+
+if TYPE_CHECKING:
+    from ..watch.outputs import OutputSettings
 
 # The choices are repeated here, because the module that defines them takes seconds to import.
 RAW_FORMATS = ("s16le", "s24le", "s32le", "f32le", "f64le")
@@ -69,6 +73,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--state", type=Path, metavar="FILE", help="file that keeps the evidence, so that a restart goes on from it"
     )
+    _add_output_options(parser)
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -77,11 +82,72 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--device", help="device of the model: cpu, cuda, ... (default: the best there is)")
 
 
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add who is told of the watch beside standard output."""
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that keeps windows, events, their sound, and what a restart needs",
+    )
+    parser.add_argument(
+        "--web", metavar="HOST:PORT", help="serve the page of the store there, such as 127.0.0.1:8080; /metrics too"
+    )
+    parser.add_argument(
+        "--web-token-file", type=Path, metavar="FILE", help="file with the token that visitors of the page must know"
+    )
+    parser.add_argument(
+        "--webhook",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="address that gets events as JSON; repeatable",
+    )
+    parser.add_argument("--mqtt", metavar="HOST[:PORT]", help="broker that gets states and events")
+    parser.add_argument("--mqtt-tls", action="store_true", help="encrypt the connection to the broker")
+    parser.add_argument("--mqtt-user", metavar="NAME", help="name for the broker")
+    parser.add_argument("--mqtt-password-file", type=Path, metavar="FILE", help="file with the password for the broker")
+
+
+def _output_settings(options: argparse.Namespace) -> OutputSettings | None:
+    """Return what the options say of outputs, None where they want none."""
+    from ..watch.messages.mqtt import Broker
+    from ..watch.messages.secret import read_secret
+    from ..watch.messages.webhook import Webhook
+    from ..watch.outputs import OutputSettings
+
+    for option in ("web", "webhook", "mqtt"):
+        if getattr(options, option) and options.store is None:
+            raise ValueError(f"--{option} must go with --store FOLDER, which keeps what is shown and sent")
+    if options.store is None:
+        return None
+    broker = None
+    if options.mqtt is not None:
+        host, _, port = options.mqtt.partition(":")
+        if port and not (port.isascii() and port.isdigit()):
+            raise ValueError(f"--mqtt must be HOST or HOST:PORT, got {options.mqtt!r}")
+        broker = Broker(
+            host,
+            int(port) if port else None,
+            tls=options.mqtt_tls,
+            username=options.mqtt_user,
+            password=read_secret("the password for the broker", file=options.mqtt_password_file),
+        )
+    return OutputSettings(
+        options.store,
+        web=options.web,
+        web_token=read_secret("the token of the page", file=options.web_token_file),
+        broker=broker,
+        webhooks=[Webhook(url) for url in options.webhook],
+    )
+
+
 def _watch(options: argparse.Namespace) -> int:
     from ..watch.alarm_rule import parse_duration
     from ..watch.json_lines import JsonLines
     from ..watch.monitor import Monitor, MonitorSettings
-    from ..watch.results import Listener
+    from ..watch.outputs import cancelled_channel, open_outputs
+    from ..watch.results import Listener, StateKeeper
     from ..watch.sources import open_source
     from ..watch.state_file import StateFile
 
@@ -97,23 +163,31 @@ def _watch(options: argparse.Namespace) -> int:
         debounce=options.debounce,
         shortest_alarm=options.shortest_alarm,
     )
+    output_settings = _output_settings(options)
     source = open_source(options.source, options.rate, options.format, options.speed)
     options.resample = True
     scorer = load_scorer(options.scorer, options)
     listeners: list[Listener] = [JsonLines()]
-    keeper = None
-    if options.state is not None:
-        keeper = StateFile(options.state)
-        listeners.append(keeper)
-    monitor = Monitor(scorer, source, settings, listeners, keeper, scorer_name=options.scorer)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: monitor.stop())
-    try:
-        counts = monitor.run()
-    except BrokenPipeError:
-        # Python would complain of standard output once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    keeper: StateKeeper | None = None
+    with ExitStack() as opened:
+        if output_settings is not None:
+            outputs = opened.enter_context(open_outputs(output_settings, cancelled_channel(scorer)))
+            listeners += outputs.listeners
+            keeper = outputs.store
+            if outputs.address is not None:
+                print(f"na-ssl watch: the page is at {outputs.address}", file=sys.stderr)
+        if options.state is not None:
+            keeper = StateFile(options.state)
+            listeners.append(keeper)
+        monitor = Monitor(scorer, source, settings, listeners, keeper, scorer_name=options.scorer)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: monitor.stop())
+        try:
+            counts = monitor.run()
+        except BrokenPipeError:
+            # Python would complain of standard output once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
     told = f"{counts.windows} windows, {counts.alarms} alarms, {counts.skipped} skipped, {counts.gaps} gaps"
     print(f"na-ssl watch: the sound has ended: {told}", file=sys.stderr)
     return 0

@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from transformers.utils import logging
 
+from ..results import AlarmEvent, WatchedMachine, WindowResult
 from ..store import Message, WatchStore
 
 logger = logging.get_logger(__name__)
@@ -38,7 +40,7 @@ class Destination(Protocol):
 
 
 class Delivery:
-    """Threads that send what a store has queued, one for each destination, so that none waits for another.
+    """A listener whose threads send what a store has queued, one for each destination, so that none waits for another.
 
     Messages arrive in their order. One that fails is sent again after 1 s, 2 s, 4 s, and so on, at most 5 minutes, and
     at once after a restart. Each one is marked when it has arrived; a process that is killed between the two sends it
@@ -60,6 +62,16 @@ class Delivery:
         ]
         for thread in self._threads:
             thread.start()
+
+    def opened(self, machine: WatchedMachine) -> None:
+        """Do nothing: machines are no messages."""
+
+    def window(self, result: WindowResult, samples: np.ndarray) -> None:
+        """Do nothing: windows are no messages."""
+
+    def event(self, event: AlarmEvent) -> None:
+        """Send what the store has queued, now."""
+        self.wake()
 
     def wake(self) -> None:
         """Look at the queues now."""

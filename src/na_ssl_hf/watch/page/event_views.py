@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 from numpy.lib.stride_tricks import sliding_window_view
 
+# Takes `(2, N)` float32 and the rate in Hz, returns the close channel `(N,)` without the far one.
+CancelOne = Callable[[Any, int], Any]
 CHANNELS = ("close", "far", "cancelled")
 # A spectrogram has so many rows, from low to high, spaced logarithmically from this frequency.
 _NUM_ROWS, _LOWEST_HZ = 96, 50.0
@@ -20,7 +22,7 @@ _WINDOW_S = 0.064
 _RANGE_DB = 70.0
 
 
-def channel_sound(path: Path, channel: str, cancel: Callable[[Any, int], Any] | None) -> bytes:
+def channel_sound(path: Path, channel: str, cancel: CancelOne | None) -> bytes:
     """Return one channel of a two-channel file as a WAV file of 16 bits.
 
     Args:
@@ -38,7 +40,7 @@ def channel_sound(path: Path, channel: str, cancel: Callable[[Any, int], Any] | 
     return file.getvalue()
 
 
-def channel_spectrogram(path: Path, channel: str, cancel: Callable[[Any, int], Any] | None) -> dict[str, Any]:
+def channel_spectrogram(path: Path, channel: str, cancel: CancelOne | None) -> dict[str, Any]:
     """Return the spectrogram of one channel: `levels`, bytes in base64, row by row from high to low frequencies.
 
     0 is 70 dB or more below the loudest, 255 the loudest. `rows`, `columns`, `seconds`, `lowest_hz` and `highest_hz`
@@ -65,7 +67,7 @@ def channel_spectrogram(path: Path, channel: str, cancel: Callable[[Any, int], A
     }
 
 
-def _channel(path: Path, channel: str, cancel: Callable[[Any, int], Any] | None) -> tuple[np.ndarray, int]:
+def _channel(path: Path, channel: str, cancel: CancelOne | None) -> tuple[np.ndarray, int]:
     known = CHANNELS if cancel is not None else CHANNELS[:2]
     if channel not in known:
         raise ValueError(f"`channel` must be one of {', '.join(known)}, got {channel!r}")

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from ..store import WatchStore
-from .event_views import CHANNELS, channel_sound, channel_spectrogram
+from .event_views import CHANNELS, CancelOne, channel_sound, channel_spectrogram
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 logger = logging.get_logger(__name__)
+
+Cancel = Callable[[str, Any, int], Any]
+Learn = Callable[[str, Path], None]
 
 STATIC = Path(__file__).parent / "static"
 # A chart shows no more points than these; of more windows the one with the highest score stands for its neighbours.
@@ -68,8 +72,8 @@ def make_page(
     host: str = "127.0.0.1",
     token: str | None = None,
     metrics: Callable[[], bytes] | None = None,
-    cancel: Callable[[Any, int], Any] | None = None,
-    learn: Callable[[Path], None] | None = None,
+    cancel: Cancel | None = None,
+    learn: Learn | None = None,
 ) -> "Starlette":
     """Return the page as an ASGI application.
 
@@ -79,9 +83,9 @@ def make_page(
         token: what a visitor must know: once as `?token=...` in the address, then as a cookie; or in the header
             `Authorization: Bearer`.
         metrics: gives the figures for Prometheus at `/metrics`.
-        cancel: takes the far microphone out of a sound, `(2, N)` float32 and its rate in Hz; then an event can also be
-            heard cancelled.
-        learn: is called with the sound file of an event that an operator calls normal.
+        cancel: takes the name of a machine, a sound `(2, N)` float32 and its rate in Hz; returns the close channel
+            `(N,)` without the far one. With it an event can also be heard cancelled.
+        learn: is called with the name of the machine and the sound file of an event that an operator calls normal.
 
     Raises:
         ValueError: the address needs a token, or starlette is not installed.
@@ -214,8 +218,8 @@ class _Views:
     def __init__(
         self,
         store: WatchStore,
-        cancel: Callable[[Any, int], Any] | None,
-        learn: Callable[[Path], None] | None,
+        cancel: Cancel | None,
+        learn: Learn | None,
     ) -> None:
         self._store = store
         self._cancel = cancel
@@ -262,13 +266,14 @@ class _Views:
             return _json({"error": 'the body must be {"verdict": ...}'}, 400)
         try:
             await asyncio.to_thread(self._store.give_verdict, event, verdict)
+            machine = (await asyncio.to_thread(self._store.find_event, event))["machine"]
         except ValueError as error:
             return _json({"error": str(error)}, 400)
         learned = False
         sound = self._store.sounds.path(event)
         if verdict == "normal" and self._learn is not None and sound is not None:
             try:
-                await asyncio.to_thread(self._learn, sound)
+                await asyncio.to_thread(self._learn, machine, sound)
                 learned = True
             except Exception as error:  # the verdict is kept; the page says why nothing was learned
                 logger.warning(f"event {event} could not be added to the normals: {error}")
@@ -278,22 +283,29 @@ class _Views:
     async def sound(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
-        return await self._of_event(
-            request, lambda path, channel: Response(channel_sound(path, channel, self._cancel), media_type="audio/wav")
-        )
+        def view(path: Path, channel: str, cancel: CancelOne | None) -> "Response":
+            return Response(channel_sound(path, channel, cancel), media_type="audio/wav")
+
+        return await self._of_event(request, view)
 
     async def spectrogram(self, request: "Request") -> "Response":
-        return await self._of_event(
-            request, lambda path, channel: _json(channel_spectrogram(path, channel, self._cancel))
-        )
+        def view(path: Path, channel: str, cancel: CancelOne | None) -> "Response":
+            return _json(channel_spectrogram(path, channel, cancel))
 
-    async def _of_event(self, request: "Request", view: "Callable[[Path, str], Response]") -> "Response":
-        path = self._store.sounds.path(request.path_params["event"])
-        channel = request.query_params.get("channel", "close")
+        return await self._of_event(request, view)
+
+    async def _of_event(
+        self, request: "Request", view: "Callable[[Path, str, CancelOne | None], Response]"
+    ) -> "Response":
+        event = request.path_params["event"]
+        path = self._store.sounds.path(event)
         if path is None:
             return _json({"error": "there is no sound of this event, or no longer"}, 404)
+        channel = request.query_params.get("channel", "close")
         try:
-            return await asyncio.to_thread(view, path, channel)
+            machine = (await asyncio.to_thread(self._store.find_event, event))["machine"]
+            cancel = None if self._cancel is None else partial(self._cancel, machine)
+            return await asyncio.to_thread(view, path, channel, cancel)
         except ValueError as error:
             return _json({"error": str(error)}, 400)
 
