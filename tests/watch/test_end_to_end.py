@@ -10,10 +10,12 @@ import threading
 
 import numpy as np
 import pytest
+import soundfile
 from test_messages import MosquittoBroker, Receiver, needs_broker, of_topic, wait_until
 from test_page import CHROMIUM
 from watched_machine import RATE, machine_sound
 
+from na_ssl_hf.cli import main
 from na_ssl_hf.watch.store import WatchStore
 
 FAULT_BEGINS = 120.0  # s
@@ -136,8 +138,7 @@ def _look(address: str):
     ],
 )
 def test_outputs_that_are_wrong_are_named(scorer_folder, tmp_path, options, message, capsys):
-    from na_ssl_hf.cli import main
-
+    soundfile.write(tmp_path / "sound.wav", machine_sound(0, 2.0).T, RATE)
     options = [str(tmp_path / "kept") if option == "KEPT" else option for option in options]
     assert main(["watch", str(scorer_folder), str(tmp_path / "sound.wav"), "--device", "cpu", *options]) != 0
     assert message in capsys.readouterr().err
