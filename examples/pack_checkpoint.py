@@ -33,6 +33,11 @@ def main() -> None:
         action="store_true",
         help="weights in half precision, which halves the file; they load as float32",
     )
+    parser.add_argument(
+        "--without-positions",
+        action="store_true",
+        help="weights without EAT's table of positions, which is fixed and made anew on loading",
+    )
     options = parser.parse_args()
 
     options.destination.mkdir(parents=True, exist_ok=True)
@@ -43,6 +48,8 @@ def main() -> None:
         (options.destination / name).write_text(text, encoding="utf-8")
     # The file is written again rather than copied, because trainings save it readable for its owner only.
     weights = load_file(options.source / "model.safetensors")
+    if options.without_positions:
+        weights = {name: weight for name, weight in weights.items() if not name.endswith("position_embeddings")}
     if options.fp16_weights:
         weights = {name: weight.half() for name, weight in weights.items()}
     save_file(weights, options.destination / "model.safetensors", metadata={"format": "pt"})

@@ -50,7 +50,9 @@ def test_demo_refuses_a_model_without_noise_aware_layers(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("name", ["na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled"])
+@pytest.mark.parametrize(
+    "name", ["na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled", "na-eat-tiny-distilled"]
+)
 def test_shipped_checkpoints_are_small_trained_and_hold_no_code(name):
     folder = shipped_checkpoint(name)
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}

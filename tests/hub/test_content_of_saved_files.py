@@ -302,5 +302,5 @@ def test_a_negative_threshold_of_differences_is_legal(tmp_path):
 
 
 def test_shipped_checkpoints_load():
-    for name in ("na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled"):
+    for name in ("na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled", "na-eat-tiny-distilled"):
         assert pipeline("anomaly-scoring", model=str(shipped_checkpoint(name))).memory_bank is None

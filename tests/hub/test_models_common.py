@@ -200,5 +200,5 @@ def test_a_checkpoint_without_its_position_table_gets_the_published_one(tmp_path
     del weights["embeddings.position_embeddings"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert set(info["missing_keys"]) == {"embeddings.position_embeddings"}
+    assert not info["missing_keys"]  # nothing is missing that a user should hear of
     assert torch.equal(output(loaded, fbank), output(model, fbank))

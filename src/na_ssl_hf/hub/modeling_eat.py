@@ -181,6 +181,8 @@ class EatPreTrainedModel(SpectrogramEncoder):
     config_class: type[EatConfig] = EatConfig
     base_model_prefix = "eat"
     made_anew = ("embeddings.position_embeddings",)
+    # They are no reason for a warning either.
+    _keys_to_ignore_on_load_missing = [r"position_embeddings$"]
     main_input_name = "input_values"
     input_modalities = ["audio"]
     supports_gradient_checkpointing = True
