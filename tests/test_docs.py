@@ -166,7 +166,7 @@ def test_commands_of_a_page_parse(page, shell, tmp_path, monkeypatch):
     log = tmp_path / "commands.jsonl"
     note = "import json, sys; print(json.dumps(sys.argv[1:]), file=open({!r}, 'a'))"
     script = f'exec {sys.executable} -c "{note.format(str(log))}" $(basename "$0") "$@"'
-    nothing = dict.fromkeys(("pip", "make", "pytest"), "exit 0")
+    nothing = dict.fromkeys(("arecord", "pip", "make", "pytest"), "exit 0")
     run = shell(f"set -u\n{source}", **dict.fromkeys(LOGGED, script), **nothing)
     # Files that the commands would have written are missing, but every command must be known.
     assert "command not found" not in run.stderr
