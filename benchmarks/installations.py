@@ -139,7 +139,7 @@ def system_of(text: str) -> System:
         recordings = [{"array": clip.numpy(), "sampling_rate": SAMPLING_RATE} for clip in clips]
         return scorer.embed(recordings, batch_size=8, pooling="mean", layer=int(layer) if layer else None)
 
-    return System(source, embed, {})
+    return System(text, embed, {})
 
 
 def run(cases: Sequence[Case], systems: Sequence[System], cancellers: Sequence[str], out: Path) -> None:

@@ -59,6 +59,15 @@ def test_only_the_last_canceller_hears_the_noise_alone(few_clips):
     assert not torch.equal(together[MACHINE_OFF], together["installation"])
 
 
+def test_the_base_and_the_model_of_one_checkpoint_are_two_systems():
+    base, model = system_of("beats=na-beats-tiny"), system_of("na-beats=na-beats-tiny:1")
+    assert (base.name, model.name) == ("beats=na-beats-tiny", "na-beats=na-beats-tiny:1")
+    clips = 0.1 * torch.randn(2, 2, 16000, generator=torch.Generator().manual_seed(0))
+    other_far = torch.stack([clips[:, 0], clips[:, 1].flip(-1)], dim=1)
+    assert torch.equal(base.embed(clips), base.embed(other_far))
+    assert not torch.equal(model.embed(clips), model.embed(other_far))
+
+
 def test_levels_and_snrs_take_turns_or_are_crossed():
     class Options:
         seed, machines, coherence, machine_level, snr, full = [1, 2, 3], ["fan", "valve"], [1.0], [-3.0, 12.0], [0.0], 0
