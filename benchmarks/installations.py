@@ -3,8 +3,8 @@
     python -m benchmarks.installations --out sites.jsonl                        # log-mel statistics, nothing to load
     python -m benchmarks.installations --out sites.jsonl --seed 11 --system eat=eat-tiny-distilled na-eat=na-eat-tiny
     python -m benchmarks.installations --out sites.jsonl --tables coherence level snr machine backend    # as they are
-    python -m benchmarks.installations --out order.jsonl --tables machine --machine-level published --snr -5 \\
-        --coherence 1 --canceller none least_squares --machines fan bearing gearbox valve
+    python -m benchmarks.installations --out order.jsonl --machine-level published --snr -5 --coherence 1 \\
+        --canceller none least_squares --machines fan bearing gearbox valve --system logmel beats=na-beats-tiny
 
 Every machine stands in one room, the same in training and test; training and test have other noises. The coherence is
 the share of noise that all corners have in common, the level is that of the machine at the close microphone minus that
@@ -283,7 +283,9 @@ def _table(draws: Draws, key: str) -> str:
     lines = [head, [":--"] * (len(head) - len(columns)) + ["--:"] * len(columns)]
     lines[0].append("least of a machine")
     lines[1].append("--:")
-    for (system, canceller, backend), of_row in groups.items():
+    order = {name: place for place, name in enumerate((*CANCELLERS, *BACKENDS))}
+    for row in sorted(groups, key=lambda row: (row[0], order[row[1]], order[row[2]])):
+        (system, canceller, backend), of_row = row, groups[row]
         reference = (system, canceller, "nearest") if per_backend else (system, NONE, "nearest")
         cells = [_cell(draws, cases, (system, canceller, backend), reference) for cases in map(of_row.get, columns)]
         least = _least(draws, [case for cases in of_row.values() for case in cases], (system, canceller, backend))
