@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoConfig, AutoModel
 
 from na_ssl_hf import TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import resolve_checkpoint
@@ -77,9 +77,9 @@ def fine_tune(base: str, seed: int, data: Path, folder: Path, options: Sequence[
 def write_base(noise_aware: str, folder: Path) -> Path:
     """Write the base inside a noise-aware checkpoint as a checkpoint of its own, and return its folder."""
     model = AutoModel.from_pretrained(noise_aware, dtype=torch.float32)
-    model.to_base().save_pretrained(folder)
-    extractor = AutoFeatureExtractor.from_pretrained(noise_aware)
-    TwoChannelFeatureExtractor(extractor.frontend).save_pretrained(folder)
+    base = model.to_base()
+    base.save_pretrained(folder)
+    TwoChannelFeatureExtractor.of(base.config).save_pretrained(folder)
     return folder
 
 

@@ -155,8 +155,9 @@ def main() -> None:
     if accelerator.is_main_process:
         # Model and extractor appear together; checkpoints and logs stay.
         with whole_folder(output_dir, keeps=lambda name: True) as staging:
-            accelerator.unwrap_model(objective).encoder.eval().save_pretrained(staging)
-            TwoChannelFeatureExtractor(settings.model_type).save_pretrained(staging)
+            encoder = accelerator.unwrap_model(objective).encoder.eval()
+            encoder.save_pretrained(staging)
+            TwoChannelFeatureExtractor.of(encoder.config).save_pretrained(staging)
     accelerator.end_training()
 
 
@@ -394,10 +395,10 @@ class KnowledgeObjective(nn.Module):
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
         """Learn mean and deviation of the teacher's channels in each band."""
-        num_rows = 0
+        front_end = TwoChannelFrontEnd.of(self.encoder.config)
         grids = []
         for waves in batches:
-            num_rows = kaldi_fbank(waves[:1], self.encoder.config.frontend).shape[1] // PATCH
+            num_rows = front_end.num_frames(waves.shape[-1]) // PATCH
             grids.append(self.knowledge(waves, num_rows).flatten(0, 1))  # (B R, F, C)
         joined = torch.cat(grids)
         self.mean.copy_(joined.mean(0))

@@ -351,7 +351,7 @@ def main() -> None:
                 name.removeprefix("model."): (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
                 for name, weight in state.items()
             }
-            extractor = TwoChannelFeatureExtractor(model.config.frontend, far_cancellation=settings.far_cancellation)
+            extractor = TwoChannelFeatureExtractor.of(model.config, settings.far_cancellation)
             # Model and extractor appear together; checkpoints and logs stay.
             with whole_folder(output_dir, keeps=lambda name: True) as staging:
                 model.save_pretrained(staging, state_dict=weights)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         BeatsForAudioClassification,
         DashengForAudioClassification,
         EatForAudioClassification,
+        EfficientATForAudioClassification,
         NABeatsForAudioClassification,
         NADashengForAudioClassification,
         NAEatForAudioClassification,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_dasheng import DashengModel
     from .hub.modeling_eat import EatModel
-    from .hub.modeling_efficientat import EfficientATForAudioClassification, EfficientATModel
+    from .hub.modeling_efficientat import EfficientATModel
     from .hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
     from .hub.pipeline_anomaly_scoring import AnomalyScorer
     from .hub.pooling import pool_time
@@ -90,7 +91,7 @@ _HOMES = {
     "EatForAudioClassification": "modeling_audio_classification",
     "EatModel": "modeling_eat",
     "EfficientATConfig": "configuration_efficientat",
-    "EfficientATForAudioClassification": "modeling_efficientat",
+    "EfficientATForAudioClassification": "modeling_audio_classification",
     "EfficientATModel": "modeling_efficientat",
     "MemoryBank": "memory_bank",
     "NABeatsConfig": "configuration_beats",

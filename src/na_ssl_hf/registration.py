@@ -20,49 +20,46 @@ from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .hub.configuration_noise_aware import CheckedConfig
+
+
+def _encoder_configurations() -> "list[type[CheckedConfig]]":
+    from .hub.configuration_beats import BeatsConfig, NABeatsConfig
+    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
+    from .hub.configuration_eat import EatConfig, NAEatConfig
+    from .hub.configuration_efficientat import EfficientATConfig
+
+    return [
+        BeatsConfig,
+        DashengConfig,
+        EatConfig,
+        NABeatsConfig,
+        NADashengConfig,
+        NAEatConfig,
+        EfficientATConfig,
+    ]
 
 
 def _register_configurations() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from .hub.configuration_autoencoder import AutoencoderConfig
-    from .hub.configuration_beats import BeatsConfig, NABeatsConfig
-    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
-    from .hub.configuration_eat import EatConfig, NAEatConfig
-    from .hub.configuration_efficientat import EfficientATConfig
 
-    for config in (
-        BeatsConfig,
-        DashengConfig,
-        EatConfig,
-        NABeatsConfig,
-        NADashengConfig,
-        NAEatConfig,
-        EfficientATConfig,
-        AutoencoderConfig,
-    ):
+    configurations: list[type[CheckedConfig]] = [*_encoder_configurations(), AutoencoderConfig]
+    for config in configurations:
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_feature_extractors() -> None:
     from transformers.models.auto.feature_extraction_auto import AutoFeatureExtractor
 
-    from .hub.configuration_beats import BeatsConfig, NABeatsConfig
-    from .hub.configuration_dasheng import DashengConfig, NADashengConfig
-    from .hub.configuration_eat import EatConfig, NAEatConfig
-    from .hub.configuration_efficientat import EfficientATConfig
     from .hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
 
     # The challenge's autoencoder makes its log-mel vectors itself and has no feature extractor.
-    for config in (
-        BeatsConfig,
-        DashengConfig,
-        EatConfig,
-        NABeatsConfig,
-        NADashengConfig,
-        NAEatConfig,
-        EfficientATConfig,
-    ):
+    for config in _encoder_configurations():
         AutoFeatureExtractor.register(config, TwoChannelFeatureExtractor, exist_ok=True)
 
 
@@ -73,6 +70,7 @@ def _register_models() -> None:
         BeatsForAudioClassification,
         DashengForAudioClassification,
         EatForAudioClassification,
+        EfficientATForAudioClassification,
         NABeatsForAudioClassification,
         NADashengForAudioClassification,
         NAEatForAudioClassification,
@@ -81,7 +79,7 @@ def _register_models() -> None:
     from .hub.modeling_beats import BeatsModel
     from .hub.modeling_dasheng import DashengModel
     from .hub.modeling_eat import EatModel
-    from .hub.modeling_efficientat import EfficientATForAudioClassification, EfficientATModel
+    from .hub.modeling_efficientat import EfficientATModel
     from .hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
 
     for model in (

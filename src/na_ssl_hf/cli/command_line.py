@@ -117,6 +117,18 @@ def _backends(text: str) -> tuple[str, ...]:
     return tuple(name.replace("-", "_") for name in names)
 
 
+def add_checkpoint_options(parser: CommandParser) -> None:
+    """Add `--resample` and `--trust-remote-code`."""
+    parser.add_argument(
+        "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
+    )
+
+
 def add_inference_options(parser: CommandParser, device: str | None = None) -> None:
     """Add `--batch-size` and `--device`, by default the best device there is or the one given."""
     parser.add_argument(

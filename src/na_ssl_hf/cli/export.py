@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.sound_files import find_sound_files
 from ..data.tables import file_named_in_table, read_columns
-from .command_line import add_command
+from .command_line import add_checkpoint_options, add_command
 from .scoring import domains_of, groups_of, load_scorer
 
 # What a table of labels may say of a recording.
@@ -68,14 +68,7 @@ def add_commands(commands: Any) -> None:
         "--groups", metavar="folder|REGEX", help="groups of the recordings of --prove, as for na-ssl fit"
     )
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="version of ONNX's operators (default: 18)")
-    parser.add_argument(
-        "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
-    )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
-    )
+    add_checkpoint_options(parser)
     parser.set_defaults(device="cpu")
 
 

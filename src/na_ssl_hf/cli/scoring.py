@@ -15,6 +15,7 @@ from ..tables import write_table
 from .command_line import (
     CommandParser,
     add_backend_options,
+    add_checkpoint_options,
     add_command,
     add_far_cancellation_option,
     add_inference_options,
@@ -201,14 +202,7 @@ def add_window_options(parser: CommandParser) -> None:
 
 def add_common_options(parser: CommandParser, device: str | None = None) -> None:
     """Add what loading a scorer and running its model takes, by default on a device or the best there is."""
-    parser.add_argument(
-        "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
-    )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
-    )
+    add_checkpoint_options(parser)
     add_inference_options(parser, device)
 
 

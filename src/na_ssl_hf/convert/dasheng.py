@@ -12,7 +12,7 @@ from na_ssl_hf.convert.foreign_pickle import load_foreign_checkpoint, to_plain
 from na_ssl_hf.convert.weights import (
     Weights,
     count_layers,
-    read_safetensors,
+    read_directory_weights,
     require_names,
     require_settings,
     require_shape,
@@ -114,11 +114,7 @@ def _settings(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], so
 def read_dasheng_directory(source: Path) -> Weights:
     """Read the hub's layout: `config.json` with `model.safetensors` or `pytorch_model.bin`, names `encoder.*`."""
     config = read_config(source)
-    if (source / "pytorch_model.bin").exists() and not (source / "model.safetensors").exists():
-        found = load_foreign_checkpoint(source / "pytorch_model.bin")
-    else:
-        found = read_safetensors(source / "model.safetensors")
-    tensors = require_tensors(found, source, "The weights")
+    tensors = read_directory_weights(source)
     # The original takes its sizes from here and from the width that `name` means. It ignores the nested
     # `encoder_kwargs`, which therefore only help with a width that has no name.
     names = ("embed_dim", "depth", "num_heads", "target_length")

@@ -16,7 +16,7 @@ from na_ssl_hf.convert.foreign_pickle import load_foreign_checkpoint, to_plain
 from na_ssl_hf.convert.weights import (
     Weights,
     count_layers,
-    read_safetensors,
+    read_directory_weights,
     require_names,
     require_settings,
     require_shape,
@@ -145,11 +145,7 @@ def split_projections(stacked: torch.Tensor, new_name: str, name: str, source: s
 def read_eat_directory(source: Path) -> Weights:
     """Read the remote-code layout: `config.json` with `model.safetensors` or `pytorch_model.bin`, names `model.*`."""
     config = read_config(source)
-    if (source / "pytorch_model.bin").exists() and not (source / "model.safetensors").exists():
-        found = load_foreign_checkpoint(source / "pytorch_model.bin")
-    else:
-        found = read_safetensors(source / "model.safetensors")
-    tensors = require_tensors(found, source, "The weights")
+    tensors = read_directory_weights(source)
     return eat_weights({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, config, source)
 
 

@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from na_ssl_hf.convert.foreign_pickle import load_foreign_checkpoint
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -31,6 +33,21 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise OSError(f"{path} is truncated or damaged: {error}.") from None
+
+
+def read_directory_weights(source: Path) -> dict[str, torch.Tensor]:
+    """Read the float32 weights in a directory of the hub's layout: `model.safetensors`, else `pytorch_model.bin`.
+
+    Raises:
+        OSError: there is neither, or the file is truncated or damaged.
+        ValueError: the file holds anything but tensors by name.
+    """
+    in_pickle = (source / "pytorch_model.bin").exists() and not (source / "model.safetensors").exists()
+    if in_pickle:
+        found = load_foreign_checkpoint(source / "pytorch_model.bin")
+    else:
+        found = read_safetensors(source / "model.safetensors")
+    return require_tensors(found, source, "The weights")
 
 
 def require_tensors(mapping: Any, source: str | Path, what: str) -> dict[str, torch.Tensor]:

@@ -11,13 +11,11 @@ from na_ssl_hf.hub.configuration_dasheng import DashengConfig, NADashengConfig
 from na_ssl_hf.hub.configuration_eat import EatConfig, NAEatConfig
 from na_ssl_hf.hub.configuration_efficientat import EfficientATConfig
 from na_ssl_hf.hub.configuration_noise_aware import ConfigurationError
-from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.feature_extraction_two_channel import TwoChannelFeatureExtractor
-from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
+from na_ssl_hf.hub.modeling_audio_classification import EfficientATForAudioClassification
 from na_ssl_hf.hub.modeling_beats import BeatsModel
 from na_ssl_hf.hub.modeling_dasheng import DashengModel
 from na_ssl_hf.hub.modeling_eat import EatModel
-from na_ssl_hf.hub.modeling_efficientat import EfficientATForAudioClassification
 from na_ssl_hf.hub.modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
 from na_ssl_hf.hub.whole_files import whole_folder
 
@@ -81,16 +79,5 @@ def write_model(kind: str, weights: Weights, destination: str | Path, source: st
     refuse_destination(path)  # again: reading took a while
     with whole_folder(path) as unfinished:
         model.save_pretrained(unfinished)
-        _extractor_of(model.config).save_pretrained(unfinished)
+        TwoChannelFeatureExtractor.of(model.config).save_pretrained(unfinished)
     return Path(destination)
-
-
-def _extractor_of(config: PreTrainedConfig) -> TwoChannelFeatureExtractor:
-    front_end = TwoChannelFrontEnd.of(config)
-    return TwoChannelFeatureExtractor(
-        front_end.frontend,
-        num_mel_bins=front_end.num_mel_bins,
-        hop_length=front_end.hop_length,
-        # Recordings of machines have 16 kHz, in the challenges and mostly elsewhere.
-        resample=front_end.sampling_rate != SAMPLING_RATE,
-    )

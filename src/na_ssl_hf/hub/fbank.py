@@ -59,10 +59,7 @@ def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor
     """
     if flavour not in FLAVOURS:
         raise ValueError(f"`flavour` must be one of {sorted(FLAVOURS)}, got {flavour!r}.")
-    if not waveforms.is_floating_point() or waveforms.dim() == 0:
-        raise ValueError(
-            f"`waveforms` must be floating point of shape (..., N), got {waveforms.dtype} {tuple(waveforms.shape)}."
-        )
+    check_samples(waveforms)
     _, _, mean, divisor, multiple = FLAVOURS[flavour]
     num_frames = num_fbank_frames(waveforms.shape[-1])
     with outside_autocast(waveforms.device.type):
@@ -71,6 +68,19 @@ def kaldi_fbank(waveforms: torch.Tensor, flavour: str = "beats") -> torch.Tensor
     if multiple > 1:  # a test of `num_frames % multiple` would bind an exported graph to its example
         features = F.pad(features, (0, 0, 0, -num_frames % multiple), value=-mean / divisor)
     return features
+
+
+def check_samples(waveforms: torch.Tensor) -> None:
+    """Raise a ValueError where `waveforms` are no floating-point samples `(..., N)`."""
+    if not waveforms.is_floating_point() or waveforms.dim() == 0:
+        raise ValueError(
+            f"`waveforms` must be floating point of shape (..., N), got {waveforms.dtype} {tuple(waveforms.shape)}."
+        )
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made, which must hold for other inputs too: `torch.compile`, `torch.export` or ONNX."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def outside_autocast(device_type: str) -> AbstractContextManager:
@@ -87,7 +97,7 @@ def clips_per_chunk(num_frames: int) -> int:
 
 def _log_mel(waves: torch.Tensor, flavour: str) -> torch.Tensor:
     """Compute log-mel energies `(..., T, 128)` of float32 waves `(..., N)`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or waves.numel() == 0:
+    if is_traced() or waves.numel() == 0:
         # Compilers and ONNX accept neither complex tensors nor the loop over chunks, so they get a real DFT by matrix
         # product. So does an empty batch, which MKL's FFT refuses.
         window, dft, mel_bank = (constant.to(waves.device) for constant in _CONSTANTS[flavour])

@@ -108,6 +108,19 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         except (ValueError, TypeError) as error:
             raise ValueError(f"The settings in preprocessor_config.json are refused: {error}") from error
 
+    @classmethod
+    def of(cls, config: Any, far_cancellation: str | None = None) -> "TwoChannelFeatureExtractor":
+        """Make the feature extractor of a model's configuration; one for another rate than 16 kHz resamples."""
+        front_end = TwoChannelFrontEnd.of(config, far_cancellation)
+        return cls(
+            front_end.frontend,
+            num_mel_bins=front_end.num_mel_bins,
+            # Recordings of machines have 16 kHz, in the challenges and mostly elsewhere.
+            resample=front_end.sampling_rate != SAMPLING_RATE,
+            far_cancellation=front_end.far_cancellation,
+            hop_length=front_end.hop_length,
+        )
+
     @property
     def front_end(self) -> TwoChannelFrontEnd:
         """The front end of these settings, made anew because an extractor writes all its attributes to a file."""

@@ -11,7 +11,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .fbank import clips_per_chunk, kaldi_mel, outside_autocast, product_of_each_clip, real_dft
+from .fbank import (
+    check_samples,
+    clips_per_chunk,
+    is_traced,
+    kaldi_mel,
+    outside_autocast,
+    product_of_each_clip,
+    real_dft,
+)
 
 # Letters: N samples, T frames, W samples of the window, K FFT bins (the Nyquist bin has no mel weight), M mel bins.
 DASHENG_RATE = 16000
@@ -82,7 +90,7 @@ def dasheng_log_mel(waveforms: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the samples are integers, or there are fewer than 257 of them.
     """
-    _check_samples(waveforms)
+    check_samples(waveforms)
     num_dasheng_frames(waveforms.shape[-1])
 
     def decibels(waves: torch.Tensor) -> torch.Tensor:
@@ -113,7 +121,7 @@ def efficientat_log_mel(
     Raises:
         ValueError: the samples are integers, or there are fewer than 514 of them.
     """
-    _check_samples(waveforms)
+    check_samples(waveforms)
     num_efficientat_frames(waveforms.shape[-1], hop_length)
 
     def log_mel(waves: torch.Tensor) -> torch.Tensor:
@@ -131,13 +139,6 @@ def mel_band_centres(num_mel_bins: int = EFFICIENTAT_MEL_BINS) -> torch.Tensor:
     return 700.0 * ((centres / 1127.0).exp() - 1.0)
 
 
-def _check_samples(waveforms: torch.Tensor) -> None:
-    if not waveforms.is_floating_point() or waveforms.dim() == 0:
-        raise ValueError(
-            f"`waveforms` must be floating point of shape (..., N), got {waveforms.dtype} {tuple(waveforms.shape)}."
-        )
-
-
 def _checked_length(num_samples: int, least: int, rate: str) -> int:
     if num_samples < least:
         raise ValueError(f"`num_samples` must be at least {least} at {rate}, got {num_samples}.")
@@ -150,16 +151,12 @@ def _of_each(
     """Transform waves `(..., N)` in float32, on the CPU a few at a time."""
     with outside_autocast(waveforms.device.type):
         waves = waveforms.float()
-        if waves.device.type != "cpu" or _is_traced() or waves.dim() < 2 or waves.numel() == 0:
+        if waves.device.type != "cpu" or is_traced() or waves.dim() < 2 or waves.numel() == 0:
             return transform(waves)
         flat = waves.flatten(0, -2)  # (clips, N)
         chunks = flat.split(clips_per_chunk(1 + waves.shape[-1] // hop_length))
         joined = torch.cat([transform(chunk) for chunk in chunks])  # (clips, T, M)
         return joined.unflatten(0, waves.shape[:-1])  # (..., T, M)
-
-
-def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _mel_power(waves: torch.Tensor, kind: str, num_mel_bins: int, hop_length: int) -> torch.Tensor:
@@ -173,14 +170,14 @@ def _mel_power(waves: torch.Tensor, kind: str, num_mel_bins: int, hop_length: in
         padded.reshape(*waves.shape[:-1], padded.shape[-1]).unfold(-1, length, hop_length) * tables.window
     )  # (..., T, W)
     num_bins = tables.fft_length // 2
-    if _is_traced() or waves.numel() == 0:
+    if is_traced() or waves.numel() == 0:
         # Compilers and ONNX take no complex tensors, and MKL's FFT no empty batch.
         spectrum = frames @ real_dft(length, tables.fft_length).to(waves.device)  # (..., T, 2K)
         power = spectrum[..., :num_bins].square() + spectrum[..., num_bins:].square()
     else:
         bins = torch.fft.rfft(frames, n=tables.fft_length)[..., :num_bins]
         power = bins.real.square() + bins.imag.square()  # the square of abs() would cost more than the FFT
-    if _is_traced():
+    if is_traced():
         return power @ tables.mel_bank
     of_clips = power.reshape(math.prod(power.shape[:-2]), *power.shape[-2:])  # (clips, T, K)
     mel = product_of_each_clip(of_clips, tables.mel_bank)

@@ -1,9 +1,9 @@
-"""Heads that name sounds, on BEATs, EAT, Dasheng and their noise-aware forms: a linear layer on the mean token.
+"""Heads that name sounds: a linear layer on the mean token of a transformer, and the published ones of EfficientAT.
 
-Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, D hidden size, L labels.
+Letters in shape comments: B recordings, T fbank frames, M mel bins, N tokens, D hidden size, L labels, F' rows and T'
+columns of a map.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -18,25 +18,55 @@ from .configuration_eat import NAEatConfig
 from .modeling_beats import BeatsModel, BeatsPreTrainedModel
 from .modeling_dasheng import DashengModel, DashengPreTrainedModel
 from .modeling_eat import EatModel, EatPreTrainedModel
+from .modeling_efficientat import (
+    EfficientATConvolutionHead,
+    EfficientATMlpHead,
+    EfficientATModel,
+    EfficientATPreTrainedModel,
+)
 from .modeling_noise_aware import NABeatsModel, NADashengModel, NAEatModel
 from .modeling_shared import CompleteModel, SpectrogramEncoder
 
 
 class AudioClassificationMixin(CompleteModel):
-    """Puts an encoder under a linear layer, which classifies the mean of the tokens that belong to the recording.
+    """Puts an encoder under a head; unless it is another's, a linear layer on the mean token of the recording.
 
     Attributes:
         encoder_class: the encoder; it has the name `base_model_prefix`, so that its checkpoints load as they are.
     """
 
     encoder_class: type[SpectrogramEncoder]
+    classifier: nn.Module
     may_be_new = (*CompleteModel.may_be_new, "classifier.")
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         setattr(self, self.base_model_prefix, self.encoder_class(config))
-        self.classifier = nn.Linear(config.hidden_size, len(config.id2label or ()))
+        self.classifier = self.new_classifier(config, len(config.id2label or ()))
         self.post_init()
+
+    def new_classifier(self, config: Any, num_labels: int) -> nn.Module:
+        """Make the untrained head."""
+        return nn.Linear(config.hidden_size, num_labels)
+
+    def classify(self, last_hidden_state: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Give the head what the encoder made of the recordings, without their padding.
+
+        Args:
+            last_hidden_state: that of the encoder, `(B, N, D)`.
+            attention_mask: `(B, T)`, as for the encoder.
+
+        Returns:
+            the logits `(B, L)`.
+        """
+        tokens = self.encoder.time_frequency_grid(last_hidden_state).flatten(1, 2)  # (B, N, D)
+        if attention_mask is None:
+            mean = tokens.mean(1)  # (B, D)
+        else:
+            heard = self.encoder.heard_tokens(attention_mask)[..., None]  # (B, N, 1)
+            mean = tokens.masked_fill(~heard, 0.0).sum(1) / heard.sum(1).clamp_min(1).to(tokens.dtype)  # (B, D)
+        logits: torch.Tensor = self.classifier(mean)
+        return logits
 
     @property
     def encoder(self) -> SpectrogramEncoder:
@@ -53,11 +83,9 @@ class AudioClassificationMixin(CompleteModel):
             model.encoder.freeze_base()
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        # transformers names the saved class alone, but from the folder of a classifier the encoder loads as well.
-        module = self.encoder_class.__module__.rpartition(".")[2]
-        self.config.auto_map = {"AutoModel": f"{module}.{self.encoder_class.__name__}"}
-        super().save_pretrained(save_directory, *args, **kwargs)
+    @classmethod
+    def encoder_type(cls) -> type[SpectrogramEncoder]:
+        return cls.encoder_class
 
     @can_return_tuple
     def forward(
@@ -80,15 +108,8 @@ class AudioClassificationMixin(CompleteModel):
         Raises:
             ValueError: a shape is wrong.
         """
-        encoder = self.encoder
-        encoded = encoder(input_values, attention_mask=attention_mask, **kwargs)
-        tokens = encoder.time_frequency_grid(encoded.last_hidden_state).flatten(1, 2)  # (B, N, D)
-        if attention_mask is None:
-            mean = tokens.mean(1)  # (B, D)
-        else:
-            heard = encoder.heard_tokens(attention_mask)[..., None]  # (B, N, 1)
-            mean = tokens.masked_fill(~heard, 0.0).sum(1) / heard.sum(1).clamp_min(1).to(tokens.dtype)  # (B, D)
-        logits = self.classifier(mean)
+        encoded = self.encoder(input_values, attention_mask=attention_mask, **kwargs)
+        logits = self.classify(encoded.last_hidden_state, attention_mask)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
@@ -112,6 +133,24 @@ class DashengForAudioClassification(AudioClassificationMixin, DashengPreTrainedM
     """Dasheng with a head that names sounds."""
 
     encoder_class = DashengModel
+
+
+class EfficientATForAudioClassification(AudioClassificationMixin, EfficientATPreTrainedModel):
+    """EfficientAT with the head that names sounds; the published ones know the 527 labels of AudioSet."""
+
+    encoder_class = EfficientATModel
+    efficientat: EfficientATModel
+    # An encoder's folder is none of a classifier, whose published heads are what it is for.
+    may_be_new = CompleteModel.may_be_new
+
+    def new_classifier(self, config: Any, num_labels: int) -> nn.Module:
+        head = EfficientATMlpHead if config.head == "mlp" else EfficientATConvolutionHead
+        return head(config, num_labels)
+
+    def classify(self, last_hidden_state: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        columns = self.efficientat.last_columns(attention_mask, last_hidden_state)
+        logits: torch.Tensor = self.classifier(last_hidden_state, columns)  # from maps (B, D, F', T')
+        return logits
 
 
 class NABeatsForAudioClassification(AudioClassificationMixin, BeatsPreTrainedModel):
@@ -149,6 +188,7 @@ __all__ = [
     "BeatsForAudioClassification",
     "DashengForAudioClassification",
     "EatForAudioClassification",
+    "EfficientATForAudioClassification",
     "NABeatsForAudioClassification",
     "NADashengForAudioClassification",
     "NAEatForAudioClassification",
@@ -157,6 +197,7 @@ __all__ = [
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 DashengForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 EatForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+EfficientATForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 NABeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 NADashengForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 NAEatForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")

@@ -19,6 +19,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
+from .fbank import is_traced
 from .modeling_shared import (
     AttentionMask,
     Embedded,
@@ -122,7 +123,7 @@ class BeatsRelativePositionBias(nn.Module):
         # There are only 2 N - 1 distances, so their values are looked up once and spread along the diagonals.
         distances = torch.arange(1 - num_tokens, num_tokens, device=device)
         by_distance = self.embedding(self.bucket(distances)).transpose(0, 1).contiguous()  # (H, 2N - 1)
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if not is_traced():
             return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
         # A graph would keep the size of the windows for good, and therefore indexes, which costs more in eager mode.
         tokens = torch.arange(num_tokens, device=device)
@@ -286,7 +287,7 @@ class BeatsModel(BeatsPreTrainedModel):
         hidden_states = self.embeddings(fbank, mask)
         position_bias = self.relative_position_bias(hidden_states.shape[1], hidden_states.device)
         bias_buffer = None
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if not (torch.is_grad_enabled() or is_traced()):
             # Allocating this memory anew in every layer costs 5 % of the time on a CPU. Layers cannot share it where a
             # graph must keep each bias, and compilers plan their memory themselves.
             bias_buffer = position_bias.new_empty(hidden_states.shape[0], *position_bias.shape[1:])

@@ -6,7 +6,6 @@ Letters in shape comments: B recordings, T frames, M mel bins, T' columns of a m
 its channels, D those of the last one, L labels.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_efficientat import (
@@ -25,6 +24,7 @@ from .configuration_efficientat import (
     classifier_channels,
     stem_channels,
 )
+from .fbank import is_traced
 from .mel_spectrogram import mel_band_centres
 from .modeling_shared import CompleteModel, Embedded, SpectrogramEncoder, close_channel
 
@@ -51,8 +51,7 @@ def valid_frames(attention_mask: torch.Tensor | None, fbank: torch.Tensor) -> to
         )
     mask = attention_mask.bool()
     # A mask of ones changes nothing and takes a third more time. Compiled graphs cannot depend on what is in it.
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or mask.is_meta
-    return mask if is_traced or not bool(mask.all()) else None
+    return mask if is_traced() or mask.is_meta or not bool(mask.all()) else None
 
 
 def columns_of(mask: torch.Tensor | None, stride: int, maps: torch.Tensor) -> torch.Tensor | None:
@@ -211,12 +210,6 @@ class EfficientATPreTrainedModel(CompleteModel):
             # Maps keep their scale from layer to layer (He et al., ICCV 2015), though the norms have seen no data yet.
             init.normal_(module.weight, mean=0.0, std=(2.0 / module.weight[0].numel()) ** 0.5)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        # transformers names the saved class alone, but from the folder of a classifier the encoder loads as well.
-        module = __name__.rpartition(".")[2]
-        self.config.auto_map = {"AutoModel": f"{module}.{EfficientATModel.__name__}"}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
 
 class EfficientATModel(EfficientATPreTrainedModel, SpectrogramEncoder):
     """The EfficientAT encoder turns a mel spectrogram into 17 maps, from 500 columns of 64 rows in 10 s to 32 of 4.
@@ -338,45 +331,6 @@ class EfficientATConvolutionHead(nn.Module):
         return mean_over_map(self.norm(self.convolution(maps)), columns)  # (B, L)
 
 
-class EfficientATForAudioClassification(EfficientATPreTrainedModel):
-    """EfficientAT with the head that names sounds; the published ones know the 527 labels of AudioSet."""
-
-    def __init__(self, config: EfficientATConfig):
-        super().__init__(config)
-        self.efficientat = EfficientATModel(config)
-        head = EfficientATMlpHead if config.head == "mlp" else EfficientATConvolutionHead
-        self.classifier = head(config, len(config.id2label or ()))
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Classify recordings.
-
-        Args:
-            input_values, attention_mask: as for [`EfficientATModel`].
-            labels: int `(B,)`, or float `(B, L)` where several labels may hold at once, as in AudioSet.
-
-        Returns:
-            `logits` `(B, L)`, of which the sigmoid (one label: the softmax) is the probability, and the `loss` where
-            there are `labels`.
-
-        Raises:
-            ValueError: a shape is wrong.
-        """
-        encoded = self.efficientat(input_values, attention_mask, **kwargs)
-        columns = self.efficientat.last_columns(attention_mask, encoded.last_hidden_state)
-        logits = self.classifier(encoded.last_hidden_state, columns)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-
-
-__all__ = ["EfficientATForAudioClassification", "EfficientATModel", "EfficientATPreTrainedModel"]
+__all__ = ["EfficientATModel", "EfficientATPreTrainedModel"]
 
 EfficientATModel.register_for_auto_class("AutoModel")
-EfficientATForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")

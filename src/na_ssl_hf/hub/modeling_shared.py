@@ -115,6 +115,19 @@ class CompleteModel(PreTrainedModel):
         return loaded if output_loading_info else model
 
     @classmethod
+    def encoder_type(cls) -> "type[SpectrogramEncoder] | None":
+        """Return the encoder that a scorer hears with: this class, or that under its head; `None` for none."""
+        return None
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        # transformers adds the saved class alone to what the configuration says already. From the folder of a
+        # classifier the encoder loads as well, and that of an encoder lacks the code of a classifier it came with.
+        encoder = self.encoder_type()
+        if encoder is not None:
+            self.config.auto_map = {"AutoModel": f"{encoder.__module__.rpartition('.')[2]}.{encoder.__name__}"}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
     def _check_size(cls, config: PreTrainedConfig, folder: str) -> None:
         """Refuse a configuration that asks for more memory than its weights can fill."""
         limit = MAX_PARAMETERS
@@ -178,6 +191,10 @@ class SpectrogramEncoder(CompleteModel):
         if commit := getattr(model.config, "_commit_hash", None):
             model.found_with["revision"] = commit
         return loaded
+
+    @classmethod
+    def encoder_type(cls) -> type["SpectrogramEncoder"]:
+        return cls
 
     def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
         """Make the input of the first layer.

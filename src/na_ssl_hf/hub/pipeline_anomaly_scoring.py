@@ -202,8 +202,11 @@ class AnomalyScorer(Pipeline):
         # A model with an adapter has the name of its base, whose memory is of other embeddings.
         if not has_adapter(self.model):
             self.memory_bank = _saved(self.model, MEMORY_BANK_FILE, MemoryBank.from_file)
-            self.far_microphone = _saved(self.model, FAR_MICROPHONE_FILE, FarMicrophone.from_file)
-            self._check_far_microphone()
+            calibration = None if self.memory_bank is None else self.memory_bank.calibration
+            # Without its memory a far microphone is of no use, and most memories have none: each look-up costs time.
+            if calibration is not None and "far_microphone" in calibration.extractor:
+                self.far_microphone = _saved(self.model, FAR_MICROPHONE_FILE, FarMicrophone.from_file)
+                self._check_far_microphone()
 
     # Fitting
 
@@ -669,18 +672,20 @@ class AnomalyScorer(Pipeline):
 
         def batches() -> Iterator[list[tuple[Piece | Unreadable, Any]]]:
             total = len(sources) if isinstance(sources, Sized) else None
-            heard_levels = levels or LevelRange()
-            oddities = OddityReport(self.feature_extractor.sampling_rate, heard_levels.far_leads)
+            usual_share = 0.0 if levels is None else levels.far_leads
+            oddities = OddityReport(self.feature_extractor.sampling_rate, usual_share)
             stream = pieces()
             with logging.tqdm(total=total, desc=progress, unit="clip", disable=progress is None) as bar:
                 try:
                     while batch := list(islice(stream, size)):
-                        yield list(zip(batch, self._batch_vectors(batch, heard, oddities, heard_levels), strict=True))
+                        yield list(zip(batch, self._batch_vectors(batch, heard, oddities, levels), strict=True))
                         bar.update(sum(isinstance(item, Unreadable) or item.is_last for item in batch))
-                        heard_levels.far_leads = oddities.swapped_share
+                        if levels is not None:
+                            levels.far_leads = oddities.swapped_share
                 finally:
                     oddities.report()
-                    heard_levels.report()
+                    if levels is not None:
+                        levels.report()
 
         return batches()
 
@@ -689,7 +694,7 @@ class AnomalyScorer(Pipeline):
         batch: Sequence[Piece | Unreadable],
         heard: Heard,
         oddities: OddityReport,
-        levels: LevelRange | LevelReport,
+        levels: LevelRange | LevelReport | None,
     ) -> list[torch.Tensor | None]:
         """The vector `(F, D)` of every piece, `None` for what could not be read."""
         vectors: list[torch.Tensor | None] = [None] * len(batch)
@@ -703,7 +708,8 @@ class AnomalyScorer(Pipeline):
             waveforms = torch.stack([piece.samples for piece in pieces])  # (n, 2, N)
             oddities.note([piece.name for piece in pieces], waveforms)
             waveforms = at_level(waveforms, heard.level)
-            levels.note([piece.name for piece in pieces], waveforms)
+            if levels is not None:
+                levels.note([piece.name for piece in pieces], waveforms)
             for row, vector in zip(
                 rows,
                 self.forward({"waveforms": waveforms, "heard": replace(heard, rate=pieces[0].rate)})["vectors"],
@@ -748,29 +754,24 @@ class AnomalyScorer(Pipeline):
 
     def _vectors(self, waveforms: torch.Tensor, heard: Heard, shares: Sequence[float | None]) -> list[torch.Tensor]:
         """Waveforms `(B, 2, N)` to vectors `(B, F, D)`, or tokens `(B, T', F, D)`, of every share of the model."""
+        front_end = self.feature_extractor.front_end
+        canceller = front_end if self.far_microphone is None else self.far_microphone
 
-        def encoded(fbank: torch.Tensor) -> list[torch.Tensor]:
+        @cache
+        def of_stream(is_cancelled: bool) -> list[torch.Tensor]:
+            waves = waveforms
+            if is_cancelled:
+                with torch.no_grad():
+                    waves = canceller.cancel(waveforms)
+                if self.far_microphone is not None and self.memory_bank is not None:  # scoring, not fitting
+                    self.far_microphone.listen(waveforms)
+            fbank = front_end.fbank(waves)  # (B, 2, T, M)
             if None in shares:
                 return [heard.layers.vectors(self.model, fbank, heard.pooling)]
             return heard.layers.vectors_of_shares(self.model, fbank, heard.pooling, shares)  # type: ignore[arg-type]
 
-        @cache
-        def cancelled() -> list[torch.Tensor]:
-            waves = waveforms
-            if self.far_microphone is not None:
-                with torch.no_grad():
-                    waves = self.far_microphone.cancel(waves)
-                    self.far_microphone.listen(waveforms)
-                    if self.memory_bank is not None:  # scoring, not fitting
-                        self.far_microphone.listen(waveforms)
-            return encoded(self.feature_extractor.fbank(waves))
-
-        @cache
-        def raw() -> list[torch.Tensor]:
-            return encoded(self.feature_extractor.front_end.fbank(waveforms))
-
         def of_share(index: int) -> torch.Tensor:
-            return stream_vectors(heard.streams, lambda: cancelled()[index], lambda: raw()[index])
+            return stream_vectors(heard.streams, lambda: of_stream(True)[index], lambda: of_stream(False)[index])
 
         return [of_share(index) for index in range(len(shares))]
 
