@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,9 @@ from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
 
 RATE = 16000
-SCORERS = ["na-beats", "na-eat", "na-dasheng", "beats", "unfitted"]
+SCORERS = ["na-beats", "na-eat", "na-dasheng", "beats", "unfitted", "model"]
+# Those without a memory; "model" is what the `save_pretrained` of a model writes.
+UNFITTED = ["unfitted", "model"]
 
 # What the process without the package does: load everything, score, save again, and load that.
 REMOTE = (
@@ -50,6 +53,15 @@ print(json.dumps(report))
 """
 )
 
+# What a process with the package does, where the hub is out of reach.
+OFFLINE = """
+import na_ssl_hf
+from transformers import pipeline
+
+scorer = pipeline(model="me/scorer")
+print(type(scorer).__name__, scorer.memory_bank is not None)
+"""
+
 
 @pytest.fixture(scope="module")
 def clips():
@@ -72,6 +84,7 @@ def folder(clips, tmp_path_factory):
         scorer.fit(clips, false_alarm_rate=0.2, batch_size=10)
         scorer.save_pretrained(folder / name)
     pipeline("anomaly-scoring", model=str(default_checkpoint())).save_pretrained(folder / "unfitted")
+    tiny_model("na-beats", seed=1).save_pretrained(folder / "model")
     return folder
 
 
@@ -106,6 +119,7 @@ def test_everything_comes_from_the_code_in_the_directory(report, name):
     family = {
         "na-beats": "NABeats",
         "unfitted": "NABeats",
+        "model": "NABeats",
         "na-eat": "NAEat",
         "na-dasheng": "NADasheng",
         "beats": "Beats",
@@ -153,4 +167,44 @@ def test_the_package_needs_no_trust_and_wins_over_the_code(folder, name):
     for trust in (None, True):
         scorer = pipeline("anomaly-scoring", model=str(folder / name), trust_remote_code=trust)
         assert type(scorer) is AnomalyScorer
-        assert (scorer.memory_bank is None) == (name == "unfitted")
+        assert (scorer.memory_bank is None) == (name in UNFITTED)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_the_package_needs_no_name_of_the_task(folder, clips, name):
+    scorer = pipeline(model=str(folder / name))
+    assert type(scorer) is AnomalyScorer
+    assert (scorer.memory_bank is None) == (name in UNFITTED)
+
+
+def test_nor_does_it_for_a_checkpoint_without_code():
+    assert "custom_pipelines" not in json.loads((default_checkpoint() / "config.json").read_text())
+    assert type(pipeline(model=str(default_checkpoint()))) is AnomalyScorer
+
+
+def test_nor_for_a_repository_in_the_cache(folder, tmp_path):
+    repository = tmp_path / "models--me--scorer"
+    shutil.copytree(folder / "na-beats", repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["AnomalyScorer", "True"]
+
+
+def test_a_model_keeps_the_extractor_of_its_checkpoint(folder, tmp_path):
+    clean = TwoChannelFeatureExtractor(tiny_config("na-eat").frontend, far_cancellation="least_squares")
+    tiny_model("na-eat").save_pretrained(tmp_path / "one")
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "one").far_cancellation is None
+    clean.save_pretrained(tmp_path / "one")
+    AutoModel.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "two").far_cancellation == "least_squares"
+    # One that is there already stays.
+    tiny_model("na-eat").save_pretrained(tmp_path / "two")
+    assert AutoFeatureExtractor.from_pretrained(tmp_path / "two").far_cancellation == "least_squares"

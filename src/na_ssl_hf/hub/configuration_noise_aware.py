@@ -1,7 +1,7 @@
 """What all configurations share: checks of values, the noise-aware layers' fields, and the pipelines they name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
@@ -53,8 +53,59 @@ BOUNDS: dict[str, tuple[float, float]] = {
 MAX_LABELS = 100_000
 
 
+# What the config.json of an encoder says of the pipeline that scores with it, and of the file of its code.
+SCORER_PIPELINES = {
+    "anomaly-scoring": {
+        "impl": "pipeline_anomaly_scoring.AnomalyScorer",
+        "pt": ["AutoModel"],
+        "type": "audio",
+        "default": {},
+    }
+}
+
+
 class ConfigurationError(ValueError, StrictDataclassError):
     """It is raised where a value of a configuration, or of the file of one, breaks a rule."""
+
+
+class NamedPipelines(dict):
+    """The `custom_pipelines` of a checkpoint, where a task that this process serves itself is listed, but not `in`.
+
+    `pipeline(model=...)`, which is not told the task, takes the only one that is listed, without asking the hub. For a
+    task that is `in` them it demands `trust_remote_code` and runs the code of the checkpoint. The installed package has
+    registered its task, and serves it without either.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        return super().__contains__(task) and task not in registered_tasks()
+
+
+def registered_tasks() -> Collection[str]:
+    """Return the tasks of the pipelines that this process knows."""
+    # The import stands here because transformers' pipelines are slow to import, and configurations must load fast.
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    tasks: Collection[str] = PIPELINE_REGISTRY.supported_tasks
+    return tasks
+
+
+def served_pipelines() -> dict[str, Any]:
+    """Return the pipelines that this process has for every encoder, whatever its checkpoint says."""
+    return {task: dict(entry) for task, entry in SCORER_PIPELINES.items() if task in registered_tasks()}
+
+
+def check_custom_pipelines(config_kwargs: dict[str, Any]) -> None:
+    """Make the `custom_pipelines` of a configuration's keyword arguments a [`NamedPipelines`], in place.
+
+    Raises:
+        ValueError: they are no dict.
+    """
+    custom_pipelines = config_kwargs.get("custom_pipelines")
+    if custom_pipelines is None:
+        return
+    if not isinstance(custom_pipelines, dict):
+        raise ValueError(f"`custom_pipelines` must be a dict of tasks, got {custom_pipelines!r}.")
+    config_kwargs["custom_pipelines"] = NamedPipelines(custom_pipelines)
 
 
 class CheckedConfig(PreTrainedConfig):
@@ -83,13 +134,15 @@ class CheckedConfig(PreTrainedConfig):
             # A configuration that is copied holds objects of transformers there, which know how to become a dict.
             if value is not None and not isinstance(value, kind) and not hasattr(value, "to_dict"):
                 raise ValueError(f"`{name}` must be of the form that transformers writes, got {value!r}.")
-        drop_registered_pipelines(kwargs)
+        check_custom_pipelines(kwargs)
         super().__post_init__(**kwargs)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"`dtype` must be a floating-point type of torch, got {self.dtype!r}.")
 
     @classmethod
     def from_dict(cls: type[ConfigT], config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        if hasattr(cls, "frontend"):
+            config_dict = {"custom_pipelines": served_pipelines()} | config_dict
         try:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         except ConfigurationError as error:
@@ -160,23 +213,3 @@ def validate_noise_aware_fields(config: NoiseAwareFields) -> None:
             f"`noise_aware_num_heads` must divide `hidden_size` {config.hidden_size}, "
             f"got {config.noise_aware_num_heads}."
         )
-
-
-def drop_registered_pipelines(config_kwargs: dict[str, Any]) -> None:
-    """Remove from `custom_pipelines` the tasks that this process already serves.
-
-    A checkpoint with `custom_pipelines` in its `config.json` makes `pipeline(task, dir)` demand `trust_remote_code`
-    even where the task is registered by the installed package. Dropping the entry on load lets the package serve it;
-    `AnomalyScorer.save_pretrained` writes it again.
-
-    Args:
-        config_kwargs: the keyword arguments of a configuration, changed in place.
-    """
-    # The import stands here because transformers' pipelines are slow to import, and configurations must load fast.
-    from transformers.pipelines import PIPELINE_REGISTRY
-
-    custom_pipelines = config_kwargs.get("custom_pipelines") or {}
-    if not isinstance(custom_pipelines, dict):
-        raise ValueError(f"`custom_pipelines` must be a dict of tasks, got {custom_pipelines!r}.")
-    for task in [task for task in custom_pipelines if task in PIPELINE_REGISTRY.supported_tasks]:
-        del custom_pipelines[task]

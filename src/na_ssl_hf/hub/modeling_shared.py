@@ -14,7 +14,11 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
+
+from .configuration_noise_aware import SCORER_PIPELINES, NamedPipelines
 
 # The options of `from_pretrained` that say where a checkpoint lies and who may read it.
 HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "proxies")
@@ -119,13 +123,55 @@ class CompleteModel(PreTrainedModel):
         """Return the encoder that a scorer hears with: this class, or that under its head; `None` for none."""
         return None
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save as transformers does, and beside an encoder what `pipeline("anomaly-scoring")` needs without the package.
+
+        This is the code of the pipeline, which `config.json` then names, and a feature extractor, where the folder has
+        none: that of the checkpoint from which the model was loaded, or else the one of its configuration.
+
+        Args:
+            save_directory, *args, **kwargs: as for [`PreTrainedModel.save_pretrained`].
+            push_to_hub: whether all of it is uploaded afterwards.
+        """
+        encoder = self.encoder_type()
+        if encoder is None:
+            super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+            return
         # transformers adds the saved class alone to what the configuration says already. From the folder of a
         # classifier the encoder loads as well, and that of an encoder lacks the code of a classifier it came with.
-        encoder = self.encoder_type()
-        if encoder is not None:
-            self.config.auto_map = {"AutoModel": f"{encoder.__module__.rpartition('.')[2]}.{encoder.__name__}"}
+        self.config.auto_map = {"AutoModel": f"{encoder.__module__.rpartition('.')[2]}.{encoder.__name__}"}
+        self.config.custom_pipelines = NamedPipelines(SCORER_PIPELINES)
+        hub_names = ("repo_id", "commit_message", "private", "revision", "create_pr")
+        hub_options = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         super().save_pretrained(save_directory, *args, **kwargs)
+        if os.path.isfile(os.path.join(save_directory, CONFIG_NAME)) and kwargs.get("is_main_process", True):
+            self._complete(save_directory)
+        if push_to_hub:
+            repository = hub_options.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repository, token=kwargs.get("token"), **hub_options)
+
+    def _complete(self, folder: str | os.PathLike) -> None:
+        """Add to the folder of a saved encoder the code that scores with it, and a feature extractor."""
+        # Scoring is built on the encoders and not under them. These lines also make transformers copy the code of the
+        # pipeline wherever it copies that of a model.
+        from .feature_extraction_two_channel import TwoChannelFeatureExtractor
+        from .pipeline_anomaly_scoring import AnomalyScorer
+
+        custom_object_save(AnomalyScorer, folder)
+        if os.path.exists(os.path.join(folder, FEATURE_EXTRACTOR_NAME)):
+            return
+        options = dict(getattr(self, "found_with", None) or {})
+        source = options.pop("path_or_repo_id", None)
+        try:
+            extractor = TwoChannelFeatureExtractor.from_pretrained(source, **options | {"local_files_only": True})
+        except (OSError, ValueError, TypeError):  # the model has no source, or this has no extractor
+            try:
+                extractor = TwoChannelFeatureExtractor.of(self.config)
+            except ValueError:  # the front ends have no such mel bins, so that the model cannot hear recordings
+                return
+        extractor.save_pretrained(folder)
 
     @classmethod
     def _check_size(cls, config: PreTrainedConfig, folder: str) -> None:
