@@ -126,7 +126,7 @@ class CompleteModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save as transformers does, and beside an encoder what `pipeline("anomaly-scoring")` needs without the package.
+        """Save as transformers does, and beside an encoder what a scorer needs where the package is not installed.
 
         This is the code of the pipeline, which `config.json` then names, and a feature extractor, where the folder has
         none: that of the checkpoint from which the model was loaded, or else the one of its configuration.
