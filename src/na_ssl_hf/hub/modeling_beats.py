@@ -11,22 +11,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
 from .fbank import is_traced
 from .modeling_shared import (
+    ALL_ATTENTION_FUNCTIONS,
     AttentionMask,
     Embedded,
     SpectrogramEncoder,
     close_channel,
     eager_attention_forward,
+    layer_mask,
     token_mask,
+    uses_flex_attention,
 )
 
 
@@ -109,20 +110,23 @@ class BeatsRelativePositionBias(nn.Module):
         far = (exact + (logarithmic * (half - exact)).long()).clamp(max=half - 1)
         return (relative_position > 0).long() * half + torch.where(distance < exact, distance, far)
 
-    def forward(self, num_tokens: int, device: torch.device) -> torch.Tensor:
+    def forward(self, num_tokens: int, device: torch.device, spread: bool = True) -> torch.Tensor:
         """Look up the bias of every query and key.
 
         Args:
             num_tokens: N.
             device: where the tokens are. The embedding's own device would be wrong where its weight is elsewhere until
                 it is used.
+            spread: whether the bias of every pair is asked for, or that of every distance.
 
         Returns:
-            `(1, H, Q, K)`.
+            `(1, H, Q, K)`; by distance key - query, from 1 - N to N - 1, `(H, 2N - 1)`.
         """
         # There are only 2 N - 1 distances, so their values are looked up once and spread along the diagonals.
         distances = torch.arange(1 - num_tokens, num_tokens, device=device)
         by_distance = self.embedding(self.bucket(distances)).transpose(0, 1).contiguous()  # (H, 2N - 1)
+        if not spread:
+            return by_distance
         if not is_traced():
             return by_distance.unfold(1, num_tokens, 1).flip(1)[None]  # (1, H, Q, K)
         # A graph would keep the size of the windows for good, and therefore indexes, which costs more in eager mode.
@@ -135,7 +139,7 @@ class BeatsLayerInputs(NamedTuple):
 
     Attributes:
         attention_mask: the padding mask of the tokens.
-        position_bias: the learned bias `(1, H, Q, K)` that all layers share.
+        position_bias: the learned bias `(1, H, Q, K)` that all layers share; for FlexAttention `(H, 2N - 1)`.
         bias_buffer: memory `(B, H, Q, K)` into which every layer writes its gated bias, or `None` for new memory in
             every layer.
     """
@@ -181,9 +185,12 @@ class BeatsAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).view(heads)  # (B, Q, H, C)
-        gated_bias = torch.mul(self.gate(query), position_bias, out=bias_buffer)  # (B, H, Q, K)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, H, K, C)
+        if uses_flex_attention(self.config):
+            bias = {"gate": self.gate(query).squeeze(-1), "distance_bias": position_bias}  # (B, H, Q), (H, 2N - 1)
+        else:
+            bias = {"position_bias": torch.mul(self.gate(query), position_bias, out=bias_buffer)}  # (B, H, Q, K)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -195,7 +202,7 @@ class BeatsAttention(nn.Module):
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
-            position_bias=gated_bias,
+            **bias,
             **kwargs,
         )
         return self.out_proj(output.reshape(hidden_states.shape)), weights  # (B, N, D)
@@ -255,6 +262,7 @@ class BeatsPreTrainedModel(SpectrogramEncoder):
     _supports_sdpa = True
     # Flash attention takes no additive bias and would silently drop the relative positions.
     _supports_flash_attn = False
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": BeatsLayer, "attentions": BeatsAttention}
@@ -285,14 +293,15 @@ class BeatsModel(BeatsPreTrainedModel):
     def embed(self, fbank: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Embedded:
         mask = token_mask(attention_mask, fbank.shape[1], self.num_tokens(fbank.shape[1]))
         hidden_states = self.embeddings(fbank, mask)
-        position_bias = self.relative_position_bias(hidden_states.shape[1], hidden_states.device)
+        num_tokens, is_flex = hidden_states.shape[1], uses_flex_attention(self.config)
+        position_bias = self.relative_position_bias(num_tokens, hidden_states.device, spread=not is_flex)
         bias_buffer = None
-        if not (torch.is_grad_enabled() or is_traced()):
+        if not (is_flex or torch.is_grad_enabled() or is_traced()):
             # Allocating this memory anew in every layer costs 5 % of the time on a CPU. Layers cannot share it where a
             # graph must keep each bias, and compilers plan their memory themselves.
             bias_buffer = position_bias.new_empty(hidden_states.shape[0], *position_bias.shape[1:])
-        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
-        return Embedded(hidden_states, mask, BeatsLayerInputs(layer_mask, position_bias, bias_buffer))
+        inputs = BeatsLayerInputs(layer_mask(self.config, hidden_states, mask), position_bias, bias_buffer)
+        return Embedded(hidden_states, mask, inputs)
 
     def output(self, hidden_states: torch.Tensor) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=hidden_states)

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dasheng import DashengConfig
 from .modeling_eat import EatAttention, EatLayer, EatLayerInputs
-from .modeling_shared import AttentionMask, Embedded, SpectrogramEncoder, close_channel, count_frames
+from .modeling_shared import AttentionMask, Embedded, SpectrogramEncoder, close_channel, count_frames, layer_mask
 
 
 class DashengBatchNorm(nn.BatchNorm1d):
@@ -170,8 +169,7 @@ class DashengModel(DashengPreTrainedModel):
         num_pieces = self.num_pieces(num_frames)
         hidden_states = self.embeddings(fbank, num_pieces)
         mask = self._token_mask(attention_mask, num_frames, num_pieces, hidden_states.shape[1])
-        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
-        return Embedded(hidden_states, mask, EatLayerInputs(layer_mask))
+        return Embedded(hidden_states, mask, EatLayerInputs(layer_mask(self.config, hidden_states, mask)))
 
     def _token_mask(
         self, attention_mask: torch.Tensor | None, num_frames: int, num_pieces: int, tokens_of_piece: int

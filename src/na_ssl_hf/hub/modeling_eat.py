@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eat import EatConfig
 from .modeling_shared import (
+    ALL_ATTENTION_FUNCTIONS,
     AttentionMask,
     Embedded,
     SpectrogramEncoder,
     close_channel,
     eager_attention_forward,
+    layer_mask,
     token_mask,
 )
 
@@ -226,8 +226,7 @@ class EatModel(EatPreTrainedModel):
         if mask is not None:
             mask = nn.functional.pad(mask, (1, 0), value=True)  # (B, 1 + N), CLS is always attended to
         hidden_states = self.embeddings(fbank)
-        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)
-        return Embedded(hidden_states, mask, EatLayerInputs(layer_mask))
+        return Embedded(hidden_states, mask, EatLayerInputs(layer_mask(self.config, hidden_states, mask)))
 
     def output(self, hidden_states: torch.Tensor) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])

@@ -13,10 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -27,11 +25,13 @@ from .modeling_beats import BeatsLayer, BeatsModel
 from .modeling_dasheng import DashengLayer, DashengModel, joins_pieces
 from .modeling_eat import EatLayer, EatModel
 from .modeling_shared import (
+    ALL_ATTENTION_FUNCTIONS,
     AttentionMask,
     LayerInputs,
     SpectrogramEncoder,
     close_channel,
     eager_attention_forward,
+    layer_mask,
     split_channels,
 )
 
@@ -459,12 +459,7 @@ class NoiseAwareModelMixin(SpectrogramEncoder):
             )
         if self.config.noise_aware_layer_type == "film":
             return hidden_states, far_states, inputs._replace(cross_attention_mask=far_token_mask)
-        cross_attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            encoder_hidden_states=far_states,
-            attention_mask=far_token_mask,
-        )
+        cross_attention_mask = layer_mask(self.config, hidden_states, far_token_mask, far_states)
         return hidden_states, far_states, inputs._replace(cross_attention_mask=cross_attention_mask)
 
     @torch.no_grad()

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.integrations.flex_attention import compile_friendly_flex_attention
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import AttentionInterface
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME
 
 from .configuration_noise_aware import SCORER_PIPELINES, NamedPipelines
@@ -524,3 +527,96 @@ def eager_attention_forward(
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights  # (B, Q, H, C)
+
+
+def uses_flex_attention(config: PreTrainedConfig) -> bool:
+    """Whether a model was asked to attend by `attn_implementation="flex_attention"`."""
+    return config._attn_implementation == "flex_attention"
+
+
+def layer_mask(
+    config: PreTrainedConfig,
+    hidden_states: torch.Tensor,
+    mask: torch.Tensor | None,
+    attended: torch.Tensor | None = None,
+) -> AttentionMask:
+    """Bring a padding mask to the form that the chosen attention implementation takes.
+
+    Args:
+        hidden_states: the tokens that attend, `(B, N, D)`.
+        mask: bool `(B, K)`, True on tokens of the recording; `None` where nothing is padded.
+        attended: the tokens that are attended to, `(B, K, D)`; `None` where these are the same.
+
+    Returns:
+        for [`flex_attention_forward`] the mask as it is, for others what transformers makes of it.
+    """
+    if uses_flex_attention(config):
+        return mask
+    made: AttentionMask = create_bidirectional_mask(
+        config=config, inputs_embeds=hidden_states, encoder_hidden_states=attended, attention_mask=mask
+    )
+    return made
+
+
+def flex_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    gate: torch.Tensor | None = None,
+    distance_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention by FlexAttention (Dong et al., 2024), which never makes the `(B, H, Q, K)` biases of BEATs.
+
+    The kernel looks the bias of a query and a key up by their distance, and scales it by the gate of the query. On a
+    GPU it is compiled at its first use. On a CPU there is no such kernel outside of `torch.compile`, and torch computes
+    the same step by step, which is slow.
+
+    Args:
+        query, key, value: `(B, H, Q, C)`, `(B, H, K, C)` and `(B, H, K, C)`.
+        attention_mask: bool `(B, K)`, True on tokens to attend to; `None` for all.
+        gate: `(B, H, Q)`; `None` without a bias.
+        distance_bias: `(H, Q + K - 1)`, the bias of every distance key - query from 1 - Q to K - 1.
+
+    Returns:
+        the output `(B, Q, H, C)`, and no weights.
+
+    Raises:
+        ValueError: there is dropout on the weights, or gradients are asked for on a CPU; FlexAttention has neither.
+    """
+    if dropout > 0.0:
+        raise ValueError(f"`attention_dropout` must be 0 for training with flex_attention, got {dropout}.")
+    on_cpu = query.device.type == "cpu"
+    if on_cpu and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+        raise ValueError(
+            "`attn_implementation` must be 'sdpa' or 'eager' for training on a CPU, where FlexAttention has no "
+            "gradients, got 'flex_attention'."
+        )
+    num_queries = query.shape[2]
+
+    def score_mod(
+        score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+    ) -> torch.Tensor:
+        if gate is not None and distance_bias is not None:
+            score = score + gate[batch, head, q] * distance_bias[head, k - q + (num_queries - 1)]
+        if attention_mask is not None:
+            score = torch.where(attention_mask[batch, k], score, torch.finfo(score.dtype).min)
+        return score
+
+    if on_cpu:
+        output = flex_attention(query, key, value, score_mod=score_mod, scale=scaling)
+    else:
+        output = compile_friendly_flex_attention(
+            query, key, value, training=module.training, score_mod=score_mod, scale=scaling
+        )
+    assert isinstance(output, torch.Tensor)
+    return output.transpose(1, 2).contiguous(), None
+
+
+# The attention implementations of transformers, of which one is ours: its own would be given the bias of every pair.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+ALL_ATTENTION_FUNCTIONS["flex_attention"] = flex_attention_forward
