@@ -140,7 +140,7 @@ class CompleteModel(PreTrainedModel):
         """
         encoder = self.encoder_type()
         if encoder is None:
-            super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs | {"push_to_hub": push_to_hub})
             return
         # transformers adds the saved class alone to what the configuration says already. From the folder of a
         # classifier the encoder loads as well, and that of an encoder lacks the code of a classifier it came with.
@@ -607,13 +607,13 @@ def flex_attention_forward(
             score = torch.where(attention_mask[batch, k], score, torch.finfo(score.dtype).min)
         return score
 
+    output: Any
     if on_cpu:
         output = flex_attention(query, key, value, score_mod=score_mod, scale=scaling)
     else:
         output = compile_friendly_flex_attention(
             query, key, value, training=module.training, score_mod=score_mod, scale=scaling
         )
-    assert isinstance(output, torch.Tensor)
     return output.transpose(1, 2).contiguous(), None
 
 
