@@ -7,7 +7,7 @@ from tiny_models import some_calibration, tiny_model
 from transformers import pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
-from na_ssl_hf.cli.scoring import LEVELS as CLI_LEVELS
+from na_ssl_hf.cli.command_line import LEVELS as CLI_LEVELS
 from na_ssl_hf.hub.input_level import LEVELS, NORMALISED_DB, LevelRange, LevelReport, at_level, levels_db
 from na_ssl_hf.hub.threshold import Calibration
 

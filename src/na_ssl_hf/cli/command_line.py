@@ -11,6 +11,10 @@ from typing import Any
 BACKENDS = ("nearest", "two-domains", "mahalanobis", "pca")
 
 
+# Repeated from hub.input_level, whose import takes seconds.
+LEVELS = ("as recorded", "normalised")
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser in which a group of commands may have a default one.
 
@@ -86,7 +90,7 @@ def add_level_option(parser: CommandParser) -> None:
     """Add `--level LEVEL`."""
     parser.add_argument(
         "--level",
-        choices=("as recorded", "normalised"),
+        choices=LEVELS,
         default="as recorded",
         help="level of the recordings; normalised, a gain of the microphones has no influence (default: as recorded)",
     )
