@@ -11,7 +11,6 @@ from transformers import pipeline
 
 from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
 from na_ssl_hf.cli.scoring import STREAMS as CLI_STREAMS
-from na_ssl_hf.export import export_scorer
 from na_ssl_hf.hub.layer_choice import joined
 from na_ssl_hf.hub.streams import STREAMS
 from na_ssl_hf.hub.threshold import Calibration
@@ -121,10 +120,3 @@ def test_a_calibration_from_before_hears_the_cancelled_stream():
     assert Calibration.from_dict(json.loads(json.dumps(both.to_dict()))) == both
     with pytest.raises(ValueError, match="`streams` must be 'cancelled' or 'raw'"):
         replace(both, extractor={"far_cancellation": None})
-
-
-def test_an_export_refuses_other_streams(tmp_path):
-    scorer = make_scorer().fit(make_clips(20), streams="raw")
-    with pytest.raises(ValueError, match="streams='cancelled' for an export, got 'raw'"):
-        export_scorer(scorer, tmp_path / "exported", recordings=None)
-    assert not (tmp_path / "exported").exists()
