@@ -1,0 +1,215 @@
+"""What `na-ssl watch` promises: false alarms, delays, faults of microphones that are found, and time.
+
+    python -m benchmarks.watch rule --machines 4      # 30 simulated days of normals, and faults of three severities
+    python -m benchmarks.watch health --sites 143     # 1,001 faults of microphones at simulated installations
+    python -m benchmarks.watch speed                  # CPU seconds of the tiny model for each second of sound
+
+Scores of the first part are drawn, not heard: windows that overlap share their parts. The rooms of the second part are
+impulse responses of decaying noise.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from scipy.signal import fftconvolve, lfilter
+
+from na_ssl_hf.hub.feature_extraction_two_channel import OddityReport
+from na_ssl_hf.hub.input_level import LevelRange
+from na_ssl_hf.watch.alarm_rule import DAY, AlarmRule
+from na_ssl_hf.watch.sensor_health import SensorHealth
+
+RATE = 16000
+WINDOW = 10.0
+NUM_NORMALS = 50
+PROMISE = 30 * DAY
+# Shifts of the score in standard deviations of the normal ones.
+SEVERITIES = (1.5, 3.0, 6.0)
+
+
+def scores_of(generator: np.random.Generator, num_windows: int, hop: float) -> np.ndarray:
+    """Draw the scores `(num_windows,)` of windows, of which those that overlap have parts in common."""
+    num_parts = round(WINDOW / hop)
+    parts = generator.standard_normal(num_windows + num_parts - 1)
+    return np.convolve(parts, np.ones(num_parts), "valid") / num_parts**0.5
+
+
+def measure_rule(num_machines: int, num_days: float) -> None:
+    """Print alarms in normal sound and delays of faults, beside a threshold on every window."""
+    for hop in (WINDOW, WINDOW / 4):
+        alarms = watches = crossings = 0
+        delays: dict[float, list[float]] = {severity: [] for severity in SEVERITIES}
+        for machine in range(num_machines):
+            generator = np.random.default_rng([machine, round(10 * hop)])
+            normals = generator.standard_normal(NUM_NORMALS)
+            threshold = np.sort(normals)[-2]  # conformal, 5 % at 50 normals
+            rule = AlarmRule(normals.tolist(), PROMISE, WINDOW, hop)
+            before = "ok"
+            scores = scores_of(generator, round(num_days * DAY / hop), hop)
+            is_above = scores > threshold
+            crossings += int((is_above[1:] & ~is_above[:-1]).sum())
+            for index, score in enumerate(scores.tolist()):
+                decision = rule.step(score, hop * index)
+                alarms += decision.change == "begin"
+                watches += decision.state == "watch" and before == "ok"
+                before = decision.state
+            for severity in SEVERITIES:
+                for trial in range(10):
+                    faulty = np.random.default_rng([machine, trial])
+                    rule = AlarmRule(faulty.standard_normal(NUM_NORMALS).tolist(), PROMISE, WINDOW, hop)
+                    start = round(3600 / hop)
+                    scores = scores_of(faulty, 3 * start, hop)
+                    scores[start:] += severity
+                    changes = [rule.step(score, hop * index).change for index, score in enumerate(scores.tolist())]
+                    begun = [index for index, change in enumerate(changes) if change == "begin" and index >= start]
+                    delays[severity].append(hop * (begun[0] - start) if begun else np.inf)
+        days = num_machines * num_days
+        print(f"hop {hop:g} s, {days:g} days: {alarms} alarms ({days * DAY / PROMISE:g} promised), {watches} watches;")
+        print(f"  a threshold at 5 % is crossed {crossings / days:.0f} times a day")
+        for severity, found in delays.items():
+            late = np.quantile(found, 0.9)
+            print(f"  fault of {severity:g} deviations: alarm after {np.median(found):.0f} s (90 %: {late:.0f} s)")
+
+
+class Site:
+    """A machine and noise in a room that two microphones hear."""
+
+    def __init__(self, seed: int):
+        draw = self.draw = np.random.default_rng(seed)
+        self.close = self._response(5, 1.0)
+        self.far = self._response(int(draw.integers(60, 200)), 10 ** (-draw.uniform(8, 20) / 20))
+        self.noise = [self._response(int(draw.integers(20, 200)), draw.uniform(*at)) for at in ((0.2, 0.6), (0.5, 1))]
+        self.pitch, self.lines = draw.uniform(20, 120), draw.uniform(0.02, 1, 12) / np.arange(1, 13) ** 0.5
+        self.colors = draw.uniform(-0.9, 0.9), draw.uniform(-0.5, 0.95)
+        self.gain = 10 ** (draw.uniform(-38, -18) / 20)
+        self.snr_db = draw.uniform(-5, 5), draw.uniform(6, 15)
+
+    def _response(self, delay: int, direct: float) -> np.ndarray:
+        decay = RATE * self.draw.uniform(0.03, 0.08)
+        response = self.draw.standard_normal(4000) * np.exp(-np.arange(4000) / decay) * 0.05
+        response[:delay] = 0
+        response[delay] += direct
+        return response
+
+    def window(self, seed: int, seconds: float = 5.0, whine: float = 0.0, beside: bool = False) -> np.ndarray:
+        """Return `(2, N)` float32; with a whine of the machine, or with the far microphone beside the machine."""
+        draw = np.random.default_rng([seed, 7])
+        num_samples = int(seconds * RATE) + 4000
+        at = np.arange(num_samples) / RATE
+        pitch = self.pitch * (1 + 0.01 * draw.standard_normal())
+        lines = [
+            amplitude * np.sin(2 * np.pi * pitch * (index + 1) * at + draw.uniform(0, 6))
+            for index, amplitude in enumerate(self.lines)
+        ]
+        broad = lfilter([1], [1, -self.colors[0]], draw.standard_normal(num_samples))
+        machine = np.sum(lines, axis=0) / np.std(np.sum(lines, axis=0)) + 0.7 * broad / broad.std()
+        machine = machine * 10 ** (draw.uniform(-1, 1) / 20) + whine * np.sin(2 * np.pi * 17.3 * self.pitch * at)
+        noise = lfilter([1], [1, -self.colors[1]], draw.standard_normal(num_samples))
+        noise *= 10 ** (-draw.uniform(*self.snr_db) / 20) / noise.std()
+        paths = (np.roll(self.close, 40) * 0.6, self.close * 1.5) if beside else (self.close, self.far)
+        both = [
+            fftconvolve(machine, to_machine)[4000:num_samples] + fftconvolve(noise, to_noise)[4000:num_samples]
+            for to_machine, to_noise in zip(paths, self.noise, strict=True)
+        ]
+        samples = self.gain * np.stack(both)
+        return (samples + 1e-5 * draw.standard_normal(samples.shape)).astype(np.float32)
+
+
+def broken(samples: np.ndarray, kind: str, draw: np.random.Generator) -> np.ndarray:
+    """Return what is left of `(2, N)` samples when one microphone, or both, are broken in a way."""
+    samples, channel = samples.copy(), int(draw.integers(2))
+    own = samples[channel]
+    at = np.arange(len(own)) / RATE
+    if kind == "dead":
+        own[:] = 0
+    elif kind == "clipped":
+        own[:] = own / np.quantile(np.abs(own), 0.97)
+    elif kind == "disconnected":
+        own[:] = 1e-4 * 10 ** (-draw.uniform(0, 10) / 20) * draw.standard_normal(len(own))
+    elif kind == "humming":
+        hum = np.sum([np.sin(2 * np.pi * 50 * line * at + line) / line for line in range(1, 7)], axis=0)
+        own += draw.uniform(1.5, 5) * own.std() / hum.std() * hum
+    elif kind == "level-shifted":
+        samples[[[0], [1], [0, 1]][int(draw.integers(3))]] *= 10 ** (draw.choice([-10, 10]) / 20)
+    elif kind == "swapped":
+        samples = samples[::-1].copy()
+    return samples.clip(-1, 1)
+
+
+KINDS = ("dead", "clipped", "swapped", "disconnected", "humming", "level-shifted")
+
+
+def measure_health(num_sites: int, num_normals: int) -> None:
+    """Print, for each kind of fault, how many are found within four windows, and the false ones."""
+    found = dict.fromkeys([*KINDS, "beside the machine", "normal", "fault of the machine"], 0)
+    for number in range(num_sites):
+        site, levels, oddities = Site(number), LevelRange(RATE), OddityReport(RATE)
+        for index in range(num_normals):
+            window = torch.from_numpy(site.window(index))[None]
+            levels.note([""], window)
+            oddities.note([""], window)
+        levels.far_leads = oddities.swapped_share
+        for place, kind in enumerate(found):
+            health = SensorHealth(levels.microphones, RATE)
+            for index in range(4):
+                seed = 1000 + 10 * number + index
+                whine = 0.7 if kind == "fault of the machine" else 0.0
+                samples = site.window(seed, whine=whine, beside=kind == "beside the machine")
+                if kind in KINDS:
+                    samples = broken(samples, kind, np.random.default_rng([number, place]))
+                told = health.step(samples)
+            found[kind] += told.fault is not None
+    for kind, count in found.items():
+        print(f"{kind}: {count} of {num_sites} told as a fault of a microphone")
+
+
+def measure_speed() -> None:
+    """Print the CPU seconds of a second of sound, at a window of 10 s every 2.5 s."""
+    from transformers import pipeline
+
+    from na_ssl_hf.checkpoints import default_checkpoint
+    from na_ssl_hf.watch.monitor import Monitor, MonitorSettings
+    from na_ssl_hf.watch.sources import Block
+
+    torch.set_num_threads(1)
+    site = Site(0)
+    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()), device="cpu")
+    scorer.fit([site.window(index, 10.0) for index in range(20)], progress=None)
+
+    class Sound:
+        name, is_live = "simulated", False
+
+        def blocks(self):
+            samples = site.window(99, 110.0)
+            for start in range(0, samples.shape[1], RATE // 4):
+                yield Block(samples[:, start : start + RATE // 4], RATE, begins=start == 0)
+
+        def close(self):
+            pass
+
+    Monitor(scorer, Sound(), MonitorSettings()).run()  # warm
+    began = time.process_time()
+    counts = Monitor(scorer, Sound(), MonitorSettings()).run()
+    used = time.process_time() - began
+    print(f"{counts.windows} windows of 10 s: {used / counts.windows:.3f} CPU s each, {used / 110:.3f} of a core")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("rule", "health", "speed"))
+    parser.add_argument("--machines", type=int, default=4, help="simulated machines of the rule (default: 4)")
+    parser.add_argument("--days", type=float, default=30.0, help="days for each of them (default: 30)")
+    parser.add_argument("--sites", type=int, default=143, help="simulated installations (default: 143)")
+    parser.add_argument("--normals", type=int, default=24, help="normal recordings of each (default: 24)")
+    options = parser.parse_args()
+    if options.part == "rule":
+        measure_rule(options.machines, options.days)
+    elif options.part == "health":
+        measure_health(options.sites, options.normals)
+    else:
+        measure_speed()
+
+
+if __name__ == "__main__":
+    main()
