@@ -8,6 +8,7 @@ from watched_machine import RATE, machine_sound
 
 from na_ssl_hf.cli import main
 from na_ssl_hf.watch.configuration import read_configuration
+from na_ssl_hf.watch.store import WatchStore
 
 
 def write(folder, text):
@@ -27,6 +28,9 @@ window = 1
 hop = 0.5
 state = "state.json"
 device = "cpu"
+
+[outputs]
+store = "kept"
 
 [[machine]]
 name = "pump"
@@ -50,6 +54,7 @@ def test_settings_of_the_watch_hold_for_every_machine_that_has_none_of_its_own(t
     assert (fan.settings.hop, fan.settings.false_alarms_per) == (1.0, None)
     assert pump.source == str(tmp_path / "0.wav")
     assert configuration.state == tmp_path / "state.json"
+    assert configuration.outputs == {"store": tmp_path / "kept"}
 
 
 def test_several_machines_are_watched_and_told_apart(tmp_path, scorer_folder, capsys):
@@ -60,6 +65,7 @@ def test_several_machines_are_watched_and_told_apart(tmp_path, scorer_folder, ca
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     times = {name: [line["time"] for line in lines if line["machine"] == name] for name in ("pump", "fan")}
     assert times == {"pump": [1.0, 1.5, 2.0], "fan": [1.0, 2.0]}
+    assert len(list(WatchStore(tmp_path / "kept").windows("pump", 0.0))) == 3
     assert sorted(json.loads((tmp_path / "state.json").read_text())) == ["fan", "pump"]
 
 
@@ -77,6 +83,7 @@ MACHINE = '[[machine]]\nname = "pump"\nscorer = "x"\nsource = "-"\n'
         (MACHINE + 'false_alarms_per = "often"', "which must be a time such as 30d"),
         (MACHINE + MACHINE, "the name 'pump' 2 times"),
         ("[[machine]]\nname = 'a'", r"no 'scorer' in \[\[machine\]\] 1; no 'source' in"),
+        (MACHINE + "[outputs]\nstore = 3", r"store = 3 in \[outputs\], which must be a folder"),
         (MACHINE + "[elsewhere]\n", "the unknown table or key 'elsewhere'"),
     ],
 )

@@ -10,6 +10,7 @@ from watched_machine import RATE, machine_sound
 
 from na_ssl_hf.cli import main
 from na_ssl_hf.watch.drift import LEAST_WINDOWS, DriftWatch
+from na_ssl_hf.watch.living_memory import learn_event
 from na_ssl_hf.watch.monitor import Monitor, MonitorSettings
 from na_ssl_hf.watch.sources import Block
 
@@ -100,6 +101,15 @@ def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
     Monitor(scorer, Source(), settings, [Operator()], scorer_name=str(folder)).run()
     assert scores[1] == pytest.approx(scores[0], abs=1e-6)
     assert scores[2] < scores[0] / 10
+
+
+def test_the_sound_of_an_event_is_learned_window_by_window(folder, tmp_path):
+    scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
+    sound = tmp_path / "event.flac"
+    soundfile.write(sound, machine_sound(92, 3.5, fault=WHINE).T, RATE)
+    before = score_of(folder, 93)["score"]
+    assert learn_event(scorer, folder, sound, 1.0).added == 3
+    assert score_of(folder, 93)["score"] < before / 3
 
 
 def test_a_drift_of_the_p_values_is_told_and_steady_ones_are_not():

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "watch",
-        one_or_file(_watch),
+        one_or_file(_watch, _output_settings),
         "score the sound of a machine live; a line of JSON for every window",
         "  na-ssl watch scorer device:USB --false-alarms-per 30d\n"
         "  na-ssl watch scorer - --rate 48000 --format s16le\n"
@@ -171,7 +172,9 @@ def _watch(options: argparse.Namespace) -> int:
     keeper: StateKeeper | None = None
     with ExitStack() as opened:
         if output_settings is not None:
-            outputs = opened.enter_context(open_outputs(output_settings, cancelled_channel(scorer)))
+            outputs = opened.enter_context(
+                open_outputs(output_settings, cancelled_channel(scorer), lambda _, sound: monitor.learn(sound))
+            )
             listeners += outputs.listeners
             keeper = outputs.store
             if outputs.address is not None:
@@ -179,7 +182,8 @@ def _watch(options: argparse.Namespace) -> int:
         if options.state is not None:
             keeper = StateFile(options.state)
             listeners.append(keeper)
-        monitor = Monitor(scorer, source, settings, listeners, keeper, scorer_name=options.scorer)
+        turn = threading.Lock()
+        monitor = Monitor(scorer, source, settings, listeners, keeper, turn, scorer_name=options.scorer)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: monitor.stop())
         try:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 from .scoring import load_scorer
 
 if TYPE_CHECKING:
-    from ..watch.configuration import MachineConfiguration
+    from ..hub.pipeline_anomaly_scoring import AnomalyScorer
+    from ..watch.configuration import MachineConfiguration, WatchConfiguration
     from ..watch.monitor import Monitor
+    from ..watch.outputs import OutputSettings
+    from ..watch.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,14 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one_or_file(watch_one: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Return what runs `na-ssl watch`: `watch_one` for a scorer and a source, or the file of `--config`."""
+def one_or_file(
+    watch_one: Callable[[argparse.Namespace], int],
+    output_settings: Callable[[argparse.Namespace], OutputSettings | None],
+) -> Callable[[argparse.Namespace], int]:
+    """Return what runs `na-ssl watch`: `watch_one` for a scorer and a source, or the file of `--config`.
+
+    `output_settings` makes the settings of the outputs from options, those of `[outputs]` in the file among them.
+    """
 
     def run(options: argparse.Namespace) -> int:
         if options.config is None:
@@ -42,22 +51,25 @@ def one_or_file(watch_one: Callable[[argparse.Namespace], int]) -> Callable[[arg
             if options.scorer is None or options.source is None:
                 raise ValueError("na-ssl watch needs SCORER_DIR and SOURCE, or --config FILE")
             return watch_one(options)
+        from ..watch.configuration import read_configuration
+
         if options.scorer is not None:
             raise ValueError(f"--config must go without SCORER_DIR and SOURCE, got {options.scorer}")
-        return _check(options) if options.check else _watch_all(options)
+        configuration = read_configuration(options.config)
+        for key, value in configuration.outputs.items():
+            setattr(options, key, value)
+        settings = output_settings(options)
+        return _check(options, configuration) if options.check else _watch_all(options, configuration, settings)
 
     return run
 
 
-def _check(options: argparse.Namespace) -> int:
-    """Load every scorer and find every source; every problem is a line."""
-    from ..watch.configuration import read_configuration
-
-    configuration = read_configuration(options.config)
+def _check(options: argparse.Namespace, configuration: WatchConfiguration) -> int:
+    """Load every scorer and find every source, and name every problem."""
     problems = []
     for machine in configuration.machines:
         try:
-            _monitor(machine, options, configuration.device)
+            _monitor(machine, *_loaded(machine, options, configuration.device))
         except (ValueError, OSError) as error:
             problems.append(f"{machine.settings.name}: {' '.join(str(error).split())}")
     if problems:
@@ -66,64 +78,85 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _watch_all(options: argparse.Namespace) -> int:
+def _watch_all(
+    options: argparse.Namespace, configuration: WatchConfiguration, output_settings: OutputSettings | None
+) -> int:
     """Watch every machine in a thread of its own, one window at a time; one that fails does not end the others."""
-    from ..watch.configuration import read_configuration
     from ..watch.json_lines import JsonLines
-    from ..watch.results import Listener
+    from ..watch.outputs import cancelled_channel, open_outputs
+    from ..watch.results import Listener, StateKeeper
     from ..watch.state_file import StateFile
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    configuration = read_configuration(options.config)
+    loaded = [_loaded(machine, options, configuration.device) for machine in configuration.machines]
+    names = [machine.settings.name for machine in configuration.machines]
+    cancels = {name: cancelled_channel(scorer) for name, (scorer, _) in zip(names, loaded, strict=True)}
     listeners: list[Listener] = [JsonLines()]
-    keeper = None
-    if configuration.state is not None:
-        keeper = StateFile(configuration.state)
-        listeners.append(keeper)
+    keeper: StateKeeper | None = None
+    monitors: list[Monitor] = []
+
+    def cancel(machine: str, sounds: Any, rate: int) -> Any:
+        own = cancels.get(machine)
+        return sounds[0] if own is None else own(machine, sounds, rate)
+
+    def learn(machine: str, sound: Path) -> None:
+        monitors[names.index(machine)].learn(sound)
+
     with ExitStack() as opened:
-        turn = threading.Lock()
+        if output_settings is not None:
+            any_cancels = cancel if any(cancels.values()) else None
+            outputs = opened.enter_context(open_outputs(output_settings, any_cancels, learn))
+            listeners += outputs.listeners
+            keeper = outputs.store
+            if outputs.address is not None:
+                print(f"na-ssl watch: the page is at {outputs.address}", file=sys.stderr)
+        if configuration.state is not None:
+            keeper = StateFile(configuration.state)
+            listeners.append(keeper)
         shared = _ClosedOnce(listeners)
         opened.callback(shared.close_all)
-        monitors = [
-            _monitor(machine, options, configuration.device, listeners=shared.listeners, keeper=keeper, turn=turn)
-            for machine in configuration.machines
-        ]
-
-        def stop(*_: Any) -> None:
-            for monitor in monitors:
-                monitor.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        failures: list[str] = []
-        is_unread = threading.Event()
-
-        def watch(monitor: Monitor, name: str) -> None:
-            try:
-                monitor.run()
-            except BrokenPipeError:
-                is_unread.set()
-                stop()
-            except Exception as error:
-                logger.error(f"{name}: the watch has ended: {error}")
-                failures.append(f"{name}: {error}")
-
-        threads = [
-            threading.Thread(target=watch, args=(monitor, machine.settings.name))
-            for monitor, machine in zip(monitors, configuration.machines, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if is_unread.is_set():
-            # Python would complain of standard output once more when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        turn = threading.Lock()
+        for machine, parts in zip(configuration.machines, loaded, strict=True):
+            monitors.append(_monitor(machine, *parts, listeners=shared.listeners, keeper=keeper, turn=turn))
+        failures = _run_all(monitors, names)
     if failures:
         raise OSError("; ".join(failures))
     print("na-ssl watch: the sound of all machines has ended", file=sys.stderr)
     return 0
+
+
+def _run_all(monitors: Sequence[Monitor], names: Sequence[str]) -> list[str]:
+    """Run monitors until all have ended, or until a signal or a reader that is gone ends them; returns failures."""
+    failures: list[str] = []
+    is_unread = threading.Event()
+
+    def stop(*_: Any) -> None:
+        for monitor in monitors:
+            monitor.stop()
+
+    def watch(monitor: Monitor, name: str) -> None:
+        try:
+            monitor.run()
+        except BrokenPipeError:
+            is_unread.set()
+            stop()
+        except Exception as error:
+            logger.error(f"{name}: the watch has ended: {error}")
+            failures.append(f"{name}: {error}")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    threads = [
+        threading.Thread(target=watch, args=(monitor, name)) for monitor, name in zip(monitors, names, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if is_unread.is_set():
+        # Python would complain of standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return failures
 
 
 class _ClosedOnce:
@@ -149,13 +182,19 @@ class _NotClosed:
         """Leave the listener open for the others."""
 
 
-def _monitor(machine: MachineConfiguration, options: argparse.Namespace, device: str | None, **shared: Any) -> Monitor:
-    from ..watch.monitor import Monitor
+def _loaded(
+    machine: MachineConfiguration, options: argparse.Namespace, device: str | None
+) -> tuple[AnomalyScorer, Source]:
     from ..watch.sources import open_source
 
     source = open_source(machine.source, machine.rate, machine.sample_format, machine.speed)
     of_machine = argparse.Namespace(
         device=options.device or device, trust_remote_code=options.trust_remote_code, resample=True
     )
-    scorer = load_scorer(machine.scorer, of_machine)
+    return load_scorer(machine.scorer, of_machine), source
+
+
+def _monitor(machine: MachineConfiguration, scorer: AnomalyScorer, source: Source, **shared: Any) -> Monitor:
+    from ..watch.monitor import Monitor
+
     return Monitor(scorer, source, machine.settings, scorer_name=machine.scorer, **shared)

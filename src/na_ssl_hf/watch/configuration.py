@@ -15,8 +15,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Tables of other parts, which check them by themselves.
-OTHER_TABLES: tuple[str, ...] = ()
 # Key -> the type of its value, and what messages call it.
 _SETTINGS: dict[str, tuple[Any, str]] = {
     "window": (Real, "a number of seconds"),
@@ -33,6 +31,18 @@ _OF_MACHINE: dict[str, tuple[Any, str]] = {
     "format": (str, "a text"),
     "speed": (Real, "a number"),
 }
+# What `[outputs]` may hold; as the options of `na-ssl watch` of the same names.
+_OF_OUTPUTS: dict[str, tuple[Any, str]] = {
+    "store": (str, "a folder"),
+    "web": (str, "HOST:PORT"),
+    "web_token_file": (str, "a file"),
+    "webhook": (list, "a list of addresses"),
+    "mqtt": (str, "HOST or HOST:PORT"),
+    "mqtt_tls": (bool, "true or false"),
+    "mqtt_user": (str, "a text"),
+    "mqtt_password_file": (str, "a file"),
+}
+_PATHS_OF_OUTPUTS = ("store", "web_token_file", "mqtt_password_file")
 _OF_WATCH: dict[str, tuple[Any, str]] = {"state": (str, "a text"), "device": (str, "a text")}
 
 
@@ -56,13 +66,13 @@ class WatchConfiguration:
         machines: at least one, of different names.
         state: the file that keeps the evidence; `None` for none.
         device: of the models; `None` for the best there is.
-        tables: the tables of other parts by name, see `OTHER_TABLES`.
+        outputs: who is told, keys as the options of `na-ssl watch`, `store` and files as paths.
     """
 
     machines: tuple[MachineConfiguration, ...]
     state: Path | None = None
     device: str | None = None
-    tables: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_configuration(path: Path) -> WatchConfiguration:
@@ -88,16 +98,17 @@ def read_configuration(path: Path) -> WatchConfiguration:
             content = tomllib.load(file)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} must be a TOML file: {error}") from error
-    problems = [
-        f"the unknown table or key {name!r}" for name in content if name not in (*OTHER_TABLES, "watch", "machine")
-    ]
+    problems = [f"the unknown table or key {name!r}" for name in content if name not in ("watch", "machine", "outputs")]
     common = content.get("watch", {})
     listed = content.get("machine", [])
-    if not isinstance(common, dict) or not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+    outputs = content.get("outputs", {})
+    are_tables = isinstance(listed, list) and all(isinstance(one, dict) for one in [common, outputs, *listed])
+    if not are_tables:
         raise ValueError(f"{path} must have a table [watch] and tables [[machine]].")
     if not listed:
         problems.append("no [[machine]]")
     problems += _problems(common, _SETTINGS | _OF_WATCH, "[watch]")
+    problems += _problems(outputs, _OF_OUTPUTS, "[outputs]")
     for number, machine in enumerate(listed):
         where = f"[[machine]] {number + 1}"
         problems += _problems(machine, _SETTINGS | _OF_MACHINE, where)
@@ -113,7 +124,7 @@ def read_configuration(path: Path) -> WatchConfiguration:
         machines=tuple(_machine(common | machine, folder) for machine in listed),
         state=folder / common["state"] if "state" in common else None,
         device=common.get("device"),
-        tables={name: content[name] for name in OTHER_TABLES if name in content},
+        outputs={key: folder / value if key in _PATHS_OF_OUTPUTS else value for key, value in outputs.items()},
     )
 
 
@@ -122,7 +133,7 @@ def _problems(table: Mapping[str, Any], known: Mapping[str, tuple[Any, str]], wh
     for key, value in table.items():
         if key not in known:
             found.append(f"the unknown key {key!r} in {where}")
-        elif isinstance(value, bool) or not isinstance(value, known[key][0]):
+        elif not isinstance(value, known[key][0]) or (isinstance(value, bool) and known[key][0] is not bool):
             found.append(f"{key} = {value!r} in {where}, which must be {known[key][1]}")
         elif key == "false_alarms_per":
             try:

@@ -4,12 +4,14 @@ A monitor that uses the scorer takes the new memory with its next window.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
+from ..hub.sound_reader import SoundReader
 
 # Without another bound, a memory that grows by what an operator calls normal stays within this many recordings.
 MOST_CLIPS = 1000
@@ -62,6 +64,22 @@ def add_normal(
     vectors = scorer.embed(list(recordings))  # (N, F, D)
     bank.max_clips = max_clips or bank.max_clips or max(MOST_CLIPS, bank.num_clips_)
     return _saved(scorer, bank.partial_fit(vectors, domains), folder)
+
+
+def learn_event(scorer: AnomalyScorer, folder: Path, sound: Path, window: float) -> MemoryVersion:
+    """Remember the sound of an event as normal: its windows, none of which overlap, as recordings of their own.
+
+    Args:
+        scorer, folder: as for `add_normal`, which also raises the errors.
+        sound: a file of both channels.
+        window: the length of windows in s; of a shorter sound the whole is one.
+    """
+    with closing(SoundReader(str(sound), str(sound))) as reader:
+        samples, rate = reader.read(), reader.sampling_rate  # (2, N)
+    length = min(round(window * rate), samples.shape[1])
+    starts = range(0, samples.shape[1] - length + 1, max(1, length))
+    parts = [{"array": samples[:, start : start + length], "sampling_rate": rate} for start in starts]
+    return add_normal(scorer, folder, parts)
 
 
 def forget_clips(scorer: AnomalyScorer, folder: Path, clips: Sequence[int]) -> MemoryVersion:

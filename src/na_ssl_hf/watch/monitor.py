@@ -18,6 +18,7 @@ from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.threshold import Calibration
 from .alarm_rule import DAY, AlarmRule, duration_text, longest_promise
 from .drift import DriftWatch
+from .living_memory import learn_event
 from .results import AlarmEvent, EventKind, Listener, StateKeeper, WatchedMachine, WindowResult, event_id
 from .sensor_health import SensorHealth
 from .sources import Block, Source
@@ -150,6 +151,15 @@ class Monitor:
             with self._turn:
                 self._tell("close")
         return self.counts
+
+    def learn(self, sound: Path) -> None:
+        """Remember the sound of an event as normal, as an operator says; may be called from another thread.
+
+        Raises:
+            ValueError, OSError: as `learn_event`.
+        """
+        with self._turn:
+            learn_event(self._scorer, Path(self._scorer_name), sound, self._length)
 
     def stop(self) -> None:
         """End the watch after the window that is being scored; may be called from another thread or a signal."""
