@@ -46,7 +46,10 @@ REPORT_EDGES_HZ = (0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)
 # Fewer seconds than this many lengths of the filter say too little of it.
 _LEAST_FILTER_LENGTHS = 10
 # Where the filter takes this much of the noise, in dB, subtraction after it would cost more than it takes.
-_ENOUGH_DB = 10.0
+_ENOUGH_DB = 5.0
+# Noise is subtracted twice, in power: what its fluctuation leaves otherwise hides more than the machine loses by it
+# (Berouti et al., 1979).
+_OVERSUBTRACTION = 2.0
 # "auto": the close microphone must follow the power of the far one by this share, or there is nothing to take away.
 _LEAST_SLOPE = 0.05
 # The memory for the sums grows with the rate, so that a damaged file must not choose it.
@@ -107,7 +110,7 @@ class FarMicrophone:
     ```
 
     Args:
-        method: `"installation"`, the filter, and after it subtraction of what it leaves, where it takes less than 10 dB
+        method: `"installation"`, the filter, and after it subtraction of what it leaves, where it takes less than 5 dB
             of the noise in the normal recordings; `"filter"` alone; `"spectral_subtraction"`, which learns nothing, of
             [`cancel_far_microphone`]; `"none"`; or `"auto"`, which is `"installation"` where the close microphone
             follows the noise in the far one at all, and else `"none"`.
@@ -118,8 +121,8 @@ class FarMicrophone:
     Attributes:
         method_: the method in use, one of the first four.
         filter_: `(P,)` float32, tap i belongs to the far sample `i - future` samples ago; zero with other methods.
-        slope_: `(S,)` float32, power that the filter leaves for each power of the far microphone, at the frequencies of
-            frames of 32 ms; zero where nothing is subtracted.
+        slope_: `(S,)` float32, power that is subtracted for each power of the far microphone, at the frequencies of
+            frames of 32 ms: twice what the filter leaves; zero where nothing is subtracted.
         heard_: spectra of the noise, from which the filter is drawn, and of all that the normal recordings hold.
         num_seconds_: how much was heard.
 
@@ -231,7 +234,7 @@ class FarMicrophone:
         if self.method == "auto":
             self.method_ = "installation" if float(before.median()) >= _LEAST_SLOPE else "none"
         if self.method_ == "installation" and _cancelled_db(before, left) < _ENOUGH_DB:
-            self.slope_ = frame_slope(left)
+            self.slope_ = _OVERSUBTRACTION * frame_slope(left)
         if self.method_ == "none":
             self.filter_ = zero
 
