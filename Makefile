@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-cpu lint bench fuzz kill clean
+.PHONY: demo test test-cpu lint docs show-docs bench fuzz kill clean
 
 demo: $(VENV)/installed
 	$(BIN)/na-ssl demo --out demo_output
@@ -27,6 +27,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in site/html; a dead link and a public name without a docstring are errors.
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/make_site.py
+
+show-docs: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site/html 8000
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks
 
@@ -39,7 +46,7 @@ kill: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.kill
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,7 +56,12 @@ $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the package and what builds its site into $(VENV) (once; a minute or two)"
+	$(PIP) --editable ".[docs]"
+	@touch $@ $(VENV)/installed
+
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml packages/na-ssl-edge/pyproject.toml constraints.txt
 	@echo "Installing the package and its development tools into $(VENV) (once; a minute or two)"
 	$(PIP) --editable ".[dev]" --editable packages/na-ssl-edge
-	@touch $@ $(VENV)/installed
+	@touch $@ $(VENV)/installed $(VENV)/installed-docs

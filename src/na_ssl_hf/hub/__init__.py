@@ -1,0 +1,1 @@
+"""Everything that travels with a checkpoint: models, extractor, memory bank, threshold and pipeline."""

@@ -60,6 +60,7 @@ class DashengConfig(CheckedConfig):
     initializer_range: float | int = 0.02
 
     def validate_dasheng_sizes(self) -> None:
+        """Check the fields together; a `ValueError` names the field, its rule and its value."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
@@ -94,6 +95,7 @@ class NADashengConfig(DashengConfig):
         super().__post_init__(**kwargs)
 
     def validate_noise_aware(self) -> None:
+        """Check the fields together; a `ValueError` names the field, its rule and its value."""
         validate_noise_aware_fields(self)
 
 

@@ -56,6 +56,7 @@ class EatConfig(CheckedConfig):
     initializer_range: float | int = 0.02
 
     def validate_eat_sizes(self) -> None:
+        """Check the fields together; a `ValueError` names the field, its rule and its value."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size` {self.hidden_size}, got {self.num_attention_heads}."
@@ -92,6 +93,7 @@ class NAEatConfig(EatConfig):
         super().__post_init__(**kwargs)
 
     def validate_noise_aware(self) -> None:
+        """Check the fields together; a `ValueError` names the field, its rule and its value."""
         validate_noise_aware_fields(self)
 
 

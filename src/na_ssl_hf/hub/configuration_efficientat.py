@@ -166,6 +166,7 @@ class EfficientATConfig(CheckedConfig):
         return 2 * math.prod(sizes.stride for sizes in block_sizes(self.width, self.strides)[:layer])
 
     def validate_efficientat(self) -> None:
+        """Check the fields together; a `ValueError` names the field, its rule and its value."""
         if len(self.strides) != 4 or any(stride not in (1, 2) for stride in self.strides):
             raise ValueError(f"`strides` must be four numbers, each 1 or 2, got {self.strides!r}.")
         if self.head not in HEADS:

@@ -1,0 +1,1 @@
+"""Training: distillation of the noise-aware layers, and discriminative fine-tuning."""

@@ -65,6 +65,8 @@ _CONFIGS = ("default", "decisions")
 
 
 class Dcase2026Task2(evaluate.Metric):
+    """The official score of DCASE 2026 Task 2 as a metric of `evaluate`; its `inputs_description` names the inputs."""
+
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in _CONFIGS:
             raise ValueError(f"config_name must be one of {_CONFIGS}, got {self.config_name!r}.")

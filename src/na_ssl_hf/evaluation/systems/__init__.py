@@ -1,0 +1,1 @@
+"""The published systems by name, and what runs them on a data set."""
