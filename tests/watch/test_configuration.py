@@ -1,12 +1,14 @@
 """`watch.toml`: several machines, every mistake named, and the check of scorers and sources."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import soundfile
 from watched_machine import RATE, machine_sound
 
-from na_ssl_hf.cli import main
+from na_ssl_hf.cli import build_parser, main
 from na_ssl_hf.watch.configuration import read_configuration
 from na_ssl_hf.watch.store import WatchStore
 
@@ -115,3 +117,12 @@ def test_a_check_tells_what_is_wrong_with_every_machine(tmp_path, scorer_folder,
 def test_wrong_uses_are_one_line_errors(arguments, message, capsys):
     assert main(["watch", *arguments]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_example_is_a_configuration():
+    path = Path(__file__).parents[2] / "examples" / "deploy" / "watch.toml"
+    (machine,) = read_configuration(path).machines
+    assert machine.source == "device:USB Audio"
+    unit = path.with_name("na-ssl-watch.service").read_text()
+    for line in re.findall(r"^ExecStart(?:Pre)?=\S+/na-ssl (.*)$", unit, re.MULTILINE):
+        assert build_parser().parse_args(line.split()).config == Path("watch.toml")
