@@ -108,7 +108,6 @@ def test_a_check_tells_what_is_wrong_with_every_machine(tmp_path, scorer_folder,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "needs SCORER_DIR and SOURCE, or --config FILE"),
         (["scorer", "-", "--check"], "--check must go with --config"),
         (["scorer", "--config", "watch.toml"], "--config must go without SCORER_DIR"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
@@ -117,6 +116,16 @@ def test_a_check_tells_what_is_wrong_with_every_machine(tmp_path, scorer_folder,
 def test_wrong_uses_are_one_line_errors(arguments, message, capsys):
     assert main(["watch", *arguments]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_a_file_scorer_and_source_are_needed_wherever_they_stand(capsys):
+    with pytest.raises(SystemExit):
+        main(["watch", "--rate", "16000"])
+    assert "required: SCORER_DIR, SOURCE" in capsys.readouterr().err
+    options = build_parser().parse_args(["watch", "scorer", "--rate", "16000", "-"])
+    assert (options.scorer, options.source) == ("scorer", "-")
+    options = build_parser().parse_args(["watch", "--config=watch.toml", "--check"])
+    assert (options.scorer, options.source) == (None, None)
 
 
 def test_the_example_is_a_configuration():

@@ -21,15 +21,22 @@ class CommandParser(argparse.ArgumentParser):
     Attributes:
         default_command: for a group, the function that chooses the command when the command line names none, from the
             arguments behind the name of the group.
+        instead_of_positionals: the option with which the positional arguments may be left out. Without it they are
+            required, because argparse takes optional ones only where they stand side by side.
     """
 
     default_command: Callable[[Sequence[str]], str] | None = None
+    instead_of_positionals: str | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = list(sys.argv[1:] if args is None else args)
         names_no_command = not args or (args[0].startswith("-") and args[0] not in ("-h", "--help"))
         if self.default_command is not None and names_no_command:
             args.insert(0, self.default_command(args))
+        if (option := self.instead_of_positionals) is not None:
+            is_given = any(word == option or word.startswith(f"{option}=") for word in args)
+            for action in self._get_positional_actions():
+                action.nargs, action.required = ("?", False) if is_given else (None, True)
         return super().parse_known_args(args, namespace)
 
 

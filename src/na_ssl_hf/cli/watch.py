@@ -35,10 +35,9 @@ def add_commands(commands: Any) -> None:
         "  na-ssl watch --config watch.toml",
     )
     add_file_options(parser)
-    parser.add_argument("scorer", nargs="?", metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
+    parser.add_argument("scorer", metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
     parser.add_argument(
         "source",
-        nargs="?",
         metavar="SOURCE",
         help="- for standard input (WAV, or raw with --rate and --format), a sound file, a folder into which recorders "
         "drop files, device[:NAME] for a sound card, or an address for PyAV",

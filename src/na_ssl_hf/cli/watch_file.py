@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command_line import CommandParser
 from .scoring import load_scorer
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def add_file_options(parser: argparse.ArgumentParser) -> None:
+def add_file_options(parser: CommandParser) -> None:
     """Add `--config` and `--check`."""
+    parser.instead_of_positionals = "--config"
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="watch.toml with the machines, instead of SCORER_DIR and SOURCE"
     )
@@ -48,8 +50,6 @@ def one_or_file(
         if options.config is None:
             if options.check:
                 raise ValueError("--check must go with --config, whose file it checks")
-            if options.scorer is None or options.source is None:
-                raise ValueError("na-ssl watch needs SCORER_DIR and SOURCE, or --config FILE")
             return watch_one(options)
         from ..watch.configuration import read_configuration
 
