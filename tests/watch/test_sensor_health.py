@@ -149,6 +149,24 @@ def test_without_what_is_usual_only_the_samples_are_judged():
     assert health.step(np.zeros((2, RATE), np.float32)).fault is not None
 
 
+@pytest.mark.parametrize("far", ["silent", "same"])
+def test_one_microphone_alone_is_no_fault_where_it_is_usual(far):
+    site, levels = Site(3), LevelRange(RATE)
+
+    def window(seed):
+        samples = site.window(seed)
+        samples[1] = 0 if far == "silent" else samples[0]
+        return samples
+
+    for index in range(12):
+        levels.note([""], torch.from_numpy(window(index))[None])
+    health = SensorHealth(levels.microphones, RATE)
+    assert [health.step(window(100 + index)).fault for index in range(4)] == [None] * 4
+    samples = window(110)
+    samples[0] = 0
+    assert health.step(samples).fault is not None
+
+
 def test_a_gain_moves_the_levels_of_a_profile_and_not_the_coherence():
     waveform = torch.from_numpy(Site(1).window(0))[None]
     changed = waveform * torch.tensor([10.0, 1.0])[None, :, None]

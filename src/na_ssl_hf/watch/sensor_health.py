@@ -66,11 +66,18 @@ class SensorHealth:
     def __init__(self, usual: UsualMicrophones | None, sampling_rate: int):
         self._sampling_rate = sampling_rate
         self._profiles: torch.Tensor | None = None
+        self._usual_kinds: set[str] = set()
         self._leads_usually = True
         if usual is not None and len(usual.profiles) > 1:
             self._profiles = torch.tensor(usual.profiles)  # (P, 3, F)
             self._limit = max(LEAST_DISTANCE_DB, USUAL_FACTOR * _spread(self._profiles))
-            self._lowest = _channel_levels(self._profiles).amin(0)  # (2,)
+            levels = _channel_levels(self._profiles)  # (P, 2)
+            self._lowest = levels.amin(0)  # (2,)
+            # Who has one microphone only records silence, or the same sound, in the other channel.
+            is_silent = (levels.amax(0) < SILENT_DB).tolist()
+            self._usual_kinds = {f"dead {name}" for name, is_so in zip(CHANNELS, is_silent, strict=True) if is_so}
+            if torch.equal(self._profiles[:, 0], self._profiles[:, 1]):
+                self._usual_kinds.add("identical")
             self._leads_usually = usual.far_leads > USUAL_LEADS
             self._usual_hum = usual.mains_shares
         self._fault: str | None = None
@@ -102,9 +109,9 @@ class SensorHealth:
         centred = samples - samples.mean(1, keepdims=True)
         levels = [20 * math.log10(max(float(one.std()), 1e-12)) for one in centred]
         for name, level in zip(CHANNELS, levels, strict=True):
-            if level < SILENT_DB:
+            if level < SILENT_DB and f"dead {name}" not in self._usual_kinds:
                 return f"dead {name}", f"The {name} microphone is silent ({max(level, -200):.0f} dB).", True
-        if np.array_equal(samples[0], samples[1]):
+        if np.array_equal(samples[0], samples[1]) and "identical" not in self._usual_kinds:
             return "identical", "Both channels hold the same sound: one microphone is connected twice.", True
         for name, one in zip(CHANNELS, centred, strict=True):
             if _is_clipped(one):
