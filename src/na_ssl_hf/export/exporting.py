@@ -7,7 +7,6 @@ import copy
 import json
 import os
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -252,9 +251,8 @@ def _fitted_with(
         num_bands = num_recorded_bands(scorer.model, heard.layers.deepest, heard.rate)
         return {"vectors": vectors(inputs["waveforms"])[..., :num_bands, :]}
 
-    # The chain brings recordings to their level itself; what that does twice it does once. It also has the canceller
-    # in it, which is not calibrated anew.
-    other._forward, other._far_microphone_of = forward, lambda recordings, *_: nullcontext(recordings)
+    # The chain brings recordings to their level itself; what that does twice it does once.
+    other._forward = forward
     pooling = {name: calibration.pooling[name] for name in POOLING_PARAMETERS[calibration.pooling["method"]]}
     windows = calibration.windows or {}
     other.fit(
@@ -274,7 +272,13 @@ def _fitted_with(
         progress=progress,
     )
     fitted = other.memory_bank
-    fitted.calibration = replace(fitted.calibration, streams=calibration.streams, na_share=calibration.na_share)
+    # The canceller is in the vectors already, and is not calibrated anew.
+    fitted.calibration = replace(
+        fitted.calibration,
+        extractor=calibration.extractor,
+        streams=calibration.streams,
+        na_share=calibration.na_share,
+    )
     return fitted
 
 
