@@ -52,7 +52,7 @@ class SiteError(ValueError):
 def place_of(file: Path) -> str | None:
     """The path on the site of a file of the repository; `None` for a file that has none.
 
-    A Python file has a page with its docstrings and its source.
+    A Python file has a page with its docstrings and its source, and a folder of examples one with all its files.
     """
     for source in SOURCES:
         if file.suffix == ".py" and file.is_relative_to(source):
@@ -66,7 +66,8 @@ def place_of(file: Path) -> str | None:
         return path.removeprefix("docs/")
     if path.startswith(("model_cards/", "examples/")) and file.suffix in (".md", ".png", ".svg"):
         return path
-    if file.suffix in (".py", ".yaml", ".toml") or file.name in ("Makefile", "LICENSE", "CITATION.cff"):
+    of_examples = path.startswith("examples/") and file.is_dir()
+    if of_examples or file.suffix in (".py", ".yaml", ".toml") or file.name in ("Makefile", "LICENSE", "CITATION.cff"):
         return f"source/{path}.md"
     return None
 
@@ -97,7 +98,7 @@ def moved(text: str, file: Path, needed: Callable[[Path], None]) -> str:
             return match[0]
         path, _, anchor = target.partition("#")
         linked = Path(os.path.normpath(file.parent / path))
-        place = place_of(linked) if linked.is_file() else None
+        place = place_of(linked) if linked.exists() else None
         if place is None:
             faults.append(f"{file.relative_to(ROOT)}: the link {target} leads to no page of the site")
             return match[0]
@@ -327,11 +328,15 @@ def collect() -> dict[str, str | Path]:
     return site
 
 
-def _file_page(file: Path) -> str:
-    text = file.read_text(encoding="utf-8")
-    title = file.relative_to(ROOT).as_posix()
-    language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}.get(file.suffix, "text")
-    return "\n".join([f"# {title}", "", f"~~~~~{language}", text.rstrip(), "~~~~~", ""])
+def _file_page(place: Path) -> str:
+    """The page of a file, or of the files of a folder, as they are."""
+    out = [f"# {place.relative_to(ROOT).as_posix()}", ""]
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        if file.is_file():
+            language = {".py": "python", ".yaml": "yaml", ".toml": "toml"}.get(file.suffix, "text")
+            heading = [f"## {file.name}", ""] if place.is_dir() else []
+            out += [*heading, f"~~~~~{language}", file.read_text(encoding="utf-8").rstrip(), "~~~~~", ""]
+    return "\n".join(out)
 
 
 class _Links(HTMLParser):

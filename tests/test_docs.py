@@ -77,7 +77,7 @@ def test_snippet_of_the_readme_prints_what_stands_below_it(tmp_path):
 
 
 def test_readme_is_short():
-    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 100
 
 
 @pytest.mark.parametrize("name", RUN_PAGES)
