@@ -137,8 +137,8 @@ function showBands() {
   const share = (value) => (value - low) / Math.max(high - low, 1e-9);
   const height = first.length;
   paint(canvas, bands.length, height, (row, column) => {
-    const values = bands[column];
-    return values === null ? null : share(values[height - 1 - row]);
+    const value = (bands[column] || [])[height - 1 - row]; // a memory that was fitted anew may have other bands
+    return value === undefined ? null : share(value);
   });
 }
 
