@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command_line import CommandParser, add_command, add_group
+from .command_line import CommandParser, add_checkpoint_options, add_command, add_group
 from .scoring import domains_of, load_scorer
 
 
@@ -54,14 +54,7 @@ def add_commands(commands: Any) -> None:
 
 def _add_scorer(parser: CommandParser) -> None:
     parser.add_argument("scorer", type=Path, metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
-    parser.add_argument(
-        "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
-    )
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
-    )
+    add_checkpoint_options(parser)
     parser.add_argument(
         "--device", help="device of the model: cpu, cuda, cuda:1, mps, ... (default: the best there is)"
     )
