@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from .noise_cancellation import (
+    METHODS,
     REFERENCE_RATE,
     TINY,
     Heard,
@@ -27,13 +28,12 @@ from .noise_cancellation import (
     block_length,
     cancel_far_microphone,
     excess_slope,
-    filtered,
     frame_slope,
     frequency_response,
     solve_noise_path,
     stft_lengths,
-    subtracted,
     subtraction_hop,
+    without_noise,
 )
 from .whole_files import whole_file
 
@@ -41,6 +41,8 @@ logger = logging.get_logger(__name__)
 
 FAR_MICROPHONE_FILE = "far_microphone.safetensors"
 FAR_MICROPHONE_METHODS = ("installation", "filter", "spectral_subtraction", "none", "auto")
+# Those that learn from normal recordings; the others take every clip alone.
+CALIBRATED_METHODS = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
 # Bands of `report`, in Hz; the last one ends at half the sampling rate.
 REPORT_EDGES_HZ = (0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)
 # Fewer seconds than this many lengths of the filter say too little of it.
@@ -260,9 +262,8 @@ class FarMicrophone:
         channels = self._shaped(waveforms)
         close, far = channels.unbind(1)
         if self.method_ in ("filter", "installation"):
-            close = close - filtered(far, self.filter_.to(far.device), self._num_taps()[1])
-        if self.method_ == "installation" and self.slope_.any():
-            close = subtracted(close, far, self.slope_)
+            slope = self.slope_ if self.method_ == "installation" else torch.zeros_like(self.slope_)
+            close = without_noise(close, far, self.filter_, slope, self._num_taps()[1])
         elif self.method_ == "spectral_subtraction":
             close = cancel_far_microphone(close, far, "spectral_subtraction", self.sampling_rate)
         return torch.stack([close, far], dim=1)
@@ -414,6 +415,14 @@ class FarMicrophone:
         return Heard(sums.difference(), sums.mean())
 
     # Saving
+
+    def without_sums(self) -> "FarMicrophone":
+        """Return what would be loaded: a copy without the sums over recordings, which take more than most models.
+
+        Raises:
+            ValueError: not fitted yet.
+        """
+        return FarMicrophone.from_state(*self.state())
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return what was learned: tensors for a safetensors file, and settings that JSON holds; see `from_state`.

@@ -371,6 +371,17 @@ def subtracted(close: torch.Tensor, far: torch.Tensor, slope: torch.Tensor) -> t
     )
 
 
+def without_noise(
+    close: torch.Tensor, far: torch.Tensor, filter_taps: torch.Tensor, slope: torch.Tensor, future: int
+) -> torch.Tensor:
+    """Take out of the close microphone `(B, N)` what a calibrated far one `(B, N)` says of the noise.
+
+    The filter comes first, see `filtered`; then what `subtracted` does, unless `slope` is zero.
+    """
+    left = close - filtered(far, filter_taps.to(far.device), future)
+    return subtracted(left, far, slope) if slope.any() else left
+
+
 def sum_around(power: torch.Tensor) -> torch.Tensor:
     """Return the sums over the 3 x 3 neighbours in `(B, S, T)`; slices take a fifth of the time of a pooling layer."""
     for dim, margins in ((-1, (1, 1)), (-2, (0, 0, 1, 1))):

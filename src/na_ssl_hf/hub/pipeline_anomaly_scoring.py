@@ -22,7 +22,7 @@ from transformers import AutoModel, Pipeline
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .far_microphone import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, FarMicrophone
+from .far_microphone import CALIBRATED_METHODS, FAR_MICROPHONE_FILE, FarMicrophone
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
 from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
@@ -346,20 +346,19 @@ class AnomalyScorer(Pipeline):
                 `FarMicrophone`.
             OSError: a file is missing or cannot be decoded.
         """
-        calibrated = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
-        known = (*calibrated, *METHODS, "none")
+        known = (*CALIBRATED_METHODS, *METHODS, "none")
         if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
             raise ValueError(f"`far_cancellation` must be None or one of {list(known)}, got {far_cancellation!r}.")
         for name, value in (("machine_off", machine_off), ("far_future", far_future)):
-            if value is not None and far_cancellation not in calibrated:
+            if value is not None and far_cancellation not in CALIBRATED_METHODS:
                 raise ValueError(
-                    f"`{name}` must go with far_cancellation={' or '.join(map(repr, calibrated))}, "
+                    f"`{name}` must go with far_cancellation={' or '.join(map(repr, CALIBRATED_METHODS))}, "
                     f"got {far_cancellation!r}."
                 )
         extractor = self.feature_extractor
         own = self.far_microphone, extractor.far_cancellation
         try:
-            if far_cancellation in calibrated:
+            if far_cancellation in CALIBRATED_METHODS:
                 ahead = {} if far_future is None else {"future": far_future}
                 far_microphone = FarMicrophone(far_cancellation, extractor.sampling_rate, **ahead)
                 # What can be read once only is read twice.
@@ -367,9 +366,7 @@ class AnomalyScorer(Pipeline):
                 self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
                 if machine_off is not None:
                     self._hear(far_microphone, machine_off, windows, skip_unreadable, machine_off=True)
-                # What would be loaded, without the sums, which take more memory than most models.
-                slim = FarMicrophone.from_state(*far_microphone.finish().state())
-                self.far_microphone, extractor.far_cancellation = slim, None
+                self.far_microphone, extractor.far_cancellation = far_microphone.finish().without_sums(), None
             else:
                 self.far_microphone = None
                 if far_cancellation is not None:

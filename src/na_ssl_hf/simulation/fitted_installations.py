@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..hub.far_microphone import FarMicrophone
-from ..hub.noise_cancellation import filtered, subtracted
+from ..hub.noise_cancellation import without_noise
 from ..hub.whole_files import whole_file
 from .installation import MACHINE_LEVEL_RANGE_DB
 from .room_pool import RoomPool
@@ -132,9 +132,8 @@ class FittedInstallations:
         future = round(FarMicrophone(sampling_rate=sampling_rate).future * sampling_rate)
         cancelled = []
         for i, room in enumerate(rooms):
-            taps, slope = (self._tensors[name][room].to(close.device) for name in ("filter", "slope"))
-            left = close[i : i + 1] - filtered(far[i : i + 1], taps, future)
-            cancelled.append(subtracted(left, far[i : i + 1], slope) if bool(slope.any()) else left)
+            taps, slope = self._tensors["filter"][room], self._tensors["slope"][room]
+            cancelled.append(without_noise(close[i : i + 1], far[i : i + 1], taps, slope, future))
         return torch.cat(cancelled)
 
     def __len__(self) -> int:

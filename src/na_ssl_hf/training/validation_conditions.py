@@ -17,11 +17,10 @@ from torch import Tensor
 from ..hub.far_microphone import FarMicrophone
 from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_noise_aware import NoiseAwareModelMixin
-from ..hub.noise_cancellation import cancel_far_microphone
+from ..hub.noise_cancellation import METHODS, cancel_far_microphone
 from ..simulation.mixing import TwoChannelMixture, mix_two_channel, spatial_noises
 
 NUM_BOOTSTRAP = 1000
-STATELESS_CANCELLERS = ("least_squares", "spectral_subtraction")
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def heard(sounds: Sounds, condition: Condition) -> TwoChannelMixture:
     mixture, method = mix(sounds, condition), condition.canceller
     if method is None:
         return mixture
-    if method in STATELESS_CANCELLERS:
+    if method in METHODS:
         return mixture._replace(close=cancel_far_microphone(mixture.close, mixture.far, method))
     if sounds.calibration is None:
         raise ValueError(f"`sounds` must have a `calibration` for the canceller {method!r}, got None.")

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 
 from ...data.dcase.clips import DcaseClip
-from ...hub.far_microphone import FAR_MICROPHONE_METHODS, FarMicrophone
+from ...hub.far_microphone import CALIBRATED_METHODS, FarMicrophone
 from ...hub.noise_cancellation import METHODS
 from ...hub.recording import Recording, load_recording
 from .machine_data import MachineData
 from .processes import Processes
 
 logger = logging.getLogger(__name__)
-
-# The methods that learn from normal recordings; the others take every clip alone.
-CALIBRATED_METHODS = tuple(name for name in FAR_MICROPHONE_METHODS if name not in (*METHODS, "none"))
 
 
 def is_calibrated(far_cancellation: Any) -> bool:
@@ -83,7 +80,6 @@ def _calibrated(
         for recording in recordings:
             far_microphone.partial_fit(recording, machine_off)
     try:
-        # What a saved one would be; the sums take more memory than most models.
-        return FarMicrophone.from_state(*far_microphone.finish().state())
+        return far_microphone.finish().without_sums()
     except ValueError as error:
         raise ValueError(f"{machine.name}: {error}") from error
