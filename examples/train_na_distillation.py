@@ -282,12 +282,7 @@ def main() -> None:
     )
 
     # Model
-    model = noise_aware_model(settings)
-    distillation = NoiseAwareDistillation(
-        model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
-    ).train()
-    optimizers = make_optimizers(distillation, settings.optimizer, settings.lr, settings.weight_decay)
-    distillation, *optimizers = accelerator.prepare(distillation, *optimizers)
+    model, distillation, optimizers = prepared(settings, accelerator)
     named = dict(accelerator.unwrap_model(distillation).named_parameters())
     ema = ExponentialMovingAverage(named, settings.ema_decay, settings.ema_start)
     accelerator.register_for_checkpointing(ema)
@@ -402,12 +397,7 @@ def report_dry_run(settings: Settings) -> DryRun:
     """Run a few steps on random sounds with random weights, and print what the whole training would take."""
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     set_seed(settings.seed)
-    model = noise_aware_model(settings)
-    distillation = NoiseAwareDistillation(
-        model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
-    ).train()
-    optimizers = make_optimizers(distillation, settings.optimizer, settings.lr, settings.weight_decay)
-    distillation, *optimizers = accelerator.prepare(distillation, *optimizers)
+    _, distillation, optimizers = prepared(settings, accelerator)
 
     def step(close: Tensor, far: Tensor, clean: Tensor) -> Tensor:
         loss = distillation(close, far, clean)["loss"]
@@ -544,6 +534,17 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
                 f"got {value!r}"
             )
     return AutoModel.from_pretrained(settings.base, dtype=torch.float32, **dropout)
+
+
+def prepared(settings: Settings, accelerator: Accelerator) -> tuple[Any, Any, list[Any]]:
+    """Make the model, what is trained of it, and its optimizers, which accelerate has prepared."""
+    model = noise_aware_model(settings)
+    distillation = NoiseAwareDistillation(
+        model, settings.far_cancellation, settings.band_loss, settings.gradient_checkpointing
+    ).train()
+    optimizers = make_optimizers(distillation, settings.optimizer, settings.lr, settings.weight_decay)
+    distillation, *optimizers = accelerator.prepare(distillation, *optimizers)
+    return model, distillation, optimizers
 
 
 # In every step
