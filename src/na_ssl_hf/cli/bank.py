@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .command_line import CommandParser, add_checkpoint_options, add_command, add_group
+from .command_line import CommandParser, add_checkpoint_options, add_command, add_device_option, add_group
 from .scoring import domains_of, load_scorer
 
 
@@ -55,9 +55,7 @@ def add_commands(commands: Any) -> None:
 def _add_scorer(parser: CommandParser) -> None:
     parser.add_argument("scorer", type=Path, metavar="SCORER_DIR", help="directory that `na-ssl fit` wrote")
     add_checkpoint_options(parser)
-    parser.add_argument(
-        "--device", help="device of the model: cpu, cuda, cuda:1, mps, ... (default: the best there is)"
-    )
+    add_device_option(parser)
 
 
 def _add(options: argparse.Namespace) -> None:

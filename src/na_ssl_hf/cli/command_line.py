@@ -133,6 +133,11 @@ def add_checkpoint_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--resample", action="store_true", help="resampling of recordings whose rate is not the checkpoint's"
     )
+    add_trust_option(parser)
+
+
+def add_trust_option(parser: CommandParser) -> None:
+    """Add `--trust-remote-code`."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -145,6 +150,11 @@ def add_inference_options(parser: CommandParser, device: str | None = None) -> N
     parser.add_argument(
         "--batch-size", type=int, default=8, help="number of recordings that the model takes at a time (default: 8)"
     )
+    add_device_option(parser, device)
+
+
+def add_device_option(parser: CommandParser, device: str | None = None) -> None:
+    """Add `--device`, by default the best there is or the one given."""
     parser.add_argument(
         "--device",
         default=device,

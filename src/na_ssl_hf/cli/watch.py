@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_line import add_command
+from .command_line import add_command, add_device_option, add_trust_option
 from .scoring import load_scorer
-from .watch_file import add_file_options, one_or_file
+from .watch_file import add_file_options, leave_standard_output, one_or_file, open_listeners
 
 if TYPE_CHECKING:
     from ..watch.outputs import OutputSettings
@@ -74,12 +72,8 @@ def add_commands(commands: Any) -> None:
         "--state", type=Path, metavar="FILE", help="file that keeps the evidence, so that a restart goes on from it"
     )
     _add_output_options(parser)
-    parser.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="permission to run the code that a checkpoint brings along; no code of a checkpoint runs without it",
-    )
-    parser.add_argument("--device", help="device of the model: cpu, cuda, ... (default: the best there is)")
+    add_trust_option(parser)
+    add_device_option(parser)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -144,12 +138,9 @@ def _output_settings(options: argparse.Namespace) -> OutputSettings | None:
 
 def _watch(options: argparse.Namespace) -> int:
     from ..watch.alarm_rule import parse_duration
-    from ..watch.json_lines import JsonLines
     from ..watch.monitor import Monitor, MonitorSettings
-    from ..watch.outputs import cancelled_channel, open_outputs
-    from ..watch.results import Listener, StateKeeper
+    from ..watch.outputs import cancelled_channel
     from ..watch.sources import open_source
-    from ..watch.state_file import StateFile
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     promise = None
@@ -167,20 +158,9 @@ def _watch(options: argparse.Namespace) -> int:
     source = open_source(options.source, options.rate, options.format, options.speed)
     options.resample = True
     scorer = load_scorer(options.scorer, options)
-    listeners: list[Listener] = [JsonLines()]
-    keeper: StateKeeper | None = None
-    with ExitStack() as opened:
-        if output_settings is not None:
-            outputs = opened.enter_context(
-                open_outputs(output_settings, cancelled_channel(scorer), lambda _, sound: monitor.learn(sound))
-            )
-            listeners += outputs.listeners
-            keeper = outputs.store
-            if outputs.address is not None:
-                print(f"na-ssl watch: the page is at {outputs.address}", file=sys.stderr)
-        if options.state is not None:
-            keeper = StateFile(options.state)
-            listeners.append(keeper)
+    cancel = None if output_settings is None else cancelled_channel(scorer)
+    with open_listeners(options.state, output_settings, cancel, lambda _, sound: monitor.learn(sound)) as opened:
+        listeners, keeper = opened
         turn = threading.Lock()
         monitor = Monitor(scorer, source, settings, listeners, keeper, turn, scorer_name=options.scorer)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -188,8 +168,7 @@ def _watch(options: argparse.Namespace) -> int:
         try:
             counts = monitor.run()
         except BrokenPipeError:
-            # Python would complain of standard output once more when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave_standard_output()
             return 0
     told = f"{counts.windows} windows, {counts.alarms} alarms, {counts.skipped} skipped, {counts.gaps} gaps"
     print(f"na-ssl watch: the sound has ended: {told}", file=sys.stderr)

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..watch.configuration import MachineConfiguration, WatchConfiguration
     from ..watch.monitor import Monitor
     from ..watch.outputs import OutputSettings
+    from ..watch.page.server import Cancel, Learn
+    from ..watch.results import Listener, StateKeeper
     from ..watch.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -78,21 +80,50 @@ def _check(options: argparse.Namespace, configuration: WatchConfiguration) -> in
     return 0
 
 
+@contextmanager
+def open_listeners(
+    state: Path | None, output_settings: OutputSettings | None, cancel: Cancel | None, learn: Learn
+) -> Iterator[tuple[list[Listener], StateKeeper | None]]:
+    """Open whoever is told of a watch, standard output first, and whoever keeps the evidence.
+
+    Args:
+        state: the file that keeps the evidence; `None` leaves that to the store, where there is one.
+        output_settings, cancel, learn: as for `open_outputs`.
+    """
+    from ..watch.json_lines import JsonLines
+    from ..watch.outputs import open_outputs
+    from ..watch.state_file import StateFile
+
+    listeners: list[Listener] = [JsonLines()]
+    keeper: StateKeeper | None = None
+    with ExitStack() as opened:
+        if output_settings is not None:
+            outputs = opened.enter_context(open_outputs(output_settings, cancel, learn))
+            listeners += outputs.listeners
+            keeper = outputs.store
+            if outputs.address is not None:
+                print(f"na-ssl watch: the page is at {outputs.address}", file=sys.stderr)
+        if state is not None:
+            keeper = StateFile(state)
+            listeners.append(keeper)
+        yield listeners, keeper
+
+
+def leave_standard_output() -> None:
+    """Turn away from standard output, whose reader is gone: Python would complain of it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _watch_all(
     options: argparse.Namespace, configuration: WatchConfiguration, output_settings: OutputSettings | None
 ) -> int:
     """Watch every machine in a thread of its own, one window at a time; one that fails does not end the others."""
-    from ..watch.json_lines import JsonLines
-    from ..watch.outputs import cancelled_channel, open_outputs
-    from ..watch.results import Listener, StateKeeper
-    from ..watch.state_file import StateFile
+    from ..watch.outputs import cancelled_channel
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     loaded = [_loaded(machine, options, configuration.device) for machine in configuration.machines]
     names = [machine.settings.name for machine in configuration.machines]
     cancels = {name: cancelled_channel(scorer) for name, (scorer, _) in zip(names, loaded, strict=True)}
-    listeners: list[Listener] = [JsonLines()]
-    keeper: StateKeeper | None = None
     monitors: list[Monitor] = []
 
     def cancel(machine: str, sounds: Any, rate: int) -> Any:
@@ -103,16 +134,10 @@ def _watch_all(
         monitors[names.index(machine)].learn(sound)
 
     with ExitStack() as opened:
-        if output_settings is not None:
-            any_cancels = cancel if any(cancels.values()) else None
-            outputs = opened.enter_context(open_outputs(output_settings, any_cancels, learn))
-            listeners += outputs.listeners
-            keeper = outputs.store
-            if outputs.address is not None:
-                print(f"na-ssl watch: the page is at {outputs.address}", file=sys.stderr)
-        if configuration.state is not None:
-            keeper = StateFile(configuration.state)
-            listeners.append(keeper)
+        any_cancels = cancel if any(cancels.values()) else None
+        listeners, keeper = opened.enter_context(
+            open_listeners(configuration.state, output_settings, any_cancels, learn)
+        )
         shared = _ClosedOnce(listeners)
         opened.callback(shared.close_all)
         turn = threading.Lock()
@@ -154,8 +179,7 @@ def _run_all(monitors: Sequence[Monitor], names: Sequence[str]) -> list[str]:
     for thread in threads:
         thread.join()
     if is_unread.is_set():
-        # Python would complain of standard output once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_standard_output()
     return failures
 
 
