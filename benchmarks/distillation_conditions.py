@@ -12,7 +12,6 @@ output is Markdown: a table of ratios, then the mean and the worst of them. "Mea
 model and base.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,7 @@ from na_ssl_hf.training.validation_conditions import (
 
 from . import NUM_THREADS
 from .far_microphone import LEVEL, crop, wave_of
-from .measuring import progress
+from .measuring import parser_of, progress
 
 CLIP_S = 5.0
 NUM_CALIBRATION = 4
@@ -52,11 +51,7 @@ ROOM_SEED, SOUND_SEED = 7_000_001, 7_000_002
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.distillation_conditions",
-    )
+    parser = parser_of(__doc__, "distillation_conditions")
     parser.add_argument("model", help="noise-aware checkpoint: a folder, or a name on the hub or of the package")
     parser.add_argument("--targets", nargs="+", default=[], metavar="NAME=PATH", help="folders or manifests of sounds")
     parser.add_argument("--noises", type=Path, metavar="PATH", help="folder or manifest (default: synthetic noises)")

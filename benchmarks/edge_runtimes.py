@@ -10,7 +10,6 @@ memory of its training clips, which is made of the vectors of the same graph. `b
 random weights. The output is Markdown.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from na_ssl_hf.export.openvino_graph import write_openvino
 from na_ssl_hf.export.proof import auc, compare_scores
 from na_ssl_hf.export.quantise import quantise_onnx
 
-from .measuring import NUM_SAMPLES, SEED, progress
+from .measuring import NUM_SAMPLES, SEED, parser_of, progress
 
 BASE, DEFAULT_MODELS = "beats-base", ("na-beats-tiny", "na-eat-tiny")
 # Whatever runs is measured alike: from nothing but a folder, in a process that holds nothing else.
@@ -191,11 +190,7 @@ def print_runtimes(model: str, machines: list[Machine], runs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.edge_runtimes",
-    )
+    parser = parser_of(__doc__, "edge_runtimes")
     parser.add_argument("--data", type=Path, required=True, help="what `na-ssl simulate dcase` wrote")
     parser.add_argument(
         "--model", nargs="+", default=DEFAULT_MODELS, help=f"checkpoints, or {BASE} (default: the two tiny ones)"

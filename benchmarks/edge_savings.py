@@ -8,7 +8,6 @@ process of its own. The AUC is the mean over the machines of the benchmark, by a
 output is Markdown.
 """
 
-import argparse
 import copy
 import json
 import tempfile
@@ -36,7 +35,7 @@ from .edge_runtimes import (
     scorer_of,
     scores_of,
 )
-from .measuring import NUM_SAMPLES
+from .measuring import NUM_SAMPLES, parser_of
 
 RATE = 16000
 WINDOW, HOP, MINUTE = 10, 5, 60
@@ -145,11 +144,7 @@ def print_savings(model: str, machines: list[Machine]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.edge_savings",
-    )
+    parser = parser_of(__doc__, "edge_savings")
     parser.add_argument("--data", type=Path, required=True, help="what `na-ssl simulate dcase` wrote")
     parser.add_argument("--model", nargs="+", default=DEFAULT_MODELS, help="checkpoints (default: the two tiny ones)")
     parser.add_argument("--machines", type=int, help="how many machines are scored (default: all)")

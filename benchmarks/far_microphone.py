@@ -11,7 +11,6 @@ Markdown: mean AUC in % over machines and seeds, and the difference to the close
 of its mean over machines and seeds. The settings of the filter were chosen on seed 0 of such machines.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from na_ssl_hf.simulation.mixing import spatial_noises
 
 from . import NUM_THREADS
 from .layers import load_scorer
-from .measuring import NUM_SAMPLES, SEED, Row, alternate
+from .measuring import NUM_SAMPLES, SEED, Row, alternate, parser_of
 
 MACHINES = ("fan", "gearbox", "bearing", "valve", "toycar")
 COHERENCES = (1.0, 0.5, 0.0)
@@ -61,11 +60,7 @@ class Embedder(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.far_microphone",
-    )
+    parser = parser_of(__doc__, "far_microphone")
     parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
     parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")
     parser.add_argument("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise")

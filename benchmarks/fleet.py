@@ -31,6 +31,8 @@ from na_ssl_hf.fleet.running import Engine, score_fleet
 from na_ssl_hf.fleet.workers import ScoreWork
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 
+from .measuring import parser_of
+
 SAMPLE_SEC = 0.5
 PART_SIZE = 50
 NUM_NORMAL = 50
@@ -92,9 +94,7 @@ class Watcher(threading.Thread):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.fleet"
-    )
+    parser = parser_of(__doc__, "fleet")
     parser.add_argument("--machines", type=int, default=1000, help="number of machines (default: 1000)")
     parser.add_argument("--clips", type=int, default=10, help="recordings of each (default: 10)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a recording (default: 2)")

@@ -8,7 +8,6 @@ Every input should be accepted, or refused by one ValueError or OSError that nam
 was not.
 """
 
-import argparse
 import random
 import sys
 import tempfile
@@ -22,15 +21,14 @@ from transformers.utils import logging
 from . import NUM_THREADS
 from .fuzzing import KINDS
 from .fuzzing.trial import FAULTS, OUTCOMES, Materials, judge
+from .measuring import parser_of
 
 # A trial takes milliseconds; what takes so long hangs, whatever else runs on the machine.
 LIMIT_S = 20.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.fuzz"
-    )
+    parser = parser_of(__doc__, "fuzz")
     parser.add_argument("--inputs", type=int, default=10_000, help="number of inputs (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the inputs (default: 0)")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="kinds of inputs")

@@ -24,7 +24,7 @@ from na_ssl_hf.hub.threshold import fit_threshold
 from . import NUM_THREADS
 from .clean_machines import Machine, add_options, as_recordings, chosen_machines
 from .layers import load_scorer
-from .measuring import SEED, Row, progress
+from .measuring import SEED, Row, parser_of, progress
 
 GAINS_DB = (-10.0, 0.0, 10.0)
 RATE = 0.1
@@ -32,11 +32,7 @@ BATCH_SIZE = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.input_level",
-    )
+    parser = parser_of(__doc__, "input_level")
     add_options(parser)
     parser.add_argument("--layer", nargs="+", type=int, metavar="N", help="layers compared (default: the last one)")
     options = parser.parse_args()

@@ -44,7 +44,7 @@ from na_ssl_hf.simulation.installed_dataset import LEAST_PLACES, InstalledMachin
 from na_ssl_hf.simulation.synthetic_dataset import synthesize_places
 
 from . import NUM_THREADS
-from .measuring import progress
+from .measuring import parser_of, progress
 
 NONE, MACHINE_OFF = "none", "installation, machine off"
 # "filter" is the first part of "installation", and the subtraction after it the second.
@@ -84,11 +84,7 @@ class System(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.installations",
-    )
+    parser = parser_of(__doc__, "installations")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="file of the scores; what it has is not computed again")
     add("--seed", nargs="+", type=int, default=[11, 12, 13], help="seeds of sites and clips (default: 11 12 13)")

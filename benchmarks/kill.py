@@ -7,7 +7,6 @@ After every kill the result must be the old one or the new one, whole. Then the 
 end in the new result without anything left over beside it. The exit status is 1 where that was not so.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import mmap
@@ -37,6 +36,8 @@ from na_ssl_hf.cli import main as command_line
 from na_ssl_hf.data.corpora.manifest import SoundFile, write_manifest
 from na_ssl_hf.simulation import RoomPool, simulate_recordings, write_dcase_benchmark, write_two_channel_dataset
 from na_ssl_hf.training.checkpoint_folder import latest_checkpoint
+
+from .measuring import parser_of
 
 OLD, NEW, NEITHER, MIXED, NOT_AGAIN, LEFT_OVER = "old", "new", "neither", "mixed", "not repeatable", "left over"
 OUTCOMES = (OLD, NEW, NEITHER, MIXED, NOT_AGAIN, LEFT_OVER)
@@ -340,9 +341,7 @@ def _what_is_left(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.kill"
-    )
+    parser = parser_of(__doc__, "kill")
     parser.add_argument("--kills", type=int, default=200, help="number of kills, of all victims (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants (default: 0)")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="beginnings of names of victims")

@@ -24,7 +24,7 @@ from na_ssl_hf.hub.recorded_bands import num_recorded_bands, recorded_rate
 
 from . import NUM_THREADS
 from .clean_machines import Machine, add_options, as_recordings, chosen_machines
-from .measuring import SEED, Row, progress
+from .measuring import SEED, Row, parser_of, progress
 
 NUM_DRAWS = 2_000
 BATCH_SIZE = 8
@@ -32,9 +32,7 @@ LAST = "last"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.layers"
-    )
+    parser = parser_of(__doc__, "layers")
     add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)

@@ -1,5 +1,6 @@
 """Measurements that all benchmarks share: CPU seconds of alternating runs, peak memory, and the rows of the table."""
 
+import argparse
 import multiprocessing
 import statistics
 import sys
@@ -36,6 +37,15 @@ class Row:
     met: bool | None
     unit: str = "s"
     note: str = ""
+
+
+def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Make the parser of `python -m benchmarks.NAME`, whose help is the description as it is written."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=f"python -m benchmarks.{name}",
+    )
 
 
 def progress(line: str) -> None:

@@ -30,7 +30,7 @@ from na_ssl_hf.hub.layer_choice import NA_SHARES
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Noises, Targets, canceller, embedder, mixed, sounds
-from .measuring import progress
+from .measuring import parser_of, progress
 
 CANCELLERS = ("none", "spectral_subtraction", "installation")
 SNRS_DB = (0.0, -5.0, 5.0)
@@ -45,11 +45,7 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.noise_aware_machines",
-    )
+    parser = parser_of(__doc__, "noise_aware_machines")
     parser.add_argument("model", help="noise-aware checkpoint: a folder, or a name on the hub or of the package")
     parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
     parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")

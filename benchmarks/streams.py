@@ -10,7 +10,6 @@ of both, each standardised on the normal clips. The output is Markdown: mean AUC
 difference to the cancelled stream with the 95 % interval of its mean.
 """
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +26,7 @@ from na_ssl_hf.hub.layer_choice import joined
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Embedder, embedder, mixed, sounds
+from .measuring import parser_of
 
 STREAMS = ("cancelled", "raw", "both", "scores")
 ENCODERS = ("na-beats-tiny", "na-eat-tiny", "logmel")
@@ -34,11 +34,7 @@ PARTS = ("train", "normal", "anomaly")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m benchmarks.streams",
-    )
+    parser = parser_of(__doc__, "streams")
     parser.add_argument("--encoder", nargs="+", default=ENCODERS, help="checkpoints, or logmel (default: all three)")
     parser.add_argument("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise")
     parser.add_argument("--seed", nargs="+", type=int, default=[1], help="seeds of rooms and clips (default: 1)")
