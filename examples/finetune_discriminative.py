@@ -156,7 +156,7 @@ def main() -> None:
 
     # The data are read before the model, so that whatever is wrong with them shows before the first step.
     lasting = {name: getattr(settings, name) for name in LASTING}
-    checkpoint = find_checkpoint(output_dir / "checkpoints", settings.resume, lasting)
+    checkpoint = find_checkpoint(output_dir / "checkpoints", settings.resume, settings, LASTING)
     check_counts(settings, accelerator.num_processes)
     base = resolve_checkpoint(settings.base)
     encoder, extractor = load_model(base, dtype=torch.float32), AutoFeatureExtractor.from_pretrained(base)

@@ -104,7 +104,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=settings.cpu, log_with=[json_lines], project_dir=output_dir)
     set_seed(settings.seed)
     lasting = {name: getattr(settings, name) for name in LASTING}
-    checkpoint = find_checkpoint(output_dir / "checkpoints", "latest" if settings.resume else None, lasting)
+    checkpoint = find_checkpoint(output_dir / "checkpoints", "latest" if settings.resume else None, settings, LASTING)
     first_step = read_position(checkpoint)["step"] if checkpoint else 0
     sounds = [sound for sound in read_manifest(settings.targets) if sound.split == "train"]
     if not sounds:

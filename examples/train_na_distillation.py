@@ -245,7 +245,7 @@ def main() -> None:
     # The data are read before the model, so that whatever is wrong with them shows before the first step.
     checkpoints = output_dir / "checkpoints"
     lasting = {name: getattr(settings, name) for name in LASTING}
-    checkpoint = find_checkpoint(checkpoints, settings.resume, lasting)
+    checkpoint = find_checkpoint(checkpoints, settings.resume, settings, LASTING)
     first_step = read_position(checkpoint)["step"] if checkpoint else 0
     sounds = {name: read_sounds(name, getattr(settings, name)) for name in ("targets", "noises")}
     rooms, validation_rooms = (RoomPool.load(path) for path in (settings.rooms, settings.validation_rooms))

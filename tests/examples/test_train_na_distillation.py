@@ -291,7 +291,13 @@ def test_resume_starts_where_nothing_is_and_refuses_other_settings_and_used_fold
         train(max_steps=8, resume="latest", seed=1)
     with pytest.raises(FileNotFoundError, match=r"holds no position\.json"):
         train(max_steps=8, resume=tmp_path)
-    train(max_steps=8, resume=out / "checkpoints" / "step-00000004")
+    checkpoint = out / "checkpoints" / "step-00000004"
+    position = checkpoint_folder.read_position(checkpoint)
+    del position["noise_coherence"]  # as in a checkpoint from before there was this option
+    (checkpoint / "position.json").write_text(json.dumps(position))
+    with pytest.raises(ValueError, match=r"`noise_coherence` must be \[0.0, 0.0\] as in .*step-00000004, got"):
+        train(max_steps=8, resume="latest", noise_coherence=[0, 1])
+    train(max_steps=8, resume=checkpoint)
     assert sorted(losses(out)) == list(range(1, 9))
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, position: Mapping[st
     return final
 
 
-def find_checkpoint(folder: Path, resume: str | None, lasting: Mapping[str, Any]) -> Path | None:
+def find_checkpoint(folder: Path, resume: str | None, settings: Any, lasting: Sequence[str]) -> Path | None:
     """Find the checkpoint to resume: a path, or the latest step for "latest"; `None` means to start from scratch.
 
     Args:
         resume: `None` for a new training, which must not find checkpoints of another one.
-        lasting: settings that must have the values of the checkpoint's position.
+        settings: a dataclass with the settings of the training that goes on.
+        lasting: names of those that must have the values of the checkpoint's position. One that the position does not
+            name is younger than the checkpoint, which was trained with what is now its default.
 
     Raises:
         OSError: `resume` is no checkpoint.
@@ -75,9 +78,14 @@ def find_checkpoint(folder: Path, resume: str | None, lasting: Mapping[str, Any]
         return None
     checkpoint = latest if resume == "latest" and latest else Path(resume)
     position = read_position(checkpoint)
-    for name, value in lasting.items():
-        if position.get(name) != value:
-            raise ValueError(f"`{name}` must be {position.get(name)!r} as in {checkpoint}, got {value!r}.")
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(settings)
+    }
+    for name in lasting:
+        trained, value = position.get(name, defaults[name]), getattr(settings, name)
+        if trained != value:
+            raise ValueError(f"`{name}` must be {trained!r} as in {checkpoint}, got {value!r}.")
     return checkpoint
 
 
