@@ -14,8 +14,9 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(VENV)/installed
 	$(BIN)/na-ssl demo --out demo_output
 
+# Every test file runs in one of as many processes as there are cores; each takes up to 1.5 GB.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # The golden tests once more with torch's and numpy's plainest code paths, as the least processor would run them.
 test-cpu: $(VENV)/installed-dev
