@@ -103,6 +103,38 @@ def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
     assert scores[2] < scores[0] / 10
 
 
+def test_a_memory_that_cannot_be_used_leaves_the_old_one_in_place(folder, caplog):
+    scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
+    sound = machine_sound(94, 1.0, fault=WHINE)
+    results = []
+
+    class Operator:
+        def window(self, result, samples):
+            results.append(result)
+            if len(results) == 2:
+                # The promise that was asked for needs more recordings than are left.
+                assert run("forget", folder, *range(10), "--device", "cpu") == 0
+
+        opened = event = lambda self, what: None
+        close = lambda self: None  # noqa: E731
+
+    class Source:
+        name, is_live = "test", False
+
+        def blocks(self):
+            yield Block(np.tile(sound, 4), RATE, begins=True)
+
+        def close(self):
+            pass
+
+    settings = MonitorSettings(window=1.0, hop=1.0, false_alarms_per=3600.0)
+    Monitor(scorer, Source(), settings, [Operator()], scorer_name=str(folder)).run()
+    assert "the changed memory cannot be used" in caplog.text
+    told = {(result.score, result.p_value, result.threshold) for result in results}
+    assert (len(results), len(told)) == (4, 1)
+    assert scorer.memory_bank.num_clips_ == 24
+
+
 def test_the_sound_of_an_event_is_learned_window_by_window(folder, tmp_path):
     scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
     sound = tmp_path / "event.flac"

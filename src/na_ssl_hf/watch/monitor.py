@@ -248,15 +248,18 @@ class Monitor:
             self._memory_written = written
             return
         self._memory_written = written
+        old = self._scorer.memory_bank
         try:
             self._scorer.memory_bank = MemoryBank.from_file(str(path))
-            self._threshold = self._scorer.threshold
-            kept = self._rule.resume()
-            self._rule = alarm_rule_for(calibration_of(self._scorer), self._settings, self._length, self._hop)
-            self._rule.restore(kept)
+            threshold = self._scorer.threshold
+            rule = alarm_rule_for(calibration_of(self._scorer), self._settings, self._length, self._hop)
+            rule.restore(self._rule.resume())
         except (OSError, ValueError) as error:
-            logger.error(f"{self._settings.name}: the changed memory cannot be used: {error}")
+            # Scores of the new memory would be ranked among the normals of the old one.
+            self._scorer.memory_bank = old
+            logger.error(f"{self._settings.name}: the changed memory cannot be used, the old one stays: {error}")
             return
+        self._threshold, self._rule = threshold, rule
         self._drift = DriftWatch()
         logger.info(f"{self._settings.name}: the memory has changed, the threshold is {self._threshold:.6g} now.")
 
