@@ -3,6 +3,7 @@
     python -m benchmarks.watch rule --machines 4      # 30 simulated days of normals, and faults of three severities
     python -m benchmarks.watch health --sites 143     # 1,001 faults of microphones at simulated installations
     python -m benchmarks.watch speed                  # CPU seconds of the tiny model for each second of sound
+    python -m benchmarks.watch soak --days 6          # memory, files, threads and sizes, day by simulated day
 
 Scores of the first part are drawn, not heard: windows that overlap share their parts. The rooms of the second part are
 impulse responses of decaying noise.
@@ -19,6 +20,8 @@ from na_ssl_hf.hub.feature_extraction_two_channel import OddityReport
 from na_ssl_hf.hub.input_level import LevelRange
 from na_ssl_hf.watch.alarm_rule import DAY, AlarmRule
 from na_ssl_hf.watch.sensor_health import SensorHealth
+
+from .watch_soak import measure_soak
 
 RATE = 16000
 WINDOW = 10.0
@@ -197,9 +200,9 @@ def measure_speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("rule", "health", "speed"))
+    parser.add_argument("part", choices=("rule", "health", "speed", "soak"))
     parser.add_argument("--machines", type=int, default=4, help="simulated machines of the rule (default: 4)")
-    parser.add_argument("--days", type=float, default=30.0, help="days for each of them (default: 30)")
+    parser.add_argument("--days", type=float, default=30.0, help="simulated days (default: 30)")
     parser.add_argument("--sites", type=int, default=143, help="simulated installations (default: 143)")
     parser.add_argument("--normals", type=int, default=24, help="normal recordings of each (default: 24)")
     options = parser.parse_args()
@@ -207,6 +210,8 @@ def main() -> None:
         measure_rule(options.machines, options.days)
     elif options.part == "health":
         measure_health(options.sites, options.normals)
+    elif options.part == "soak":
+        measure_soak(options.days)
     else:
         measure_speed()
 
