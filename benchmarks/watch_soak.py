@@ -123,7 +123,7 @@ class Days:
         self._scorer, self._store, self._received = scorer, store, received
         self._began, self._num_windows = time.process_time(), 0
         self._threads: list[threading.Thread] = []
-        print("| day | windows | resident MB | open files | threads | store MB | sounds MB | memory | alarms | CPU min |")
+        print("| day | windows | resident MB | files | threads | store MB | sounds MB | memory | alarms | CPU min |")
         print("| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
 
     def opened(self, machine) -> None:

@@ -122,6 +122,24 @@ def test_a_far_microphone_beside_the_machine_is_found(sites):
         assert found.fault is not None
 
 
+def test_a_far_microphone_that_is_set_louder_is_judged_by_the_usual_relation_of_the_channels():
+    louder = np.array([[1.0], [10 ** (16 / 20)]], np.float32)
+    for seed in (0, 3):
+        site, levels, oddities = Site(seed), LevelRange(RATE), OddityReport(RATE)
+        for index in range(12):
+            window = torch.from_numpy(louder * site.window(index))[None]
+            levels.note([""], window)
+            oddities.note([""], window)
+        levels.far_leads = oddities.swapped_share
+        told = {}
+        for name, changes in (("normal", {}), ("whine", {"fault": 0.7}), ("beside", {"beside": True})):
+            health = SensorHealth(levels.microphones, RATE)
+            for index in range(4):
+                told[name] = health.step(louder * site.window(100 + index, **changes)).fault
+        assert (told["normal"], told["whine"]) == (None, None)
+        assert told["beside"] is not None, seed
+
+
 @pytest.mark.parametrize("fault", [0.0, 0.7])
 def test_neither_normal_sound_nor_a_fault_of_the_machine_is_one_of_a_microphone(sites, fault):
     for site, usual in sites:

@@ -67,7 +67,7 @@ class SensorHealth:
         self._sampling_rate = sampling_rate
         self._profiles: torch.Tensor | None = None
         self._usual_kinds: set[str] = set()
-        self._leads_usually = True
+        self._leads_usually, self._far_gain_db = True, 0.0
         if usual is not None and len(usual.profiles) > 1:
             self._profiles = torch.tensor(usual.profiles)  # (P, 3, F)
             self._limit = max(LEAST_DISTANCE_DB, USUAL_FACTOR * _spread(self._profiles))
@@ -78,7 +78,10 @@ class SensorHealth:
             self._usual_kinds = {f"dead {name}" for name, is_so in zip(CHANNELS, is_silent, strict=True) if is_so}
             if torch.equal(self._profiles[:, 0], self._profiles[:, 1]):
                 self._usual_kinds.add("identical")
-            self._leads_usually = usual.far_leads > USUAL_LEADS
+            # How much louder the far microphone ever hears what both hear. One that is set louder than the close one
+            # is judged as if it were not, so that the share in which it leads means nothing there.
+            self._far_gain_db = max(0.0, float(_far_over_close_db(self._profiles).max()))
+            self._leads_usually = self._far_gain_db == 0 and usual.far_leads > USUAL_LEADS
             self._usual_hum = usual.mains_shares
         self._fault: str | None = None
         self._recent: deque[bool] = deque(maxlen=NUM_WINDOWS + 1)
@@ -154,7 +157,8 @@ class SensorHealth:
                 how = "louder" if gains[best] > 0 else "quieter"
                 line = f"{which} {abs(gains[best]):.0f} dB {how} than in the normal recordings: has a gain changed?"
                 return f"level-shifted {best}", line, False
-        if not self._leads_usually and bool(far_leads_and_is_louder(waveform, self._sampling_rate)[0]):
+        as_usual = waveform * torch.tensor([[1.0], [10 ** (-self._far_gain_db / 20)]])  # (1, 2, N)
+        if not self._leads_usually and bool(far_leads_and_is_louder(as_usual, self._sampling_rate)[0]):
             return "far leads", "The far microphone hears the machine earlier and louder than the close one.", False
         return None
 
@@ -181,6 +185,12 @@ def _spread(profiles: torch.Tensor) -> float:
     distances = torch.stack([_distances(profiles - profile) for profile in profiles])  # (P, P)
     distances.fill_diagonal_(math.inf)
     return float(distances.amin(1).max())
+
+
+def _far_over_close_db(profiles: torch.Tensor) -> torch.Tensor:
+    """How much louder `(P,)` the far channel of profiles `(P, 3, F)` is in the bands that both hear, in dB."""
+    weights = (profiles[:, 2] / 10).square()  # (P, F), of the coherence, so that the bands of one channel do not count
+    return (weights * (profiles[:, 1] - profiles[:, 0])).sum(1) / weights.sum(1).clamp_min(1e-9)
 
 
 def _channel_levels(profiles: torch.Tensor) -> torch.Tensor:
