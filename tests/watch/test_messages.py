@@ -28,13 +28,13 @@ needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not in
 LONG = 60.0  # s, only so that a hanging test ends
 
 
-def wait_until(condition, what: str):
-    deadline = time.monotonic() + LONG
+def wait_until(condition, what: str, longest: float = LONG):
+    deadline = time.monotonic() + longest
     while time.monotonic() < deadline:
         if condition():
             return
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {LONG:g} s")
+    raise AssertionError(f"{what} did not happen within {longest:g} s")
 
 
 def free_port() -> int:
