@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import html
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -62,6 +64,8 @@ def place_of(file: Path) -> str | None:
     path = file.relative_to(ROOT).as_posix()
     if path in ELSEWHERE:
         return ELSEWHERE[path]
+    if path.startswith("examples/") and file.suffix == ".ipynb":
+        return path.removesuffix(".ipynb") + ".md"
     if path.startswith("docs/") and file.suffix in (".md", ".png", ".svg"):
         return path.removeprefix("docs/")
     if path.startswith(("model_cards/", "examples/")) and file.suffix in (".md", ".png", ".svg"):
@@ -292,19 +296,61 @@ def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return f"| `{names}` | {_escaped(' '.join(text.split()))} |"
 
 
+# Notebooks
+
+
+def notebook_page(file: Path, needed: Callable[[Path], None]) -> tuple[str, dict[str, bytes]]:
+    """The page of a notebook, and its pictures by their names beside the page.
+
+    The page has the cells with the outputs that the file holds; what they would play is told, because only the notebook
+    has the sounds.
+
+    Args:
+        file: the notebook.
+        needed: is called with every file that is linked to.
+
+    Raises:
+        SiteError: for a link that leads nowhere.
+    """
+    out: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            out += [moved(text, file, needed), ""]
+            if len(out) == 2:  # the title
+                out += [f"This page is the notebook [{file.name}]({file.name}), as it was run last.", ""]
+            continue
+        out += ["```python", text, "```", ""]
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{file.stem}-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                out += [f"![What the cell above draws]({name})", ""]
+            elif "text/markdown" in data:
+                out += ["".join(data["text/markdown"]), ""]
+            elif "<audio" in "".join(data.get("text/html", "")):
+                out += ["*Here the notebook plays the sound.*", ""]
+            elif text := "".join(output.get("text", "")).strip():
+                out += ["```text", text, "```", ""]
+    return "\n".join(out), pictures
+
+
 # Building
 
 
-def collect() -> dict[str, str | Path]:
-    """All pages of the site by their paths: texts, and files that are copied.
+def collect() -> dict[str, str | bytes | Path]:
+    """All pages of the site by their paths: texts, pictures of notebooks, and files that are copied.
 
     Raises:
         SiteError: for links that lead nowhere and public names without a docstring.
     """
     from na_ssl_hf.cli import build_parser
 
-    site: dict[str, str | Path] = {**reference_pages(), "commands.md": commands_page(build_parser())}
+    site: dict[str, str | bytes | Path] = {**reference_pages(), "commands.md": commands_page(build_parser())}
     files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "model_cards").glob("*.md"), *map(ROOT.joinpath, ELSEWHERE)]
+    files += (ROOT / "examples").rglob("*.ipynb")
     faults = []
     while files:
         file = files.pop()
@@ -313,6 +359,15 @@ def collect() -> dict[str, str | Path]:
             continue
         if file.suffix in (".png", ".svg"):
             site[place] = file
+        elif file.suffix == ".ipynb":
+            folder = posixpath.dirname(place)
+            try:
+                site[place], pictures = notebook_page(file, files.append)
+            except SiteError as error:
+                faults.append(str(error))
+                continue
+            site |= {f"{folder}/{name}": picture for name, picture in pictures.items()}
+            site[f"{folder}/{file.name}"] = file
         elif file.suffix == ".md":
             text = file.read_text(encoding="utf-8")
             if place.startswith("model_cards/"):  # what the hub shows beside a card is not for the site
@@ -397,6 +452,8 @@ def build() -> None:
         (PAGES / place).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):
             shutil.copyfile(content, PAGES / place)
+        elif isinstance(content, bytes):
+            (PAGES / place).write_bytes(content)
         else:
             (PAGES / place).write_text(content, encoding="utf-8")
     subprocess.run(
