@@ -1,12 +1,13 @@
 """What `na-ssl watch` promises: false alarms, delays, faults of microphones that are found, and time.
 
     python -m benchmarks.watch rule --machines 4      # 30 simulated days of normals, and faults of three severities
+    python -m benchmarks.watch promise --days 30      # the same with scores of synthetic sound
     python -m benchmarks.watch health --sites 143     # 1,001 faults of microphones at simulated installations
     python -m benchmarks.watch speed                  # CPU seconds of the tiny model for each second of sound
     python -m benchmarks.watch soak --days 6          # memory, files, threads and sizes, day by simulated day
 
-Scores of the first part are drawn, not heard: windows that overlap share their parts. The rooms of the second part are
-impulse responses of decaying noise.
+Scores of the first part are drawn, not heard: windows that overlap share their parts. The rooms of `health` are impulse
+responses of decaying noise.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from na_ssl_hf.hub.input_level import LevelRange
 from na_ssl_hf.watch.alarm_rule import DAY, AlarmRule
 from na_ssl_hf.watch.sensor_health import SensorHealth
 
+from .watch_promise import measure_promise
 from .watch_soak import measure_soak
 
 RATE = 16000
@@ -211,7 +213,7 @@ def measure_speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("rule", "health", "speed", "soak"))
+    parser.add_argument("part", choices=("rule", "health", "speed", "soak", "promise"))
     parser.add_argument("--machines", type=int, default=4, help="simulated machines of the rule (default: 4)")
     parser.add_argument("--days", type=float, default=30.0, help="simulated days (default: 30)")
     parser.add_argument("--sites", type=int, default=143, help="simulated installations (default: 143)")
@@ -224,6 +226,8 @@ def main() -> None:
         measure_health(options.sites, options.normals, options.far_gain)
     elif options.part == "soak":
         measure_soak(options.days)
+    elif options.part == "promise":
+        measure_promise(options.days)
     else:
         measure_speed()
 

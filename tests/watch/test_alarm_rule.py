@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from na_ssl_hf.watch.alarm_rule import AlarmRule, duration_text, longest_promise, parse_duration, required_normals
 
@@ -25,6 +26,29 @@ def test_false_alarms_are_as_rare_as_promised(num_normals, hop):
         scores = np.convolve(parts, np.ones(num_parts), "valid") / num_parts**0.5
         found += len(alarms_of(rule, scores.tolist(), hop))
     assert found <= 12 * 24 / 12
+
+
+def test_scores_that_wander_need_windows_that_are_further_apart():
+    generator = np.random.default_rng(8)
+    drawn = generator.standard_normal(6 * 24 * 360)  # six days, a window every 10 s
+
+    def wander(drawn, half_life):
+        kept = 0.5 ** (1 / half_life)
+        return lfilter([(1 - kept**2) ** 0.5], [1, -kept], drawn)
+
+    scores = (0.7 * wander(drawn, 60) + 0.7 * generator.standard_normal(len(drawn))).tolist()  # half of it, 10 minutes
+    normals = generator.standard_normal(100).tolist()
+    found = {}
+    for apart in (0.0, HOUR):
+        rule = AlarmRule(normals, 24 * HOUR, 10.0, 10.0, independent_after=apart)
+        found[apart] = len(alarms_of(rule, scores, 10.0))
+    assert found[0.0] > 3 * 6
+    assert found[HOUR] <= 6
+    faulty = [score + 6 for score in scores[:2000]]
+    (at,) = alarms_of(AlarmRule(normals, 24 * HOUR, 10.0, 10.0, independent_after=HOUR), faulty, 10.0)
+    assert at <= 8 * HOUR
+    with pytest.raises(ValueError, match=r"`independent_after` must be a number of seconds .* got 90000"):
+        AlarmRule(normals, 24 * HOUR, 10.0, 10.0, independent_after=25 * HOUR)
 
 
 @pytest.mark.parametrize(("shift", "most_seconds"), [(6.0, 80.0), (3.0, 150.0), (1.5, 1200.0)])

@@ -39,6 +39,7 @@ name = "pump"
 scorer = "{scorer_folder}"
 source = "0.wav"
 false_alarms_per = "12h"
+independent_after = "15m"
 
 [[machine]]
 name = "fan"
@@ -53,6 +54,7 @@ def test_settings_of_the_watch_hold_for_every_machine_that_has_none_of_its_own(t
     configuration = read_configuration(two_machines(tmp_path, scorer_folder))
     pump, fan = configuration.machines
     assert (pump.settings.window, pump.settings.hop, pump.settings.false_alarms_per) == (1, 0.5, 12 * 3600.0)
+    assert pump.settings.independent_after == 900.0
     assert (fan.settings.hop, fan.settings.false_alarms_per) == (1.0, None)
     assert pump.source == str(tmp_path / "0.wav")
     assert configuration.state == tmp_path / "state.json"

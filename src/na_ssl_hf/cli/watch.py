@@ -59,6 +59,11 @@ def add_commands(commands: Any) -> None:
         help="promised mean time between false alarms, such as 30d or 12h (default: 30d, or what the normals allow)",
     )
     parser.add_argument(
+        "--independent-after",
+        metavar="TIME",
+        help="time, such as 15m, after which windows do not depend on each other (default: when they do not overlap)",
+    )
+    parser.add_argument(
         "--shortest-alarm", type=float, default=60.0, metavar="S", help="least seconds of an alarm (default: 60)"
     )
     parser.add_argument(
@@ -146,6 +151,9 @@ def _watch(options: argparse.Namespace) -> int:
     promise = None
     if options.false_alarms_per is not None:
         promise = parse_duration(options.false_alarms_per, "--false-alarms-per")
+    apart = 0.0
+    if options.independent_after is not None:
+        apart = parse_duration(options.independent_after, "--independent-after")
     settings = MonitorSettings(
         name=options.name,
         window=options.window,
@@ -153,6 +161,7 @@ def _watch(options: argparse.Namespace) -> int:
         false_alarms_per=promise,
         debounce=options.debounce,
         shortest_alarm=options.shortest_alarm,
+        independent_after=apart,
     )
     output_settings = _output_settings(options)
     source = open_source(options.source, options.rate, options.format, options.speed)

@@ -55,10 +55,11 @@ class Decision:
 class AlarmRule:
     """Gathers evidence from the scores of windows, see the module.
 
-    Windows that overlap are no independent evidence: they are dealt out to k sequences in which none overlap, each with
-    its own reference and detector. An alarm begins when one of them reaches `A = 2 k m`, for m windows of a sequence in
-    the promised time T. As a sequence reaches A within t windows with a probability of at most t / A, any of them does
-    within a time s with at most s / (2 T), so that the mean time to a false alarm is at least T.
+    Windows that overlap, or that lie so close that load and room are still the same, are no independent evidence: they
+    are dealt out to k sequences in which none do, each with its own reference and detector. An alarm begins when one of
+    them reaches `A = 2 k m`, for m windows of a sequence in the promised time T. As a sequence reaches A within t
+    windows with a probability of at most t / A, any of them does within a time s with at most s / (2 T), so that the
+    mean time to a false alarm is at least T.
 
     The promise needs windows that are exchangeable with the normal recordings: same machine, place, microphones,
     conditions and length.
@@ -69,6 +70,8 @@ class AlarmRule:
         window, hop: seconds of a window, and from the start of one to that of the next.
         debounce: for so many windows in a row the evidence must be that of an alarm before it begins.
         shortest_alarm: the least time that an alarm lasts, in s. It ends when the evidence is below that of "watch".
+        independent_after: for windows that depend on each other for longer than they overlap, because the load of a
+            machine or the noise around it change slowly: the time in s after which they do not any more.
         is_promise: whether too few normal scores for the promise are refused; without it, nothing is promised.
 
     Attributes:
@@ -88,11 +91,17 @@ class AlarmRule:
         debounce: int = 1,
         shortest_alarm: float = 60.0,
         is_promise: bool = True,
+        independent_after: float = 0.0,
     ):
         if isinstance(debounce, bool) or not isinstance(debounce, int) or debounce < 1:
             raise ValueError(f"`debounce` must be a whole number of at least 1, got {debounce!r}.")
         if not 0 <= shortest_alarm < math.inf:
             raise ValueError(f"`shortest_alarm` must be a number of seconds of at least 0, got {shortest_alarm!r}.")
+        if not 0 <= independent_after < false_alarms_per:
+            raise ValueError(
+                "`independent_after` must be a number of seconds of at least 0 and less than `false_alarms_per`, got "
+                f"{independent_after!r}."
+            )
         self.alarm_evidence = alarm_evidence(false_alarms_per, window, hop)
         self.watch_evidence = self.alarm_evidence * WATCH_SHARE
         needed = required_normals(false_alarms_per, window, hop)
@@ -102,7 +111,8 @@ class AlarmRule:
                 f"got {len(normal_scores)}. Fit with more, or ask for a shorter time."
             )
         self._debounce, self._shortest = debounce, shortest_alarm
-        self._sequences = [_Sequence(normal_scores, seed) for seed in range(_num_sequences(window, hop))]
+        num_sequences = _num_sequences(max(window, independent_after), hop)
+        self._sequences = [_Sequence(normal_scores, seed) for seed in range(num_sequences)]
         self._num_windows = 0
         self._num_above = 0
         self._alarm_since: float | None = None

@@ -20,9 +20,11 @@ _SETTINGS: dict[str, tuple[Any, str]] = {
     "window": (Real, "a number of seconds"),
     "hop": (Real, "a number of seconds"),
     "false_alarms_per": (str, "a time such as 30d"),
+    "independent_after": (str, "a time such as 15m"),
     "debounce": (int, "a whole number"),
     "shortest_alarm": (Real, "a number of seconds"),
 }
+_TIMES = ("false_alarms_per", "independent_after")
 _OF_MACHINE: dict[str, tuple[Any, str]] = {
     "name": (str, "a text"),
     "scorer": (str, "a text"),
@@ -135,7 +137,7 @@ def _problems(table: Mapping[str, Any], known: Mapping[str, tuple[Any, str]], wh
             found.append(f"the unknown key {key!r} in {where}")
         elif not isinstance(value, known[key][0]) or (isinstance(value, bool) and known[key][0] is not bool):
             found.append(f"{key} = {value!r} in {where}, which must be {known[key][1]}")
-        elif key == "false_alarms_per":
+        elif key in _TIMES:
             try:
                 parse_duration(value)
             except ValueError:
@@ -145,8 +147,7 @@ def _problems(table: Mapping[str, Any], known: Mapping[str, tuple[Any, str]], wh
 
 def _machine(table: Mapping[str, Any], folder: Path) -> MachineConfiguration:
     own = {name: table[name] for name in {one.name for one in fields(MonitorSettings)} & set(table)}
-    if "false_alarms_per" in own:
-        own["false_alarms_per"] = parse_duration(own["false_alarms_per"])
+    own |= {key: parse_duration(own[key]) for key in _TIMES if key in own}
     source = table["source"]
     is_path = source != "-" and "://" not in source and source != "device" and not source.startswith("device:")
     scorer = folder / table["scorer"]

@@ -57,7 +57,7 @@ class MonitorSettings:
         hop: from the start of a window to that of the next; `None` for a quarter of the window.
         false_alarms_per: the promised mean time between false alarms; `None` for 30 days, or what so few normal
             recordings allow.
-        debounce, shortest_alarm: see [`AlarmRule`].
+        debounce, shortest_alarm, independent_after: see [`AlarmRule`].
     """
 
     name: str = "machine"
@@ -66,6 +66,7 @@ class MonitorSettings:
     false_alarms_per: float | None = None
     debounce: int = 1
     shortest_alarm: float = 60.0
+    independent_after: float = 0.0
 
 
 class Monitor:
@@ -389,6 +390,7 @@ def alarm_rule_for(calibration: Calibration, settings: MonitorSettings, length: 
         "hop": hop,
         "debounce": settings.debounce,
         "shortest_alarm": settings.shortest_alarm,
+        "independent_after": settings.independent_after,
     }
     if promise is not None:
         return AlarmRule(scores, promise, **rule)
