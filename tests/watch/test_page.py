@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import threading
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from test_messages import wait_until
 from watched import RATE, STARTED_AT, event, machine, sound, window
 
 from na_ssl_hf.watch.store import WatchStore
@@ -17,6 +20,7 @@ from na_ssl_hf.watch.store import WatchStore
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from na_ssl_hf.watch.page.news import POLL_S
 from na_ssl_hf.watch.page.server import MOST_POINTS, PageServer, is_loopback, make_page, parse_address, thinned
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -180,6 +184,35 @@ def test_addresses():
     assert is_loopback("::1")
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("printer.local")
+
+
+def test_the_store_is_looked_at_once_for_all_visitors_who_leave_in_peace(store, monkeypatch, capfd):
+    server = PageServer(make_page(store), "127.0.0.1", 0)
+    num_looks, machines = [], store.machines
+    monkeypatch.setattr(store, "machines", lambda: num_looks.append(1) or machines())
+    heard = [[] for _ in range(6)]
+
+    def visit(lines):
+        with urllib.request.urlopen(f"{server.address}api/stream") as stream:
+            lines += iter(stream.readline, b"")
+
+    visitors = [threading.Thread(target=visit, args=(lines,)) for lines in heard]
+    for visitor in visitors:
+        visitor.start()
+    wait_until(lambda: all(heard), "six visitors")
+    before, began = len(num_looks), time.monotonic()
+    store.window(window(80), sound(80))
+    wait_until(lambda: all(b"event: windows\n" in lines for lines in heard), "the news")
+    time.sleep(1.5)
+    assert len(num_looks) - before <= (time.monotonic() - began) / POLL_S + 2
+    server.close()
+    for visitor in visitors:
+        visitor.join(5)
+        assert not visitor.is_alive()
+    # Each was told of the new window alone, and once.
+    told = [[json.loads(line[6:]) for line in lines if line.startswith(b"data: ")] for lines in heard]
+    assert all(len(news) == 1 and [one["time"] for one in news[0]] == [82.0] for news in told)
+    assert "ERROR" not in capfd.readouterr().err
 
 
 def test_a_page_for_others_needs_a_token(store):

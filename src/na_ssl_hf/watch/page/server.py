@@ -3,10 +3,9 @@
 import asyncio
 import hmac
 import ipaddress
-import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import logging
 
 from ..store import WatchStore
 from .event_views import CHANNELS, CancelOne, channel_sound, channel_spectrogram
+from .news import News
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -31,9 +31,6 @@ STATIC = Path(__file__).parent / "static"
 # A chart shows no more points than these; of more windows the one with the highest score stands for its neighbours.
 MOST_POINTS = 2000
 _LONGEST_SPAN_H = 24.0 * 90
-_POLL_S = 0.5
-# A comment line this often keeps proxies from closing a silent stream.
-_KEEP_ALIVE_S = 15.0
 _COOKIE = "na_ssl_token"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -117,7 +114,9 @@ def make_page(
     # Another site must not reach a page without a token through a name that it lets point to this computer.
     own_names = ["127.0.0.1", "localhost", "[::1]"] if token is None else ["*"]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=own_names), Middleware(_Guard, token=token)]
-    return Starlette(routes=routes, middleware=middleware)
+    page = Starlette(routes=routes, middleware=middleware)
+    page.state.news = views.news
+    return page
 
 
 class PageServer:
@@ -151,7 +150,8 @@ class PageServer:
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self.port}/"
-        settings = uvicorn.Config(page, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        self._news: News = page.state.news
+        settings = uvicorn.Config(page, log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
@@ -160,6 +160,8 @@ class PageServer:
 
     def close(self) -> None:
         """Stop serving; open pages connect again when the watch is back."""
+        # Streams that are open would be cut off in the middle, with a traceback for each.
+        self._news.end()
         self._server.should_exit = True
         self._thread.join(5.0)
         self._socket.close()
@@ -224,6 +226,7 @@ class _Views:
         self._store = store
         self._cancel = cancel
         self._learn = learn
+        self.news = News(store)
 
     async def index(self, request: "Request") -> "Response":
         from starlette.responses import FileResponse
@@ -313,36 +316,7 @@ class _Views:
         """Send new windows and changed events as server-sent events."""
         from starlette.responses import StreamingResponse
 
-        return StreamingResponse(self._changes(request), media_type="text/event-stream")
-
-    async def _changes(self, request: "Request") -> AsyncIterator[str]:
-        seen: dict[str, int] = {}
-        told_events: dict[str, Any] = {}
-        silent_since = time.monotonic()
-        is_first = True
-        while not await request.is_disconnected():
-            machines = await asyncio.to_thread(self._store.machines)
-            for machine in machines:
-                newest = machine["newest"]
-                if newest is None:
-                    continue
-                before = seen.get(machine["name"], newest["number"] if is_first else 0)
-                seen[machine["name"]] = newest["number"]
-                if newest["number"] > before:
-                    news = await asyncio.to_thread(self._store.windows, machine["name"], 0.0, 100, before)
-                    yield f"event: windows\ndata: {json.dumps(news)}\n\n"
-                    silent_since = time.monotonic()
-            events = {event["id"]: event for event in await asyncio.to_thread(self._store.events)}
-            changed = [event for identity, event in events.items() if told_events.get(identity) != event]
-            if changed and not is_first:
-                yield f"event: events\ndata: {json.dumps(changed)}\n\n"
-                silent_since = time.monotonic()
-            told_events = events
-            if is_first or time.monotonic() - silent_since > _KEEP_ALIVE_S:
-                yield ": still here\n\n"
-                silent_since = time.monotonic()
-            is_first = False
-            await asyncio.sleep(_POLL_S)
+        return StreamingResponse(self.news.visit(), media_type="text/event-stream")
 
 
 def thinned(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
