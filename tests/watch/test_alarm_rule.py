@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from na_ssl_hf.watch.alarm_rule import AlarmRule, duration_text, longest_promise, parse_duration, required_normals
+from na_ssl_hf.watch.alarm_rule import (
+    MOST_KEPT_SCORES,
+    AlarmRule,
+    duration_text,
+    longest_promise,
+    parse_duration,
+    required_normals,
+)
 
 HOUR = 3600.0
 
@@ -109,6 +116,34 @@ def test_a_restart_goes_on_with_the_evidence():
     other = AlarmRule(normals, 24 * HOUR, 10.0, 5.0)
     other.restore(first.resume())  # of windows that overlap otherwise
     assert other.evidence == 0.0
+
+
+def test_a_restart_goes_on_with_the_ranks_that_were_learned():
+    generator = np.random.default_rng(9)
+    normals = generator.standard_normal(20).tolist()
+    first, second, fresh, other = (AlarmRule(normals, 30 * 24 * HOUR, 10.0, 5.0) for _ in range(4))
+    for index, score in enumerate(generator.standard_normal(1000)):
+        first.step(score, 5.0 * index)
+    kept = json.loads(json.dumps(first.learned()))
+    second.restore_learned(kept)
+    # Among 20 normals the highest score says little, among 500 much.
+    for rule in (first, second, fresh):
+        rule.restore(other.resume())
+    evidence = [[rule.step(4.0, 5.0 * index).evidence for index in range(6)] for rule in (first, second, fresh)]
+    assert evidence[1] == pytest.approx(evidence[0], rel=0.2)
+    assert evidence[0][-1] > 5 * evidence[2][-1]
+    changed = AlarmRule([*normals[1:], 0.5], 30 * 24 * HOUR, 10.0, 5.0)
+    changed.restore_learned(kept)  # of another memory
+    assert [changed.step(4.0, 5.0 * index).evidence for index in range(6)] == pytest.approx(evidence[2])
+    with pytest.raises(ValueError, match="must be that of an alarm rule"):
+        second.restore_learned(kept | {"references": 3})
+
+
+def test_what_is_kept_of_many_sequences_is_a_sample():
+    rule = AlarmRule([float(index) for index in range(200)], 30 * 24 * HOUR, 10.0, 10.0, independent_after=2 * HOUR)
+    references = rule.learned()["references"]
+    assert len(references) == 720
+    assert {len(one) for one in references} == {MOST_KEPT_SCORES // 720}
 
 
 def test_too_few_normals_for_a_promise_are_refused_with_the_number():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from watched_machine import RATE, machine_sound
 
+from na_ssl_hf.watch import monitor
 from na_ssl_hf.watch.monitor import Monitor, MonitorSettings
 from na_ssl_hf.watch.sources import Block
 from na_ssl_hf.watch.state_file import StateFile
+from na_ssl_hf.watch.store import WatchStore
 
 
 class Sound:
@@ -106,6 +108,24 @@ def test_a_restart_neither_forgets_nor_repeats_an_alarm(scorer, tmp_path):
     (ended,) = second.events
     assert ended.id == first.events[0].id
     assert ended.end is not None
+
+
+@pytest.mark.parametrize("kind", ["file", "store"])
+def test_what_was_learned_is_kept_over_a_restart(scorer, tmp_path, monkeypatch, kind):
+    def keeper():
+        return StateFile(tmp_path / "state.json") if kind == "file" else WatchStore(tmp_path / "kept")
+
+    monkeypatch.setattr(monitor, "LEARNED_SECONDS", 20.0)
+    first = keeper()
+    # Every second window waits for 30 more, and is then ranked among.
+    notes, _ = watched(scorer, machine_sound(61, 42.0), first, [first])
+    given = [(result.end, result.learned) for result in notes.results if result.learned]
+    assert [end for end, _ in given] == [20.0, 40.0]
+    assert given[1][1]["num_seen"] > given[0][1]["num_seen"] == [24, 24]
+    kept = keeper().load("pump")
+    assert kept["learned"] == given[1][1]
+    again = Monitor(scorer, Sound(machine_sound(62, 1.0)), SETTINGS, keeper=keeper())
+    assert again._rule.learned()["num_seen"] == given[1][1]["num_seen"]
 
 
 def test_a_listener_that_fails_does_not_end_the_watch(scorer, caplog):

@@ -10,6 +10,7 @@ Letters: k sequences of windows that do not overlap, n scores in a reference, A 
 """
 
 import bisect
+import hashlib
 import math
 import random
 from collections import deque
@@ -34,6 +35,8 @@ MOST_SCORES = 5000
 MOST_WINDOWS = 8
 # With fewer, chance alone may put every new window above them, see docs/watch.md.
 LEAST_NORMALS = 20
+# So many scores of references are kept over a restart at the most.
+MOST_KEPT_SCORES = 20_000
 DAY = 86400.0
 
 
@@ -112,6 +115,8 @@ class AlarmRule:
             )
         self._debounce, self._shortest = debounce, shortest_alarm
         num_sequences = _num_sequences(max(window, independent_after), hop)
+        text = repr(sorted(map(float, normal_scores)))
+        self._normals = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._sequences = [_Sequence(normal_scores, seed) for seed in range(num_sequences)]
         self._num_windows = 0
         self._num_above = 0
@@ -153,7 +158,7 @@ class AlarmRule:
         return max(one.evidence for one in self._sequences)
 
     def resume(self) -> dict[str, Any]:
-        """Return what `restore` needs to go on with the evidence; the references begin with the normals again."""
+        """Return what `restore` needs to go on with the evidence; `learned` returns the references."""
         return {
             "bets": [list(one.gathered) for one in self._sequences],
             "num_windows": self._num_windows % len(self._sequences),
@@ -181,6 +186,33 @@ class AlarmRule:
         self._num_windows, self._state = count, state
         self._alarm_since = None if since is None else float(since)
 
+    def learned(self) -> dict[str, Any]:
+        """Return the scores that new ones are ranked among, or a sample of them, for `restore_learned`."""
+        most = MOST_KEPT_SCORES // len(self._sequences)
+        return {
+            "normals": self._normals,
+            "num_seen": [one.num_seen for one in self._sequences],
+            "references": [one.sample(most) for one in self._sequences],
+        }
+
+    def restore_learned(self, values: Mapping[str, Any]) -> None:
+        """Rank new windows among those of an earlier run. What belongs to other normals or windows is left alone.
+
+        Raises:
+            ValueError: a key is missing or a value has another type.
+        """
+        try:
+            normals, counts = values["normals"], [int(count) for count in values["num_seen"]]
+            references = [[float(score) for score in reference] for reference in values["references"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"What was learned must be that of an alarm rule: {error!r}.") from error
+        if normals != self._normals or not len(references) == len(counts) == len(self._sequences):
+            return
+        if not all(reference and all(map(math.isfinite, reference)) for reference in references):
+            raise ValueError("What was learned must be that of an alarm rule, got a reference without finite scores.")
+        for sequence, count, reference in zip(self._sequences, counts, references, strict=True):
+            sequence.begin_reference(reference, count)
+
     def _start_again(self) -> None:
         for sequence in self._sequences:
             sequence.begin([0.0] * len(BETS))
@@ -192,10 +224,17 @@ class _Sequence:
     def __init__(self, normal_scores: Sequence[float], seed: int):
         self.begin([0.0] * len(BETS))
         self._random = random.Random(seed)
-        self._num_seen = len(normal_scores)
-        kept = self._random.sample(list(normal_scores), min(MOST_SCORES, self._num_seen))
-        self._reference = sorted(map(float, kept))
         self._waiting: deque[float] = deque()
+        self.begin_reference(normal_scores, len(normal_scores))
+
+    def begin_reference(self, scores: Sequence[float], num_seen: int) -> None:
+        """Rank among these scores, or a sample of them, which stand for `num_seen`."""
+        self._reference = sorted(self._random.sample(list(map(float, scores)), min(MOST_SCORES, len(scores))))
+        self.num_seen = num_seen
+
+    def sample(self, most: int) -> list[float]:
+        """Return the scores of the reference, or `most` of them by chance."""
+        return self._random.sample(self._reference, min(most, len(self._reference)))
 
     def begin(self, gathered: Sequence[float]) -> None:
         """Go on from what the bets have gathered."""
@@ -225,10 +264,10 @@ class _Sequence:
         self._waiting.clear()
 
     def _remember(self, score: float) -> None:
-        self._num_seen += 1
+        self.num_seen += 1
         if len(self._reference) >= MOST_SCORES:
             # Every score that was seen is as likely to be among those kept (reservoir sampling).
-            if self._random.randrange(self._num_seen) >= MOST_SCORES:
+            if self._random.randrange(self.num_seen) >= MOST_SCORES:
                 return
             self._reference.pop(self._random.randrange(len(self._reference)))
         bisect.insort(self._reference, score)

@@ -31,6 +31,8 @@ DEFAULT_PROMISE = 30 * DAY
 HOPS_PER_WINDOW = 4
 # Recordings whose lengths differ by less than this factor are of one length.
 SAME_LENGTH = 1.01
+# What the rule has learned is kept so often, in s of sound: it is large, and changes slowly.
+LEARNED_SECONDS = 3600.0
 # Of silence, whose level is minus infinity, this is told, in dB of full scale; JSON has no infinity.
 LEAST_DB = -200.0
 
@@ -128,6 +130,7 @@ class Monitor:
         self._started_at = time.time()
         self._is_opened = False
         self._skipped = 0
+        self._learned_until = 0.0
         self.counts = Counts()
         if keeper is not None:
             self._restore(keeper)
@@ -227,6 +230,7 @@ class Monitor:
             skipped=self._skipped,
             events=tuple(events),
             resume=self._resume(),
+            learned=self._learned(window.end),
         )
 
     def _drifted(self, p_value: float, now: float) -> list[AlarmEvent]:
@@ -341,12 +345,21 @@ class Monitor:
             "events": [asdict(event) for event in self._open_events.values()],
         }
 
+    def _learned(self, end: float) -> dict[str, Any] | None:
+        """What the rule has learned, once in `LEARNED_SECONDS`; during an alarm what was kept before is as good."""
+        if end - self._learned_until < LEARNED_SECONDS or self._rule.state == "alarm":
+            return None
+        self._learned_until = end
+        return self._rule.learned()
+
     def _restore(self, keeper: StateKeeper) -> None:
         kept = keeper.load(self._settings.name)
         if kept is None:
             return
         try:
             self._rule.restore(kept["rule"])
+            if "learned" in kept:
+                self._rule.restore_learned(kept["learned"])
             events = [AlarmEvent(**event) for event in kept["events"]]
         except (KeyError, TypeError, ValueError) as error:
             logger.warning(

@@ -83,6 +83,8 @@ class WindowResult:
         skipped: the windows that were left out before this one, because scoring was more than a window behind.
         events: those that begin or end with this window; `Listener.event` gets each of them, too.
         resume: what the monitor needs to go on after this window, JSON values only.
+        learned: what it has learned of the normal windows so far, JSON values only. It is large and changes slowly: a
+            window in an hour has it, the others `None`.
     """
 
     machine: str
@@ -100,6 +102,7 @@ class WindowResult:
     skipped: int = 0
     events: tuple[AlarmEvent, ...] = ()
     resume: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    learned: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a line of JSON says of the window; `time` is its end, in s since the stream began."""
@@ -147,7 +150,10 @@ class StateKeeper(Protocol):
     """Whoever keeps `WindowResult.resume` over a restart, most simply a store that keeps the results."""
 
     def load(self, machine: str) -> Mapping[str, Any] | None:
-        """Return the `resume` of the last window that was kept of a machine; `None` where there is none."""
+        """Return the `resume` of the last window that was kept of a machine; `None` where there is none.
+
+        Its key "learned" is the last `WindowResult.learned`, if there was one.
+        """
 
 
 def event_id(machine: str, kind: str, start: float) -> str:

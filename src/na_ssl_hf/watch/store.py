@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS machines (
     name TEXT PRIMARY KEY, scorer TEXT NOT NULL, source TEXT NOT NULL, sampling_rate INTEGER NOT NULL,
     window REAL NOT NULL, hop REAL NOT NULL, threshold REAL NOT NULL, alarm_evidence REAL NOT NULL,
     started_at REAL NOT NULL, resume TEXT);
+CREATE TABLE IF NOT EXISTS learned (machine TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS windows (
     number INTEGER PRIMARY KEY, machine TEXT NOT NULL, unix_time REAL NOT NULL, time REAL NOT NULL, score REAL,
     p_value REAL, state TEXT NOT NULL, evidence REAL NOT NULL, threshold REAL NOT NULL, health TEXT, band_scores TEXT,
@@ -164,8 +165,13 @@ class WatchStore:
 
     def load(self, machine: str) -> Mapping[str, Any] | None:
         """Return what the monitor needs to go on with a machine, see `StateKeeper`."""
-        row = self._connection().execute("SELECT resume FROM machines WHERE name = ?", (machine,)).fetchone()
-        return None if row is None or row["resume"] is None else json.loads(row["resume"])
+        rows = self._rows(
+            "SELECT resume, content FROM machines LEFT JOIN learned ON machine = name WHERE name = ?", (machine,)
+        )
+        if not rows or rows[0]["resume"] is None:
+            return None
+        content = rows[0]["content"]
+        return json.loads(rows[0]["resume"]) | ({} if content is None else {"learned": json.loads(content)})
 
     def machines(self) -> list[dict[str, Any]]:
         """Return all machines with their newest window (`None` before the first), in the order of their names."""
@@ -325,6 +331,11 @@ class WatchStore:
         database.execute(
             "UPDATE machines SET resume = ? WHERE name = ?", (json.dumps(dict(result.resume)), result.machine)
         )
+        if result.learned is not None:
+            database.execute(
+                "INSERT OR REPLACE INTO learned (machine, content) VALUES (?, ?)",
+                (result.machine, json.dumps(dict(result.learned))),
+            )
 
     def _insert_event(self, database: sqlite3.Connection, event: AlarmEvent) -> None:
         database.execute(
