@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from watched import event, machine, sound, window
@@ -25,6 +27,7 @@ from na_ssl_hf.watch.store import WatchStore
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 needs_broker = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+DASHBOARD = Path(__file__).parents[2] / "examples" / "deploy" / "grafana.json"
 LONG = 60.0  # s, only so that a hanging test ends
 
 
@@ -326,6 +329,47 @@ def test_prometheus_figures():
     assert samples["na_ssl_level_db", ("microphone", "far")] == -30
     events = [value for (name, *_), value in samples.items() if name == "na_ssl_events_total"]
     assert events == [1]
+
+
+def test_the_dashboard_asks_for_figures_that_there_are():
+    parser = pytest.importorskip("prometheus_client.parser")
+    prometheus = Prometheus()
+    prometheus.opened(machine())
+    prometheus.window(window(0), sound(0))
+    prometheus.event(event())
+    offered: dict[str, dict[str, set[str]]] = {}
+    for family in parser.text_string_to_metric_families(prometheus.text().decode()):
+        for sample in family.samples:
+            labels = offered.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    asked.append(variables["machine"]["definition"])
+    used = set()
+    for expression in asked:
+        assert expression.count("(") == expression.count(")")
+        names = re.findall(r"na_ssl_\w+", expression)
+        assert names
+        for name, labels in re.findall(r"(na_ssl_\w+)(?:\{([^}]*)\})?", expression):
+            assert name in offered
+            for label, how, value in re.findall(r'(\w+)(=~?)"([^"]*)"', labels):
+                assert value in offered[name][label] or (how == "=~" and value.removeprefix("$") in variables)
+        used |= set(names)
+        grouped = {label for names in re.findall(r"by \(([^)]*)\)", expression) for label in names.split(", ")}
+        shown = {
+            label
+            for panel in dashboard["panels"]
+            for target in panel["targets"]
+            if target["expr"] == expression
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
+        }
+        for label in grouped | shown:
+            assert all(label in offered[name] for name in names)
+    figures = {name for name in offered if "created" not in name}
+    assert figures - used == {"na_ssl_windows_total"}  # which a description names
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def test_secrets(tmp_path, monkeypatch):
