@@ -198,7 +198,7 @@ def test_relative_links_lead_somewhere(page):
 def messages_of_the_code() -> set[str]:
     """All texts in the package, with … where a value is filled in."""
     texts = set()
-    for file in (ROOT / "src/na_ssl_hf").rglob("*.py"):
+    for file in [*(ROOT / "src").rglob("*.py"), *(ROOT / "packages/na-ssl-edge/src").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.add(node.value)

@@ -116,7 +116,10 @@ def _check_agreement(chain: ScoringChain, session: Any, length: int) -> None:
     found = torch.from_numpy(session.run(None, {"waveforms": wave.numpy()})[0])
     difference = float((found - wanted).abs().max())
     if not difference <= TOLERANCE * float(wanted.abs().max()):
-        raise ValueError(f"the graph differs from the model by {difference:.3g} at {length} samples")
+        raise ValueError(
+            f"the graph must give the scores of the model within a relative {TOLERANCE:g}, got a difference of "
+            f"{difference:.3g} at {length} samples"
+        )
 
 
 def _quiet() -> Any:

@@ -877,7 +877,9 @@ class AnomalyScorer(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         if kwargs:
-            raise ValueError(f"The anomaly-scoring pipeline takes no parameters {sorted(kwargs)}.")
+            raise ValueError(
+                f"The anomaly-scoring pipeline takes no parameters beside its call's, got {sorted(kwargs)}."
+            )
         return {}, {}, {}
 
     def _checked_batch_size(self, batch_size: int | None) -> int:
