@@ -38,6 +38,10 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "examples/README.md": "examples/index.md",
 }
+# What readers type into the search of the site.
+SEARCHED = ("threshold", "far microphone", "false alarm", "Raspberry", "DCASE", "LoRA")
+# The theme hides the switch between light and dark, so that the keyboard's focus on it would be invisible.
+STYLES = ".md-option:focus-visible + .md-header__button { outline: 2px solid; border-radius: 4px; }\n"
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 SECTION = re.compile(r"^([A-Z][A-Za-z ]*):$")
@@ -349,6 +353,7 @@ def collect() -> dict[str, str | bytes | Path]:
     from na_ssl_hf.cli import build_parser
 
     site: dict[str, str | bytes | Path] = {**reference_pages(), "commands.md": commands_page(build_parser())}
+    site["focus.css"] = STYLES
     files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "model_cards").glob("*.md"), *map(ROOT.joinpath, ELSEWHERE)]
     files += (ROOT / "examples").rglob("*.ipynb")
     faults = []
@@ -440,6 +445,17 @@ def faults_of(folder: Path) -> list[str]:
     return faults
 
 
+def not_found(folder: Path) -> list[str]:
+    """What readers search and the search of a built site does not find.
+
+    The index has the words of all pages as they were written; the search looks for all words that were typed.
+    """
+    items = json.loads((folder / "search.json").read_text(encoding="utf-8"))["items"]
+    texts = [f"{item['title']} {item['text']}".lower() for item in items]
+    missing = [word for word in SEARCHED if not any(word.lower() in text for text in texts)]
+    return [f"search.json: the search finds nothing for {word!r}" for word in missing]
+
+
 def build() -> None:
     """Write the site to `site/html`.
 
@@ -461,7 +477,7 @@ def build() -> None:
         check=True,
         cwd=ROOT,
     )
-    if faults := faults_of(HTML):
+    if faults := faults_of(HTML) + not_found(HTML):
         raise SiteError("\n".join(faults))
     print(f"{len(list(HTML.rglob('*.html')))} pages are in {HTML.relative_to(ROOT)}; `make show-docs` shows them")
 

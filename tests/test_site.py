@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-SEARCHED = ("threshold", "far microphone", "false alarm", "Raspberry", "DCASE", "LoRA")
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,27 @@ def test_the_navigation_names_pages_that_exist_and_every_page_of_docs(site):
     assert settings["theme"]["font"] is False  # or the fonts of Google would be loaded
 
 
-def test_words_that_readers_search_are_on_the_pages(site):
+def test_words_that_readers_search_are_on_the_pages(site, maker):
     texts = [text for text in site.values() if isinstance(text, str)]
-    assert [word for word in SEARCHED if not any(word in text for text in texts)] == []
+    assert len(maker.SEARCHED) == 6
+    assert [word for word in maker.SEARCHED if not any(word in text for text in texts)] == []
+
+
+def test_a_word_that_the_search_does_not_find_is_an_error(maker, tmp_path):
+    texts = {"The threshold": "a false alarm", "far microphone": "<p>a Raspberry</p> dcase"}
+    items = [{"title": title, "text": text} for title, text in texts.items()]
+    (tmp_path / "search.json").write_text(json.dumps({"items": items}), encoding="utf-8")
+    assert maker.not_found(tmp_path) == ["search.json: the search finds nothing for 'LoRA'"]
+
+
+def test_notebooks_are_pages_with_their_outputs(site):
+    page = site["examples/notebooks/score_a_machine.md"]
+    assert page.startswith("# Score a machine\n")
+    assert "](score_a_machine.ipynb)" in page
+    assert "](score_a_machine-1.png)" in page
+    assert "32 normal recordings, 12 new ones" in page
+    assert "Here the notebook plays the sound." in page
+    assert site["examples/notebooks/score_a_machine-1.png"].startswith(b"\x89PNG")
 
 
 def test_methods_of_public_classes_have_docstrings():
