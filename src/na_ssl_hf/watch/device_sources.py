@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .sources import BLOCK_SECONDS, Block, check_two_channels
+from .two_clocks import TwoClocks
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ SILENT_SECONDS = 5.0
 RETRY_SECONDS = (1.0, 30.0)
 # What PyAV may wait for an address, in s.
 OPEN_SECONDS = 10.0
+# After so much sound, in s, it is told how far two clocks are apart: roughly, and then as well as it will be known.
+TOLD_SECONDS = (300.0, 1700.0)
 _EMPTY = np.zeros((2, 0), np.float32)
 
 
@@ -68,10 +71,6 @@ class SoundCard:
             raise ValueError(
                 "A sound card as a source needs the library PortAudio (Debian: apt install libportaudio2)."
             ) from error
-        if "+" in device:
-            raise ValueError(
-                f"`source` must be one stereo device, got {device!r}: two devices have two clocks that drift apart."
-            )
         self._sounddevice: Any = sounddevice
         self._device: int | str | None = int(device) if device.isdigit() else device or None
         self._rate = rate
@@ -81,18 +80,25 @@ class SoundCard:
         # A device that is unknown from the beginning is a mistake; one that vanishes later comes back.
         self._found()
 
-    def _found(self) -> tuple[int, int]:
-        """The number of the device, and the sampling rate to ask of it."""
-        try:
-            found = self._sounddevice.query_devices(self._device, "input")
-        except (ValueError, self._sounddevice.PortAudioError) as error:
-            listed = [one["name"] for one in self._sounddevice.query_devices() if one["max_input_channels"] >= 2]
-            raise ValueError(
-                f"`source` must be a known sound card, got {self.name!r} ({' '.join(str(error).split())}); those with "
-                f"two inputs are {listed}."
-            ) from error
+    def _found(self) -> tuple[Any, int]:
+        """What `_recorded` records from, and the sampling rate to ask of it."""
+        found = self._queried(self._device, 2)
         check_two_channels(min(2, found["max_input_channels"]), f"{self.name} ({found['name']})")
         return found["index"], self._rate or round(found["default_samplerate"])
+
+    def _queried(self, device: int | str | None, num_inputs: int) -> Any:
+        """What PortAudio knows of a device."""
+        try:
+            return self._sounddevice.query_devices(device, "input")
+        except (ValueError, self._sounddevice.PortAudioError) as error:
+            listed = [
+                one["name"] for one in self._sounddevice.query_devices() if one["max_input_channels"] >= num_inputs
+            ]
+            inputs = "two inputs" if num_inputs == 2 else "an input"
+            raise ValueError(
+                f"`source` must be a known sound card, got {self.name!r} ({' '.join(str(error).split())}); those with "
+                f"{inputs} are {listed}."
+            ) from error
 
     def blocks(self) -> Iterator[Block]:
         """Give the sound until the source is closed; a device that fails is told in the log and tried again."""
@@ -110,7 +116,7 @@ class SoundCard:
                 self._sounddevice._terminate()
                 self._sounddevice._initialize()
 
-    def _recorded(self, index: int, rate: int) -> Iterator[Block]:
+    def _recorded(self, index: Any, rate: int) -> Iterator[Block]:
         taken: queue.Queue[tuple[np.ndarray, bool]] = queue.Queue()
 
         def take(samples: np.ndarray, _frames: int, _time: Any, status: Any) -> None:
@@ -142,6 +148,72 @@ class SoundCard:
     def close(self) -> None:
         """End the blocks."""
         self._retries.stop.set()
+
+
+class TwoSoundCards(SoundCard):
+    """Two sound cards with a microphone each, whose clocks differ: what they drift apart is told, and undone.
+
+    Args:
+        close, far: numbers or parts of the names of the devices, of which the first input is taken.
+        rate: the sampling rate of both in Hz; `None` for that of the close one.
+
+    Raises:
+        ValueError: sounddevice or PortAudio is missing, or a device is unknown or ambiguous.
+    """
+
+    def __init__(self, close: str, far: str, rate: int | None = None):
+        self._names = (close, far)
+        super().__init__(f"{close}+{far}", rate)
+
+    def _found(self) -> tuple[Any, int]:
+        both = [self._queried(int(name) if name.isdigit() else name, 1) for name in self._names]
+        if both[0]["index"] == both[1]["index"]:
+            raise ValueError(f"`source` must be two devices, got {both[0]['name']!r} twice: {self.name!r}.")
+        return [one["index"] for one in both], self._rate or round(both[0]["default_samplerate"])
+
+    def _recorded(self, index: Any, rate: int) -> Iterator[Block]:
+        taken: queue.Queue[tuple[int, np.ndarray, float, bool]] = queue.Queue()
+
+        def opened(channel: int) -> Any:
+            def take(samples: np.ndarray, _frames: int, _time: Any, status: Any) -> None:
+                taken.put((channel, samples[:, 0].copy(), time.monotonic(), bool(status.input_overflow)))
+
+            return self._sounddevice.InputStream(
+                device=index[channel],
+                channels=1,
+                samplerate=rate,
+                dtype="float32",
+                blocksize=round(BLOCK_SECONDS * rate),
+                callback=take,
+            )
+
+        with opened(0), opened(1):
+            clocks, is_first, told_at = TwoClocks(rate), True, TOLD_SECONDS[0]
+            last = [time.monotonic()] * 2
+            while not self._retries.stop.is_set():
+                try:
+                    channel, samples, at, has_overrun = taken.get(timeout=SILENT_SECONDS)
+                except queue.Empty:
+                    raise ValueError(f"nothing came for {SILENT_SECONDS:g} s") from None
+                last[channel] = at
+                if at - min(last) > SILENT_SECONDS:
+                    raise ValueError(f"nothing came from {self._names[last.index(min(last))]} for {SILENT_SECONDS:g} s")
+                if has_overrun:
+                    self._overruns += 1
+                    logger.warning(f"{self.name} has lost sound ({self._overruns} times so far).")
+                    # Samples that are missing would be taken for a slow clock.
+                    clocks, is_first, told_at = TwoClocks(rate), True, TOLD_SECONDS[0]
+                    continue
+                (clocks.push_close if channel == 0 else clocks.push_far)(samples, at)
+                while (joined := clocks.joined()) is not None:
+                    begun = time.time() - joined.shape[1] / rate
+                    lost = self._retries.reset() if is_first else 0.0
+                    yield Block(joined, rate, begins=is_first, lost=lost, unix_time=begun)
+                    is_first = False
+                drift = clocks.drift
+                if drift is not None and drift.seconds >= told_at:
+                    logger.info(f"{self.name}: the clock of the far microphone runs {drift}.")
+                    told_at = TOLD_SECONDS[1] if told_at == TOLD_SECONDS[0] else float("inf")
 
 
 class NetworkStream:

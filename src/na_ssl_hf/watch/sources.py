@@ -121,8 +121,8 @@ def check_two_channels(num_channels: int, name: str) -> None:
     """Raise a ValueError for sound that is not of one close and one far microphone."""
     if num_channels != 2:
         raise ValueError(
-            f"The source must have two channels, 0 close and 1 far; {name} has {num_channels}. Two mono devices have "
-            "two clocks that drift apart: record both microphones with one stereo device."
+            f"The source must have two channels, 0 close and 1 far; {name} has {num_channels}. Record both "
+            "microphones with one stereo device, or name two devices, as device:CLOSE+FAR."
         )
 
 
@@ -131,7 +131,8 @@ def open_source(text: str, rate: int | None = None, sample_format: str | None = 
 
     Args:
         text: `-` for standard input; a folder into which recorders drop files; a sound file; `device`, or
-            `device:NAME` with the number or a part of the name of a sound card; an address such as
+            `device:NAME` with the number or a part of the name of a sound card; `device:CLOSE+FAR` for two of them with
+            a microphone each; an address such as
             `rtsp://camera/audio` for what PyAV can open.
         rate: the sampling rate in Hz: of raw samples on standard input, and asked of a sound card.
         sample_format: the format of raw samples on standard input, one of `RAW_FORMATS`.
@@ -141,7 +142,7 @@ def open_source(text: str, rate: int | None = None, sample_format: str | None = 
         ValueError: the text means nothing, an option does not go with it, or a package is missing.
         OSError: there is no such file.
     """
-    from .device_sources import NetworkStream, SoundCard
+    from .device_sources import NetworkStream, SoundCard, TwoSoundCards
     from .folder_source import DroppedFiles
     from .pipe_source import Pipe
 
@@ -157,7 +158,10 @@ def open_source(text: str, rate: int | None = None, sample_format: str | None = 
     if text == "-":
         return Pipe(rate=rate, sample_format=sample_format)
     if is_device:
-        return SoundCard(text.partition(":")[2], rate)
+        close, plus, far = text.partition(":")[2].partition("+")
+        if plus and not (close and far):
+            raise ValueError(f"`source` must name two devices, as device:CLOSE+FAR, got {text!r}.")
+        return TwoSoundCards(close, far, rate) if plus else SoundCard(close, rate)
     if "://" in text:
         return NetworkStream(text)
     path = Path(text)
