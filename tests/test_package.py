@@ -23,6 +23,7 @@ HUB_PACKAGES = {"torch", "numpy", "transformers", "safetensors", "huggingface_hu
 HOUSE = [
     "cli",
     "demo",
+    "app",
     "watch",
     "fleet",
     "evaluation",

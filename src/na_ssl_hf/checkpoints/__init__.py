@@ -15,8 +15,12 @@ def default_checkpoint() -> Path:
 
 def shipped_checkpoint(name: str) -> Path | None:
     """Return the directory of a checkpoint of the package by its name, such as `"na-beats-tiny"`, else `None`."""
-    names = {path.name: path for path in Path(__file__).parent.iterdir() if any(path.glob("*model.safetensors"))}
-    return names.get(name)
+    return shipped_checkpoints().get(name)
+
+
+def shipped_checkpoints() -> dict[str, Path]:
+    """Return the directories of all checkpoints of the package by their names."""
+    return {path.name: path for path in Path(__file__).parent.iterdir() if any(path.glob("*model.safetensors"))}
 
 
 def resolve_checkpoint(name_or_path: str | os.PathLike) -> str:

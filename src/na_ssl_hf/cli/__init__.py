@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import (
+    app,
     bank,
     completion,
     convert,
@@ -67,6 +68,7 @@ def build_parser() -> CommandParser:
         scoring,
         bank,
         watch,
+        app,
         fleet,
         export,
         simulate,

@@ -1,6 +1,6 @@
 """The pictures of the HTML report are SVG in data URIs with alternative texts, drawn without any state of pyplot.
 
-Letters: M test clips, N training clips, F bands, C channels, K frequency rows, T time columns.
+Letters: M test clips, N training clips, F bands, C channels, K frequency rows, T time columns, or rows of a map.
 """
 
 from __future__ import annotations
@@ -225,6 +225,41 @@ def spectrogram_picture(name: str, samples: np.ndarray, sampling_rate: int) -> P
     volumes = 10 * np.log10(np.mean(np.square(samples, dtype=np.float64), axis=1) + 1e-12)
     loudness = ", ".join(f"{title} {volume:.1f} dB" for title, volume in zip(channels, volumes, strict=True))
     alt = f"Spectrograms of {name}, {seconds:.1f} s; mean level of full scale: {loudness}."
+    return Picture(_data_uri(figure), alt)
+
+
+def anomaly_map_picture(name: str, anomaly_map: np.ndarray, seconds: float, highest: float) -> Picture:
+    """Draw where in time and frequency a recording deviates from the normal ones.
+
+    Args:
+        name: of the recording.
+        anomaly_map: `(T, F)`, see [`AnomalyScorer.anomaly_map`]; higher is more anomalous.
+        seconds: the time of the T rows together.
+        highest: the value of the brightest colour; 0 is the darkest one.
+    """
+    figure, (axis,) = _subplots(2.6, right=0.55)
+    image = axis.imshow(
+        anomaly_map.T,
+        origin="lower",
+        aspect="auto",
+        extent=(0.0, seconds, 0.5, anomaly_map.shape[1] + 0.5),
+        cmap="magma",
+        vmin=0.0,
+        vmax=highest,
+        interpolation="none",
+    )
+    axis.set_title("distance to the normal recordings", loc="left", fontsize=9)
+    axis.set(xlabel="time (s)", ylabel="frequency band, low to high")
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(visible=False)
+    scale = figure.colorbar(image, ax=axis, fraction=0.06, aspect=30, pad=0.02, extend="max", extendfrac=0.02)
+    scale.formatter.set_powerlimits((-2, 3))  # type: ignore[attr-defined] # a ScalarFormatter, by default
+    row, band = np.unravel_index(int(anomaly_map.argmax()), anomaly_map.shape)
+    at = (row + 0.5) * seconds / len(anomaly_map)
+    alt = (
+        f"Anomaly map of {name}: largest distance to the normal recordings {anomaly_map.max():.3g}, at {at:.1f} s in "
+        f"band {band + 1} of {anomaly_map.shape[1]}, counted from low frequencies; scale from 0 to {highest:.3g}."
+    )
     return Picture(_data_uri(figure), alt)
 
 

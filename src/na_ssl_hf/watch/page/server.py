@@ -5,11 +5,11 @@ import hmac
 import ipaddress
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.utils import logging
 
@@ -19,6 +19,7 @@ from .news import News
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.middleware import Middleware
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -89,14 +90,11 @@ def make_page(
     """
     try:
         from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
         from starlette.routing import Mount, Route
         from starlette.staticfiles import StaticFiles
     except ImportError as error:
         raise ValueError("the page needs starlette and uvicorn: pip install 'na-ssl-hf[watch]'") from error
-    if not is_loopback(host) and token is None:
-        raise ValueError(f"a page that other computers reach must have a token, got none for the address {host}")
+    middleware = guards(host, token)
     views = _Views(store, cancel, learn)
     routes = [
         Route("/", views.index),
@@ -111,27 +109,48 @@ def make_page(
     ]
     if metrics is not None:
         routes.append(Route("/metrics", lambda _request: _text(metrics())))
-    # Another site must not reach a page without a token through a name that it lets point to this computer.
-    own_names = ["127.0.0.1", "localhost", "[::1]"] if token is None else ["*"]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=own_names), Middleware(_Guard, token=token)]
     page = Starlette(routes=routes, middleware=middleware)
     page.state.news = views.news
     return page
+
+
+def guards(host: str, token: str | None, headers: Mapping[str, str] = _HEADERS) -> "list[Middleware]":
+    """Return what stands before a page: checks of names, token and origin of requests, and headers of answers.
+
+    Args:
+        host, token: as for `make_page`.
+        headers: are added to every answer; they say what the browser may load and who may show the page.
+
+    Raises:
+        ValueError: other computers reach the address, and there is no token.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if not is_loopback(host) and token is None:
+        raise ValueError(f"a page that other computers reach must have a token, got none for the address {host}")
+    # Another site must not reach a page without a token through a name that it lets point to this computer.
+    own_names = ["127.0.0.1", "localhost", "[::1]"] if token is None else ["*"]
+    return [
+        Middleware(TrustedHostMiddleware, allowed_hosts=own_names),
+        Middleware(_Guard, token=token, headers=headers),
+    ]
 
 
 class PageServer:
     """The page in a thread of its own.
 
     Args:
-        page: from `make_page`.
+        page: from `make_page`, or another ASGI application.
         host, port: where it listens; port 0 takes one that is free.
+        has_lifespan: whether the page does something when it starts and ends.
 
     Raises:
         ValueError: uvicorn is not installed.
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, page: "Starlette", host: str, port: int) -> None:
+    def __init__(self, page: "Starlette", host: str, port: int, has_lifespan: bool = False) -> None:
         import socket
 
         try:
@@ -150,8 +169,9 @@ class PageServer:
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self.port}/"
-        self._news: News = page.state.news
-        settings = uvicorn.Config(page, log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
+        self._news: News | None = getattr(page.state, "news", None)
+        lifespan: Literal["on", "off"] = "on" if has_lifespan else "off"
+        settings = uvicorn.Config(page, log_level="warning", lifespan=lifespan, timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="page", daemon=True
@@ -161,7 +181,8 @@ class PageServer:
     def close(self) -> None:
         """Stop serving; open pages connect again when the watch is back."""
         # Streams that are open would be cut off in the middle, with a traceback for each.
-        self._news.end()
+        if self._news is not None:
+            self._news.end()
         self._server.should_exit = True
         self._thread.join(5.0)
         self._socket.close()
@@ -170,9 +191,10 @@ class PageServer:
 class _Guard:
     """ASGI middleware: asks for the token, refuses changes that another site asks for, adds security headers."""
 
-    def __init__(self, app: Any, token: str | None) -> None:
+    def __init__(self, app: Any, token: str | None, headers: Mapping[str, str]) -> None:
         self._app = app
         self._token = token
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.requests import Request
@@ -193,8 +215,7 @@ class _Guard:
 
         async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
+                message = {**message, "headers": [*message["headers"], *self._headers]}
             await send(message)
 
         await answer(scope, receive, send_guarded)
