@@ -27,7 +27,7 @@ COMMANDS = [
     *("simulate", "simulate recordings", "simulate synthetic", "simulate dcase", "simulate rooms"),
     *("dcase", "dcase download", "dcase check", "dcase run", "corpora", "corpora prepare", "corpora download"),
     *("train", "train distil", "train finetune", "train pretrain", "fleet", "fleet fit", "fleet score"),
-    *("watch", "bank", "bank add", "bank forget", "bank rollback", "bank history"),
+    *("watch", "bank", "bank add", "bank forget", "bank rollback", "bank history", "app"),
 ]
 
 

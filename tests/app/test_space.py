@@ -10,15 +10,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-gradio = pytest.importorskip("gradio")
-
 from huggingface_hub import SpaceCard
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+gradio = pytest.importorskip("gradio")
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples/space"
