@@ -17,6 +17,7 @@ from ..hub.memory_bank import MEMORY_BANK_FILE, MemoryBank
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.threshold import Calibration
 from .alarm_rule import DAY, AlarmRule, duration_text, longest_promise
+from .dependence import Dependence
 from .drift import DriftWatch
 from .living_memory import learn_event
 from .results import AlarmEvent, EventKind, Listener, StateKeeper, WatchedMachine, WindowResult, event_id
@@ -121,6 +122,7 @@ class Monitor:
         self._health = SensorHealth(calibration.microphones, extractor.sampling_rate)
         self._level = calibration.level
         self._drift = DriftWatch()
+        self._dependence: Dependence | None = Dependence(length, self._settings.independent_after)
         self._num_judged = 0
         self._memory_written: int | None = None
         self._reader = Reader(source)
@@ -213,7 +215,7 @@ class Monitor:
                 events += self._begin_event("alarm", now, detail)
             elif decision.change == "end":
                 events += self._end_event("alarm", now)
-            events += self._drifted(scored["p_value"], now)
+            events += self._drifted(scored["p_value"], scored["score"], now)
         return WindowResult(
             machine=self._settings.name,
             start=window.start,
@@ -233,11 +235,22 @@ class Monitor:
             learned=self._learned(window.end),
         )
 
-    def _drifted(self, p_value: float, now: float) -> list[AlarmEvent]:
-        """Events of a slow drift: windows that overlap would count the same sound several times."""
+    def _drifted(self, p_value: float, score: float, now: float) -> list[AlarmEvent]:
+        """Events of a slow drift, and a warning of windows that depend on each other.
+
+        Windows that overlap would count the same sound several times, so that only those are taken which do not.
+        """
         self._num_judged += 1
         if self._rule.state == "alarm" or self._num_judged % max(1, round(self._length / self._hop)):
             return []
+        if self._dependence is not None and (found := self._dependence.step(score)) is not None:
+            correlation, seconds = found
+            logger.warning(
+                f"{self._settings.name}: windows depend on each other (rank correlation {correlation:.2f}), so that "
+                "false alarms may come more often than promised: ask for --independent-after "
+                f"{duration_text(seconds)} or more."
+            )
+            self._dependence = None
         line = self._drift.step(p_value)
         # A second change is another event: what it says of the mean replaces the first.
         return [] if line is None else [*self._end_event("drift", now), *self._begin_event("drift", now, line)]
