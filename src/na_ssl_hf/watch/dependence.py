@@ -29,8 +29,8 @@ class Dependence:
         """Take the score of a window that overlaps with none before.
 
         Returns:
-            now and then, where windows depend on each other: their rank correlation, and the time in s after which
-            there is none, as far as so many windows tell; `None` otherwise.
+            now and then, where windows depend on each other: their rank correlation, and twice the time in s
+            after which there seems to be none; `None` otherwise.
         """
         self._scores.append(score)
         self._num_windows += 1
@@ -45,4 +45,5 @@ class Dependence:
             return None
         below = np.flatnonzero(correlations < NO_CORRELATION)
         lag = int(below[0]) if len(below) else len(correlations)
-        return float(correlations[self._lag]), lag * self._spacing
+        # So few windows tell the time roughly, and too short a one would not keep the promise.
+        return float(correlations[self._lag]), 2 * lag * self._spacing
