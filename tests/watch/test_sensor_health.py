@@ -140,6 +140,22 @@ def test_a_far_microphone_that_is_set_louder_is_judged_by_the_usual_relation_of_
         assert told["beside"] is not None, seed
 
 
+def test_a_far_microphone_beside_the_machine_is_found_where_normal_recordings_differ_much():
+    site, levels, draw = Site(6), LevelRange(RATE), np.random.default_rng(6)
+
+    def window(seed, **changes):
+        return np.float32(10 ** (draw.uniform(-8, 8) / 20)) * site.window(seed, **changes)
+
+    for index in range(12):
+        levels.note([""], torch.from_numpy(window(index))[None])
+    told = []
+    for changes in ({}, {"fault": 0.7}, {"beside": True}):
+        health = SensorHealth(levels.microphones, RATE)
+        told.append([health.step(window(100 + index, **changes)).fault for index in range(4)][-1])
+    assert told[:2] == [None, None]
+    assert "earlier and louder" in (told[2] or "")
+
+
 @pytest.mark.parametrize("fault", [0.0, 0.7])
 def test_neither_normal_sound_nor_a_fault_of_the_machine_is_one_of_a_microphone(sites, fault):
     for site, usual in sites:

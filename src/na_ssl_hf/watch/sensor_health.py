@@ -33,6 +33,10 @@ LEAST_GAIN_DB = 6.0
 USUAL_FACTOR, LEAST_DISTANCE_DB = 1.3, 2.0
 # What explains a change leaves no more than this share of the distance.
 EXPLAINED_SHARE = 0.6
+# The far microphone hears what both hear this much louder, in dB, than it did in every normal recording.
+FAR_LOUDER_DB = 3.0
+# With so much of a gain, in dB, it is the louder one for certain: then only what comes first is asked.
+ANY_LOUDER_DB = 40.0
 # The lines of the mains hold this share of the power of a channel that hums, and so much more than they ever did.
 HUM_SHARE, MORE_HUM = 0.4, 0.25
 # So many windows, of one more, decide that a fault begins or ends, but for those that the samples alone show.
@@ -80,7 +84,8 @@ class SensorHealth:
                 self._usual_kinds.add("identical")
             # How much louder the far microphone ever hears what both hear. One that is set louder than the close one
             # is judged as if it were not, so that the share in which it leads means nothing there.
-            self._far_gain_db = max(0.0, float(_far_over_close_db(self._profiles).max()))
+            self._far_over_close_db = float(_far_over_close_db(self._profiles).max())
+            self._far_gain_db = max(0.0, self._far_over_close_db)
             self._leads_usually = self._far_gain_db == 0 and usual.far_leads > USUAL_LEADS
             self._usual_hum = usual.mains_shares
         self._fault: str | None = None
@@ -144,7 +149,9 @@ class SensorHealth:
         # nearly the same: then only the comparison tells them.
         explained = {"swapped": float(_distances(self._profiles - profile[[1, 0, 2]]).min())}
         if distance <= self._limit and explained["swapped"] > EXPLAINED_SHARE * distance:
-            return None
+            # Where normal recordings differ much, the relation of the channels is known better than their levels.
+            is_louder = float(_far_over_close_db(profile[None])) > self._far_over_close_db + FAR_LOUDER_DB
+            return self._far_leads(waveform, ANY_LOUDER_DB) if is_louder else None
         gains: dict[str, float] = {}
         for kind, rows in (("close", [0]), ("far", [1]), ("both", [0, 1])):
             explained[kind], gains[kind] = self._with_gain(profile, rows)
@@ -157,7 +164,11 @@ class SensorHealth:
                 how = "louder" if gains[best] > 0 else "quieter"
                 line = f"{which} {abs(gains[best]):.0f} dB {how} than in the normal recordings: has a gain changed?"
                 return f"level-shifted {best}", line, False
-        as_usual = waveform * torch.tensor([[1.0], [10 ** (-self._far_gain_db / 20)]])  # (1, 2, N)
+        return self._far_leads(waveform, -self._far_gain_db)
+
+    def _far_leads(self, waveform: torch.Tensor, far_gain_db: float) -> tuple[str, str, bool] | None:
+        """Whether the machine comes to the far microphone first, and louder when this gain is given to it."""
+        as_usual = waveform * torch.tensor([[1.0], [10 ** (far_gain_db / 20)]])  # (1, 2, N)
         if not self._leads_usually and bool(far_leads_and_is_louder(as_usual, self._sampling_rate)[0]):
             return "far leads", "The far microphone hears the machine earlier and louder than the close one.", False
         return None
