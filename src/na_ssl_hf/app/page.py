@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -51,6 +51,7 @@ FAR_MICROPHONE = {
     "none: only the noise-aware layers hear it": "none",
 }
 LAST_LAYER = "default"
+_DEFAULT_PERCENT = 5
 
 _INTRODUCTION = f"""# {TITLE}
 
@@ -75,7 +76,9 @@ _STYLE = """
 .dark .told .problem { color: #ff8a80 !important; }
 .block:not(:focus-within) .options { display: none !important; }
 @media (max-width: 40rem) {
-    .told tr { display: grid; grid-template-columns: repeat(3, 1fr); }
+    .told tr { display: grid; grid-template-columns: repeat(auto-fit, minmax(4.2rem, 1fr)); }
+    .told tr { padding: 0.3rem 0 !important; }
+    .told th, .told td { padding: 0.1rem 0 !important; font-size: 0.8em; }
     .told td:first-child, .told th:first-child { grid-column: 1 / -1; width: auto; }
     .told td[colspan] { grid-column: 1 / -1; }
 }
@@ -165,7 +168,12 @@ def _scorer_step(
             with gr.Row():
                 layer = gr.Radio(_layers(names[0]), value=LAST_LAYER, label="Layer whose tokens are compared")
                 level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level of the recordings")
-                rate = gr.Number(5, minimum=0.1, maximum=50, label="False alarms per 100 normal recordings")
+                rate = gr.Number(
+                    _DEFAULT_PERCENT, minimum=0.1, maximum=50, label="False alarms per 100 normal recordings"
+                )
+            log_mel = gr.Checkbox(
+                label="Compare log-mel statistics as well: no network, recordings of 16 kHz", elem_id="log-mel"
+            )
             machine_off = _sounds(gr, "Recordings of the noise alone, for filter, installation or auto", "off")
         fit = gr.Button("Fit", variant="primary", elem_id="fit")
     with gr.Tab("A fitted scorer"):
@@ -179,14 +187,18 @@ def _scorer_step(
         with _told_problems(uploads) as problems, collected_warnings() as warnings:
             new = make()
             lines = [*(_paragraph(line) for line in describe_scorer(new.scorer)), *_hints(warnings, uploads)]
-            packed = gr.DownloadButton(value=pack_scorer(new.scorer, _folder()), visible=True)
+            packed = _download(gr, keep, pack_scorer(new.scorer, _folder()))
             return [new, "".join(lines), packed, None, "", *[gr.update(visible=False)] * 2]
         return [kept, problems[0], *[gr.skip()] * 5]
 
-    def fitted(kept: Any, normals: Any, off: Any, name: str, far: str, layer: str, level: str, rate: float) -> Any:
+    def fitted(
+        kept: Any, normals: Any, off: Any, name: str, far: str, layer: str, level: str, percent: float, log_mel: bool
+    ) -> Any:
         recordings, machine_off = _paths(normals), _paths(off)
         number = None if layer == LAST_LAYER else int(layer)
-        settings = FitSettings(name, FAR_MICROPHONE[far], number, level, None if rate is None else rate / 100)
+        # Fewer recordings than the default needs are told in a warning; fewer than a wish needs are an error.
+        rate = None if percent in (None, _DEFAULT_PERCENT) else percent / 100
+        settings = FitSettings(name, FAR_MICROPHONE[far], number, level, rate, log_mel)
         return with_scorer(
             kept, recordings + machine_off, lambda: fit_scorer(recordings, machine_off, settings, device)
         )
@@ -201,7 +213,8 @@ def _scorer_step(
 
     def listen(scored: Any, results: Sequence[Any]) -> None:
         outputs = [scorer, told, keep, scored, *results]
-        fit.click(fitted, [scorer, normals, machine_off, model, far, layer, level, rate], outputs, **_QUEUE)
+        settings = [model, far, layer, level, rate, log_mel]
+        fit.click(fitted, [scorer, normals, machine_off, *settings], outputs, **_QUEUE)
         load.click(loaded, [scorer, archive], outputs, **_QUEUE)
 
     return listen
@@ -238,7 +251,7 @@ def _score_step(gr: Any, scorer: Any, scored: Any) -> list[Any]:
             write_scores(new, target)
             good = [(new.files[place].name, place) for place in new.order() if "error" not in new.results[place]]
             first = good[0][1] if good else None
-            shown = gr.DownloadButton(value=target, visible=True), gr.Column(visible=bool(good))
+            shown = _download(gr, csv, target), gr.Column(visible=bool(good))
             return new, text, *shown, gr.Dropdown(good, value=first)
         return kept, problems[0], *[gr.skip()] * 3
 
@@ -267,6 +280,12 @@ def _sounds(gr: Any, label: str, name: str) -> Any:
 
 def _told(gr: Any, name: str) -> Any:
     return gr.HTML("", elem_id=name, elem_classes="told", js_on_load=None)
+
+
+def _download(gr: Any, button: Any, file: Path) -> Any:
+    """Offer a file, which lies in the folder of uploads; gradio copies it, and removes both when they are old."""
+    button.temp_files.add(str(file))
+    return gr.DownloadButton(value=file, visible=True)
 
 
 def _layers(name: str) -> list[str]:
@@ -323,24 +342,29 @@ def _paragraph(text: str) -> str:
 
 def _table(scored: Scored) -> str:
     """Return the scores as HTML, the highest first."""
+    heads = ["file", "score", "p-value", "decision", *([] if scored.log_mel is None else ["log-mel p-value"])]
     rows = []
     for place in scored.order():
         name, result = escape(scored.files[place].name), scored.results[place]
         if "error" in result:
             told = escape(result["error"].removeprefix(f"{scored.files[place]}: "))
-            rows.append(f'<tr><td>{name}</td><td class="problem" colspan="3">{told}</td></tr>')
+            rows.append(f'<td>{name}</td><td class="problem" colspan="{len(heads) - 1}">{told}</td>')
             continue
-        alarm = ' class="alarm"' if result["is_anomaly"] else ""
         decision = "anomalous" if result["is_anomaly"] else "normal"
-        rows.append(
-            f"<tr><td>{name}</td><td>{result['score']:.4g}</td><td>{result['p_value']:.3g}</td>"
-            f"<td{alarm}>{decision}</td></tr>"
-        )
+        row = f"<td>{name}</td><td>{result['score']:.4g}</td><td>{result['p_value']:.3g}</td>"
+        row += f"<td{_of_alarm(result)}>{decision}</td>"
+        opinion = None if scored.log_mel is None else scored.log_mel[place]
+        rows.append(row if opinion is None else f"{row}<td{_of_alarm(opinion)}>{opinion['p_value']:.3g}</td>")
     thresholds = [result["threshold"] for result in scored.results if "threshold" in result]
     limit = f"Threshold {thresholds[0]:.4g}. " if thresholds else ""
+    second = "" if scored.log_mel is None else " That of log-mel statistics is bold where they call it anomalous."
     return (
-        "<table><thead><tr><th>file</th><th>score</th><th>p-value</th><th>decision</th></tr></thead><tbody>"
-        f"{''.join(rows)}</tbody></table>"
+        f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
+        f"<tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
         f'<p class="hint">{limit}A higher score is more anomalous. The p-value is the chance that a normal recording '
-        "scores as high.</p>"
+        f"scores as high.{second}</p>"
     )
+
+
+def _of_alarm(result: Mapping[str, Any]) -> str:
+    return ' class="alarm"' if result["is_anomaly"] else ""

@@ -11,7 +11,7 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from ..quiet_checkpoints import quiet_checkpoints
 from ..tables import write_table
 from ..watch.outputs import cancelled_channel
 from ..watch.page.event_views import channel_sound
+from .log_mel import LogMelOpinion, LogMelResult
 
 if TYPE_CHECKING:
     from ..hub.pipeline_anomaly_scoring import AnomalyScorer
@@ -49,6 +50,7 @@ class FitSettings:
         layer: `None` for the default one.
         level: "as recorded" or "normalised".
         false_alarm_rate: share of new normal recordings that may alarm; `None` for the default.
+        with_log_mel: whether log-mel statistics are compared as well; the recordings must have 16 kHz then.
     """
 
     checkpoint: str
@@ -56,6 +58,7 @@ class FitSettings:
     layer: int | None = None
     level: str = "as recorded"
     false_alarm_rate: float | None = None
+    with_log_mel: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ class Fitted:
     Attributes:
         scorer: the scorer.
         recording_rate: of its normal recordings, in Hz; `None` where that is not known.
+        log_mel: what log-mel statistics say beside it; `None` where they were not asked for.
     """
 
     scorer: AnomalyScorer
     recording_rate: int | None = None
+    log_mel: LogMelOpinion | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,14 @@ class Scored:
         files: the recordings.
         results: for each, a result of [`AnomalyScorer`]; with `error` alone where it could not be scored.
         highest: the value of the brightest colour of their maps.
+        log_mel: for each, what log-mel statistics say, `None` where it could not be scored; `None` where they were not
+            asked for.
     """
 
     files: tuple[Path, ...]
     results: tuple[Mapping[str, Any], ...]
-    highest: float
+    highest: float = 0.0
+    log_mel: tuple[LogMelResult | None, ...] | None = None
 
     def order(self) -> list[int]:
         """Return the places of the recordings, the highest score first and those without a score last."""
@@ -136,7 +144,9 @@ def fit_scorer(
         batch_size=_BATCH_SIZE,
         progress=None,
     )
-    return Fitted(scorer, rate)
+    asked = settings.false_alarm_rate
+    log_mel = LogMelOpinion.beside(scorer, normals, asked) if settings.with_log_mel else None
+    return Fitted(scorer, rate, log_mel)
 
 
 def _rate(file: Path) -> int:
@@ -233,27 +243,34 @@ def score_files(fitted: Fitted, files: Sequence[Path]) -> Scored:
             results[file] = {"error": " ".join(str(error).split())}
     alike = [file for file in files if file not in results]
     results.update(zip(alike, fitted.scorer(alike, batch_size=_BATCH_SIZE, errors="return"), strict=True))
-    scored = Scored(tuple(files), tuple(results[file] for file in files), 0.0)
+    log_mel = None
+    if fitted.log_mel is not None:
+        log_mel = tuple(None if "error" in results[file] else fitted.log_mel.of(file) for file in files)
+    scored = Scored(tuple(files), tuple(results[file] for file in files), log_mel=log_mel)
     first = scored.order()[0]
     if "error" in scored.results[first]:
         return scored
     # One scale for all, so that a recording without a fault stays dark.
     samples, rate, _start = _shown_part(files[first], scored.results[first])
     highest = np.quantile(_map(fitted.scorer, samples, rate), _HIGHEST_QUANTILE)
-    return Scored(scored.files, scored.results, max(float(highest), np.finfo(np.float32).tiny))
+    return replace(scored, highest=max(float(highest), float(np.finfo(np.float32).tiny)))
 
 
 def write_scores(scored: Scored, path: Path) -> None:
     """Write the table of scores as CSV, as `na-ssl score --csv` does, with the names of the uploaded files.
 
+    Where log-mel statistics were asked for, columns of theirs follow.
+
     Raises:
         OSError: the file cannot be written.
     """
-    rows = [
-        [{**result, "file": file.name}.get(column, "") for column in COLUMNS]
-        for file, result in zip(scored.files, scored.results, strict=True)
-    ]
-    write_table(path, COLUMNS, rows)
+    columns = [*COLUMNS]
+    cells = [{**result, "file": file.name} for file, result in zip(scored.files, scored.results, strict=True)]
+    if scored.log_mel is not None:
+        columns += [f"log_mel_{name}" for name in LogMelResult.__annotations__]
+        for row, opinion in zip(cells, scored.log_mel, strict=True):
+            row |= {f"log_mel_{name}": value for name, value in (opinion or {}).items()}
+    write_table(path, columns, [[row.get(column, "") for column in columns] for row in cells])
 
 
 def look_at(scorer: AnomalyScorer, scored: Scored, place: int, folder: Path) -> View:
