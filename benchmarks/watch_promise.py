@@ -19,6 +19,7 @@ from scipy.signal import lfilter
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.watch.alarm_rule import DAY, AlarmRule
+from na_ssl_hf.watch.dependence import Dependence
 
 RATE = 16000
 PERIOD = 10.0  # s from one window to the next
@@ -28,11 +29,11 @@ PROMISE = 30 * DAY
 BATCH = 256
 # The whine of a fault, in dB below the machine.
 WHINES_DB = (-18.0, -12.0, -6.0)
-APART = (0.0, 900.0)  # `independent_after` in s
+APART = (0.0, 900.0, 14400.0)  # `independent_after` in s
 LOAD_WANDERS, NOISE_WANDERS = 900.0, 3600.0  # s until half is forgotten
 POOL_SECONDS = 240
 NUM_TRIALS = 10
-NORMAL_BEFORE, LONGEST_DELAY = 1800.0, 4 * 3600.0  # s of a trial
+NORMAL_BEFORE, LONGEST_DELAY = 1800.0, 8 * 3600.0  # s of a trial
 
 
 class Plant:
@@ -109,30 +110,38 @@ def measure_promise(num_days: float) -> None:
     """Print alarms and crossings of thresholds in normal days, and the delays of three faults."""
     torch.set_num_threads(1)
     for wanders in (False, True):
-        began = time.process_time()
-        plant = Plant(seed=1, wanders=wanders)
-        bank = fitted(plant)
-        normals = bank.self_scores().tolist()
-        lines = {"5 %": sorted(normals)[-2], "the highest normal score": max(normals)}
-        crossings = dict.fromkeys(lines, 0)
-        was_above = dict.fromkeys(lines, False)
-        num_windows = round(num_days * DAY / PERIOD)
-        scores = scores_of(bank, plant.windows(0.0, num_windows), num_windows)
-        for score in scores:
-            for name, line in lines.items():
-                crossings[name] += score > line and not was_above[name]
-                was_above[name] = score > line
-        kind = "load and noise wander" if wanders else "every window is drawn anew"
-        print(f"{kind}, {num_days:g} days of {num_windows / num_days:.0f} windows:", flush=True)
-        for apart in APART:
-            rule = AlarmRule(normals, PROMISE, PERIOD, PERIOD, independent_after=apart)
-            changes = [rule.step(score, PERIOD * index).change for index, score in enumerate(scores)]
-            told = f"{changes.count('begin')} alarms ({num_days * DAY / PROMISE:g} promised)"
-            print(f"  independent after {apart:g} s: {told}", flush=True)
-        for name, count in crossings.items():
-            print(f"  a threshold at {name} is crossed {count / num_days:.1f} times a day")
-        _print_delays(plant, bank, normals, lines)
-        print(f"  {(time.process_time() - began) / 60:.1f} CPU minutes", flush=True)
+        measure_plant(wanders, num_days)
+
+
+def measure_plant(wanders: bool, num_days: float) -> None:
+    """Print the part of `measure_promise` of one plant."""
+    began = time.process_time()
+    plant = Plant(seed=1, wanders=wanders)
+    bank = fitted(plant)
+    normals = bank.self_scores().tolist()
+    lines = {"5 %": sorted(normals)[-2], "the highest normal score": max(normals)}
+    crossings = dict.fromkeys(lines, 0)
+    was_above = dict.fromkeys(lines, False)
+    num_windows = round(num_days * DAY / PERIOD)
+    scores = scores_of(bank, plant.windows(0.0, num_windows), num_windows)
+    for score in scores:
+        for name, line in lines.items():
+            crossings[name] += score > line and not was_above[name]
+            was_above[name] = score > line
+    kind = "load and noise wander" if wanders else "every window is drawn anew"
+    print(f"{kind}, {num_days:g} days of {num_windows / num_days:.0f} windows:", flush=True)
+    dependence = Dependence(PERIOD)
+    warned = next((found for score in scores if (found := dependence.step(score)) is not None), None)
+    print(f"  a watch {f'warns: {warned[0]:.2f} until {warned[1]:g} s' if warned else 'does not warn'}")
+    for apart in (*APART, *([warned[1]] if warned else [])):
+        rule = AlarmRule(normals, PROMISE, PERIOD, PERIOD, independent_after=apart)
+        changes = [rule.step(score, PERIOD * index).change for index, score in enumerate(scores)]
+        told = f"{changes.count('begin')} alarms ({num_days * DAY / PROMISE:g} promised)"
+        print(f"  independent after {apart:g} s: {told}", flush=True)
+    for name, count in crossings.items():
+        print(f"  a threshold at {name} is crossed {count / num_days:.1f} times a day")
+    _print_delays(plant, bank, normals, lines)
+    print(f"  {(time.process_time() - began) / 60:.1f} CPU minutes", flush=True)
 
 
 def _print_delays(plant: Plant, bank: MemoryBank, normals: list[float], lines: dict[str, float]) -> None:

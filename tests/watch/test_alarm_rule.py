@@ -8,6 +8,7 @@ from scipy.signal import lfilter
 
 from na_ssl_hf.watch.alarm_rule import (
     MOST_KEPT_SCORES,
+    MOST_SEQUENCES,
     AlarmRule,
     duration_text,
     longest_promise,
@@ -139,11 +140,20 @@ def test_a_restart_goes_on_with_the_ranks_that_were_learned():
         second.restore_learned(kept | {"references": 3})
 
 
-def test_what_is_kept_of_many_sequences_is_a_sample():
-    rule = AlarmRule([float(index) for index in range(200)], 30 * 24 * HOUR, 10.0, 10.0, independent_after=2 * HOUR)
-    references = rule.learned()["references"]
-    assert len(references) == 720
-    assert {len(one) for one in references} == {MOST_KEPT_SCORES // 720}
+def test_what_is_kept_is_bounded_however_long_windows_depend_on_each_other():
+    normals = [float(index) for index in range(6000)]
+    rules = [AlarmRule(normals, 30 * 24 * HOUR, 10.0, 10.0, independent_after=2 * HOUR) for _ in range(2)]
+    references = rules[0].learned()["references"]
+    assert len(references) == MOST_SEQUENCES == len(rules[0].resume()["bets"])
+    assert {len(one) for one in references} == {MOST_KEPT_SCORES // MOST_SEQUENCES}
+    # 720 windows lie within two hours, of which every 45th is taken; a restart goes on at the same place.
+    for index in range(100):
+        rules[0].step(7000.0, 10.0 * index)
+    rules[1].restore(rules[0].resume())
+    for index in range(100, 3000):
+        decisions = [rule.step(7000.0, 10.0 * index) for rule in rules]
+        assert decisions[0] == decisions[1]
+    assert decisions[0].state == "alarm"
 
 
 def test_too_few_normals_for_a_promise_are_refused_with_the_number():

@@ -31,6 +31,9 @@ WATCH_SHARE = 1 / 30
 WAITING_WINDOWS = 30
 # More scores than this are a sample of all; a rank among so many is fine enough.
 MOST_SCORES = 5000
+# Of windows that depend on each other for long, no more are taken than this many sequences have: those between tell
+# little that is new, and the evidence of every sequence is kept with every window.
+MOST_SEQUENCES = 16
 # In so many windows of a sequence the clearest fault must raise an alarm, or there are too few normal recordings.
 MOST_WINDOWS = 8
 # With fewer, chance alone may put every new window above them, see docs/watch.md.
@@ -59,9 +62,9 @@ class AlarmRule:
     """Gathers evidence from the scores of windows, see the module.
 
     Windows that overlap, or that lie so close that load and room are still the same, are no independent evidence: they
-    are dealt out to k sequences in which none do, each with its own reference and detector. An alarm begins when one of
-    them reaches `A = 2 k m`, for m windows of a sequence in the promised time T. As a sequence reaches A within t
-    windows with a probability of at most t / A, any of them does within a time s with at most s / (2 T), so that the
+    are dealt out to k <= 16 sequences in which none do, each with its own reference and detector. An alarm begins when
+    one of them reaches `A = 2 k m`, for m windows of a sequence in the promised time T. As a sequence reaches A within
+    t windows with a probability of at most t / A, any of them does within a time s with at most s / (2 T), so that the
     mean time to a false alarm is at least T.
 
     The promise needs windows that are exchangeable with the normal recordings: same machine, place, microphones,
@@ -105,6 +108,10 @@ class AlarmRule:
                 "`independent_after` must be a number of seconds of at least 0 and less than `false_alarms_per`, got "
                 f"{independent_after!r}."
             )
+        apart = max(window, independent_after)
+        # The rule takes a window, and passes over the next ones where there would be too many sequences.
+        self._stride = -(-_num_sequences(apart, hop) // MOST_SEQUENCES)
+        hop *= self._stride
         self.alarm_evidence = alarm_evidence(false_alarms_per, window, hop)
         self.watch_evidence = self.alarm_evidence * WATCH_SHARE
         needed = required_normals(false_alarms_per, window, hop)
@@ -114,10 +121,9 @@ class AlarmRule:
                 f"got {len(normal_scores)}. Fit with more, or ask for a shorter time."
             )
         self._debounce, self._shortest = debounce, shortest_alarm
-        num_sequences = _num_sequences(max(window, independent_after), hop)
         text = repr(sorted(map(float, normal_scores)))
         self._normals = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self._sequences = [_Sequence(normal_scores, seed) for seed in range(num_sequences)]
+        self._sequences = [_Sequence(normal_scores, seed) for seed in range(_num_sequences(apart, hop))]
         self._num_windows = 0
         self._num_above = 0
         self._alarm_since: float | None = None
@@ -125,9 +131,11 @@ class AlarmRule:
 
     def step(self, score: float, time: float) -> Decision:
         """Take the score of the next window, which ends at `time` in s, and decide."""
-        sequence = self._sequences[self._num_windows % len(self._sequences)]
+        place, rest = divmod(self._num_windows, self._stride)
         self._num_windows += 1
-        sequence.add(score, self._state != "alarm", self.alarm_evidence)
+        if not rest:
+            sequence = self._sequences[place % len(self._sequences)]
+            sequence.add(score, self._state != "alarm", self.alarm_evidence)
         evidence = self.evidence
         change: Literal["begin", "end"] | None = None
         self._num_above = self._num_above + 1 if evidence >= self.alarm_evidence else 0
@@ -161,7 +169,7 @@ class AlarmRule:
         """Return what `restore` needs to go on with the evidence; `learned` returns the references."""
         return {
             "bets": [list(one.gathered) for one in self._sequences],
-            "num_windows": self._num_windows % len(self._sequences),
+            "num_windows": self._num_windows % (self._stride * len(self._sequences)),
             "alarm_since": self._alarm_since,
             "state": self._state,
         }
