@@ -153,11 +153,12 @@ def measure_health(num_sites: int, num_normals: int, far_gain_db: float = 0.0) -
     Args:
         num_sites: installations, with one case of each kind.
         num_normals: recordings that each scorer has learned from.
-        far_gain_db: by how much the far microphone is set louder everywhere.
+        far_gain_db: by how much the far microphone is set louder than the close one everywhere.
     """
     sound = ("normal", "fault of the machine")
     told: dict[str, list[int]] = {kind: [] for kind in (*KINDS, "beside the machine", *sound)}
-    gains = np.array([[1.0], [10 ** (far_gain_db / 20)]], np.float32)
+    # The close one is set quieter, so that nothing is clipped.
+    gains = np.array([[10 ** (-far_gain_db / 20)], [1.0]], np.float32)
     for number in range(num_sites):
         site, levels, oddities = Site(number), LevelRange(RATE), OddityReport(RATE)
         for index in range(num_normals):
