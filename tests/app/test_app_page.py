@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -343,6 +344,12 @@ def test_the_command_serves_until_it_is_told_to_end_and_leaves_nothing(tmp_path,
     assert seen == [200, 400, "na-ssl-app-"]
     assert f"Open http://127.0.0.1:{port}/" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app"]) == 1
+    assert "pip install 'na-ssl-hf[app]'" in capsys.readouterr().err
 
 
 def test_wrong_options_of_the_command(capsys):
