@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+import transformers
+from huggingface_hub import InferenceClient, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
+
+import na_ssl_hf
 
 CARDS = sorted((Path(__file__).parent.parent / "model_cards").glob("*.md"))
 # Results of the distillation itself, which `training/model_card.py` writes with more digits than the text has.
@@ -36,6 +39,19 @@ def test_metadata_is_what_the_hub_shows(card):
     for name in [data.base_model, *(data.datasets or [])]:
         if name is not None:
             validate_repo_id(name)
+
+
+def test_every_pipeline_tag_is_a_task_of_the_hub_and_of_transformers():
+    shipped = Path(na_ssl_hf.__file__).parent
+    tags = {str(path): ModelCard.load(path).data.pipeline_tag for path in (*CARDS, *shipped.rglob("README.md"))}
+    for path in (shipped / "training").glob("*card.py"):
+        (tags[str(path)],) = re.findall(r'pipeline_tag="(.*?)"', path.read_text(encoding="utf-8"))
+    assert len(tags) > len(CARDS) + 4
+    tasks = transformers.pipelines.PIPELINE_REGISTRY.supported_tasks
+    for path, tag in tags.items():
+        assert tag in tasks, path
+        # The task of this package is one of transformers as well, but none of the hub.
+        assert hasattr(InferenceClient, tag.replace("-", "_")), path
 
 
 def test_results_survive_the_reader_of_the_hub_and_stand_in_the_text(card):

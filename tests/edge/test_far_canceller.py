@@ -5,7 +5,7 @@ import pytest
 import torch
 from sites import RATE, tiny_scorer, write_clip
 
-from na_ssl_edge import Scorer
+from na_ssl_edge import Scorer, drift
 from na_ssl_hf import MemoryBank
 from na_ssl_hf.export import ProofRecordings, export_scorer
 from na_ssl_hf.export.far_canceller import (
@@ -77,18 +77,31 @@ def recordings(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("method", "streams", "num_steps"),
-    [("spectral_subtraction", "both", 1), ("installation", "both", 2), ("filter", "raw", 1)],
+    ("method", "streams", "level", "num_steps"),
+    [
+        ("spectral_subtraction", "both", "as recorded", 1),
+        ("installation", "both", "normalised", 2),
+        ("filter", "raw", "as recorded", 1),
+    ],
 )
-def test_a_scorer_with_a_canceller_scores_alike_without_torch(method, streams, num_steps, recordings, tmp_path):
+def test_a_scorer_with_a_canceller_scores_alike_without_torch(
+    method, streams, level, num_steps, recordings, tmp_path, monkeypatch
+):
     normal, new = recordings
-    settings = {"far_cancellation": method, "streams": streams, "threshold_method": "quantile"}
+    settings = {"far_cancellation": method, "streams": streams, "level": level, "threshold_method": "quantile"}
     scorer = tiny_scorer(tmp_path / "scorer", "na-beats", normal, MemoryBank(), **settings)
     assert len(far_canceller(scorer).steps) == num_steps
     exported = export_scorer(scorer, tmp_path / "out", ProofRecordings(normal))
     assert exported.num_samples is None
     assert exported.proof.largest_change < 1e-2
+    heard: dict[str, list[torch.Tensor]] = {"torch": [], "edge": []}
+    monkeypatch.setattr(FarMicrophone, "listen", lambda _, waves: heard["torch"].extend(waves))
+    monkeypatch.setattr(drift.Installation, "listen", lambda _, wave: heard["edge"].append(torch.from_numpy(wave)))
     assert_alike(scorer, Scorer(tmp_path / "out"), new)
+    # What was calibrated and is used is watched for a drift, by both alike.
+    num_heard = 2 * len(new) if method == "installation" else 0
+    assert [len(of_one) for of_one in heard.values()] == [num_heard, num_heard]
+    assert all(torch.allclose(*pair, rtol=1e-5) for pair in zip(*heard.values(), strict=True))
 
 
 def assert_alike(scorer, edge, recordings):

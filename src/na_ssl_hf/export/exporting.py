@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..hub.far_microphone import FarMicrophone
 from ..hub.layer_choice import LayerChoice
 from ..hub.memory_bank import MemoryBank
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
@@ -139,6 +140,8 @@ def export_scorer(
         kept = refitted if is_int8 and refitted is not None else bank
         settings = _settings(scorer, chain, kept, to, num_samples, opset, int8, num_quantised)
         _write_memory(kept, staging, settings)
+        if chain.far_canceller is not None and scorer.far_microphone is not None:
+            _write_installation(scorer.far_microphone, staging, settings)
         (staging / "scorer.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         proof = None
         if recordings is not None and refitted is not None:
@@ -385,6 +388,14 @@ def _write_memory(bank: MemoryBank, folder: Path, settings: dict[str, Any]) -> N
     parameters, tensors = bank.state()
     settings["memory"] = parameters
     np.savez(folder / "memory.npz", **{name: tensor.numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
+
+
+def _write_installation(far_microphone: FarMicrophone, folder: Path, settings: dict[str, Any]) -> None:
+    """Write `far_microphone.npz`, and enter its settings: what na-ssl-edge needs to notice a drift."""
+    rate, learned = far_microphone.sampling_rate, far_microphone.state()[0]
+    settings["far_microphone"] = {"sampling_rate": rate, "future": round(far_microphone.future * rate)}
+    arrays = {name: learned[name].numpy() for name in ("filter", "noise_spectra")}
+    np.savez(folder / "far_microphone.npz", **arrays)  # type: ignore[arg-type]
 
 
 def _most_samples(scorer: AnomalyScorer) -> int | None:

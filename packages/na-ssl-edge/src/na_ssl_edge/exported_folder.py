@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from .drift import Installation
 from .memory import Memory
 from .recordings import RecordingRules, Windows
 
 FORMAT_VERSION = 1
-SETTINGS_FILE, MEMORY_FILE = "scorer.json", "memory.npz"
+SETTINGS_FILE, MEMORY_FILE, FAR_MICROPHONE_FILE = "scorer.json", "memory.npz", "far_microphone.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Exported:
         usual_swapped: the share of the normal recordings that looked as if their channels were swapped.
         row_centres: the centres of all bands in Hz where recordings of a lower rate lack some; else `None`.
         recording_rate: the sampling rate of the normal recordings where it decides which bands count.
+        installation: that to which the far microphone was calibrated; `None` where it was not, or is not cancelled.
     """
 
     graph_path: Path
@@ -53,6 +55,7 @@ class Exported:
     usual_swapped: float
     row_centres: tuple[float, ...] | None
     recording_rate: int | None
+    installation: Installation | None
 
 
 def read_exported(folder: str | os.PathLike[str]) -> Exported:
@@ -91,6 +94,10 @@ def _exported(path: Path, settings: dict[str, Any]) -> Exported:
     )
     with np.load(path / MEMORY_FILE, allow_pickle=False) as arrays:
         memory = Memory(settings["memory"], {name: arrays[name] for name in arrays.files})
+    installation = None
+    if (calibrated := settings.get("far_microphone")) is not None:  # exports of before do not have it
+        with np.load(path / FAR_MICROPHONE_FILE, allow_pickle=False) as arrays:
+            installation = Installation(calibrated, arrays)
     self_scores = np.sort(np.asarray(calibration["self_scores"], dtype=np.float64))
     threshold = float(calibration["threshold"])
     if self_scores.ndim != 1 or not len(self_scores) or not np.isfinite(self_scores).all():
@@ -113,6 +120,7 @@ def _exported(path: Path, settings: dict[str, Any]) -> Exported:
         usual_swapped=float((calibration.get("microphones") or {}).get("far_leads", 0.0)),
         row_centres=None if centres is None else tuple(map(float, centres)),
         recording_rate=calibration["recording_rate"],
+        installation=installation,
     )
 
 

@@ -89,6 +89,12 @@ def levels_db(channels: np.ndarray) -> np.ndarray:
         return 20 * np.log10(channels.std(-1, dtype=np.float64))
 
 
+def at_level(channels: np.ndarray, is_normalised: bool) -> np.ndarray:
+    """Bring `(2, N)` float32 to the level at which the graph hears it: the close channel at -26 dB, or as recorded."""
+    close_db = float(levels_db(channels)[0]) if is_normalised else -math.inf
+    return channels * np.float32(10 ** ((NORMALISED_DB - close_db) / 20)) if close_db > SILENCE_DB else channels
+
+
 class OddityReport:
     """Collects which recordings are odd, or louder or quieter than all normal ones, for one warning of each kind.
 

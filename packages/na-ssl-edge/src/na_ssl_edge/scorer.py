@@ -13,7 +13,7 @@ import numpy as np
 
 from .exported_folder import read_exported
 from .graph import load_graph
-from .oddities import CHANNELS, OddityReport
+from .oddities import CHANNELS, OddityReport, at_level
 from .recordings import WHOLE, Piece, Windows, recording_name
 
 logger = logging.getLogger(__name__)
@@ -161,6 +161,8 @@ class Scorer:
                 f"per channel at {self._rules.sampling_rate} Hz, got {num_samples}."
             )
         vectors = self._graph(piece.samples)
+        if exported.installation is not None:
+            exported.installation.listen(at_level(piece.samples, exported.is_normalised))
         if exported.row_centres is None:
             return vectors
         rate = min(piece.recording_rate, self._rules.sampling_rate)
