@@ -12,7 +12,7 @@ from tiny_models import tiny_config, tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 from without_package import WITHOUT_PACKAGE
 
-from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
+from na_ssl_hf import AnomalyScorer, BeatsForAudioClassification, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint
 
 RATE = 16000
@@ -48,6 +48,9 @@ for name in names:
         "threshold": scorer.threshold,
         "again": [result["score"] for result in second(clips, batch_size=4)],
     }
+for task in (None, "anomaly-scoring"):
+    served = pipeline(task, model=f"{folder}/classifier", trust_remote_code=True)
+    report.setdefault("of_classifier", []).append([served.task, type(served.model).__name__])
 report["package_imported"] = "na_ssl_hf" in sys.modules
 print(json.dumps(report))
 """
@@ -85,6 +88,7 @@ def folder(clips, tmp_path_factory):
         scorer.save_pretrained(folder / name)
     pipeline("anomaly-scoring", model=str(default_checkpoint())).save_pretrained(folder / "unfitted")
     tiny_model("na-beats", seed=1).save_pretrained(folder / "model")
+    BeatsForAudioClassification(tiny_config("beats")).save_pretrained(folder / "classifier")
     return folder
 
 
@@ -175,6 +179,19 @@ def test_the_package_needs_no_name_of_the_task(folder, clips, name):
     scorer = pipeline(model=str(folder / name))
     assert type(scorer) is AnomalyScorer
     assert (scorer.memory_bank is None) == (name in UNFITTED)
+
+
+def test_a_classifier_names_sounds_unless_it_is_asked_to_score(folder, report, tmp_path):
+    shutil.copytree(folder / "classifier", tmp_path / "without code")
+    config = json.loads((tmp_path / "without code" / "config.json").read_text())
+    assert list(config.pop("custom_pipelines")) == ["anomaly-scoring"]
+    del config["auto_map"]
+    (tmp_path / "without code" / "config.json").write_text(json.dumps(config))
+    of_classifier = [["audio-classification", "BeatsForAudioClassification"], ["anomaly-scoring", "BeatsModel"]]
+    for source in (folder / "classifier", tmp_path / "without code"):
+        served = [pipeline(task, model=str(source)) for task in (None, "anomaly-scoring")]
+        assert [[one.task, type(one.model).__name__] for one in served] == of_classifier
+    assert report["of_classifier"] == of_classifier
 
 
 def test_nor_does_it_for_a_checkpoint_without_code():

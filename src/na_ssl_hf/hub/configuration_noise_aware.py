@@ -1,7 +1,7 @@
 """What all configurations share: checks of values, the noise-aware layers' fields, and the pipelines they name."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
@@ -74,10 +74,23 @@ class NamedPipelines(dict):
     `pipeline(model=...)`, which is not told the task, takes the only one that is listed, without asking the hub. For a
     task that is `in` them it demands `trust_remote_code` and runs the code of the checkpoint. The installed package has
     registered its task, and serves it without either.
+
+    Args:
+        pipelines: tasks to what serves them.
+        usual_task: the task that is listed instead of them; `None` lists them. The checkpoint of a classifier can be
+            asked to score, but who does not name a task wants the names of sounds.
     """
+
+    def __init__(self, pipelines: Mapping[str, Any] | Iterable[Any] = (), usual_task: str | None = None):
+        super().__init__(pipelines)
+        self.usual_task = usual_task
 
     def __contains__(self, task: object) -> bool:
         return super().__contains__(task) and task not in registered_tasks()
+
+    def keys(self) -> Any:
+        """Return the tasks that are listed."""
+        return super().keys() if self.usual_task is None else {self.usual_task: None}.keys()
 
 
 def registered_tasks() -> Collection[str]:
@@ -94,8 +107,12 @@ def served_pipelines() -> dict[str, Any]:
     return {task: dict(entry) for task, entry in SCORER_PIPELINES.items() if task in registered_tasks()}
 
 
-def check_custom_pipelines(config_kwargs: dict[str, Any]) -> None:
+def check_custom_pipelines(config_kwargs: dict[str, Any], architectures: Sequence[str] | None) -> None:
     """Make the `custom_pipelines` of a configuration's keyword arguments a [`NamedPipelines`], in place.
+
+    Args:
+        config_kwargs: the arguments.
+        architectures: of the configuration, which tell a classifier.
 
     Raises:
         ValueError: they are no dict.
@@ -105,7 +122,9 @@ def check_custom_pipelines(config_kwargs: dict[str, Any]) -> None:
         return
     if not isinstance(custom_pipelines, dict):
         raise ValueError(f"`custom_pipelines` must be a dict of tasks, got {custom_pipelines!r}.")
-    config_kwargs["custom_pipelines"] = NamedPipelines(custom_pipelines)
+    classifies = any(str(name).endswith("ForAudioClassification") for name in architectures or ())
+    usual_task = "audio-classification" if classifies else None
+    config_kwargs["custom_pipelines"] = NamedPipelines(custom_pipelines, usual_task)
 
 
 class CheckedConfig(PreTrainedConfig):
@@ -134,7 +153,7 @@ class CheckedConfig(PreTrainedConfig):
             # A configuration that is copied holds objects of transformers there, which know how to become a dict.
             if value is not None and not isinstance(value, kind) and not hasattr(value, "to_dict"):
                 raise ValueError(f"`{name}` must be of the form that transformers writes, got {value!r}.")
-        check_custom_pipelines(kwargs)
+        check_custom_pipelines(kwargs, self.architectures)
         super().__post_init__(**kwargs)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"`dtype` must be a floating-point type of torch, got {self.dtype!r}.")
