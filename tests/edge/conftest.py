@@ -1,11 +1,14 @@
 """A tiny scorer and its export, which the tests of the export and of na-ssl-edge share."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
-from sites import run, tiny_scorer, write_clip
+import torch
+from sites import RATE, run, tiny_scorer, write_clip
 
 from na_ssl_hf import MemoryBank
+from na_ssl_hf.export.chain import ScoringChain
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,18 @@ def site(tmp_path_factory) -> SimpleNamespace:
     arguments = ("--prove", folder / "normal", "--normal", *new, "--anomalous", folder / "odd")
     assert run("export", folder / "scorer", folder / "exported", *arguments) == 0
     return SimpleNamespace(folder=folder, exported=folder / "exported", scorer=scorer, new=new, odd=odd, normal=normal)
+
+
+@pytest.fixture
+def graph_of_site(site, monkeypatch):
+    """Exports of the scorer of `site` take the graph in float32 of its own export, which takes any length."""
+    from na_ssl_hf.export import exporting
+
+    def export_onnx(chain, path, lengths, most_samples, opset):
+        assert opset == exporting.DEFAULT_OPSET
+        with torch.no_grad():
+            wave = torch.randn(1, 2, RATE // 2, generator=torch.Generator().manual_seed(0))
+            assert chain(wave).equal(ScoringChain(site.scorer, site.scorer.memory_bank.calibration)(wave))
+        shutil.copyfile(site.exported / "model.onnx", path)
+
+    monkeypatch.setattr(exporting, "export_onnx", export_onnx)

@@ -31,7 +31,7 @@ def test_an_export_holds_graph_memory_settings_and_a_card_with_the_proof(site):
     assert "CPU time / torch's" in card
 
 
-def test_a_drop_above_the_limit_leaves_the_old_folder_as_it_was(site, tmp_path, monkeypatch, capsys):
+def test_a_drop_above_the_limit_leaves_the_old_folder_as_it_was(site, graph_of_site, tmp_path, monkeypatch, capsys):
     from na_ssl_hf.export import exporting
 
     before = {path.name: path.read_bytes() for path in site.exported.iterdir()}
@@ -57,7 +57,7 @@ def test_a_drop_above_the_limit_leaves_the_old_folder_as_it_was(site, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["weights", "products"])
-def test_eight_bits_bring_a_memory_and_a_threshold_of_their_own(kind, site, tmp_path):
+def test_eight_bits_bring_a_memory_and_a_threshold_of_their_own(kind, site, graph_of_site, tmp_path):
     options = ("--int8", "--normal", *site.new, "--anomalous", *site.odd)
     if kind == "products":
         options = ("--int8", kind, "--max-drop", 100)
@@ -117,7 +117,7 @@ def test_rounded_weights_are_within_half_a_step_and_channels_of_zeros_stay_zero(
     np.testing.assert_array_equal(its_scales, scales)
 
 
-def test_missing_packages_are_named(site, tmp_path, monkeypatch):
+def test_missing_packages_are_named(site, graph_of_site, tmp_path, monkeypatch):
     recordings = ProofRecordings(site.normal)
     for module, message, settings in (
         ("onnxscript", "needs the package onnxscript", {}),
@@ -132,7 +132,7 @@ def test_missing_packages_are_named(site, tmp_path, monkeypatch):
         assert not (tmp_path / "out").exists()
 
 
-def test_without_recordings_the_card_says_that_nothing_is_proven(site, tmp_path, capsys):
+def test_without_recordings_the_card_says_that_nothing_is_proven(site, graph_of_site, tmp_path, capsys):
     assert run("export", site.folder / "scorer", tmp_path / "out", "--no-proof") == 0
     assert "not proven" in capsys.readouterr().out
     assert "**not proven**" in (tmp_path / "out" / "README.md").read_text()

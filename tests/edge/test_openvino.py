@@ -28,7 +28,7 @@ def test_a_graph_in_float_gives_the_vectors_of_torch_at_any_length(site, tmp_pat
         graph(np.zeros((3, 8000), dtype=np.float32))
 
 
-def test_an_export_with_weights_of_eight_bits_is_proven_and_damage_is_named(site, tmp_path):
+def test_an_export_with_weights_of_eight_bits_is_proven_and_damage_is_named(site, graph_of_site, tmp_path):
     recordings = ProofRecordings(site.normal, labelled=[*site.new, *site.odd], is_anomalous=[False] * 4 + [True] * 4)
     exported = export_scorer(site.scorer, tmp_path / "out", recordings, to="openvino", int8="weights")
     assert sorted(path.name for path in exported.folder.iterdir()) == [
