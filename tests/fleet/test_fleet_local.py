@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -250,3 +251,21 @@ def test_missing_packages_are_named(fleet, tmp_path, capsys, monkeypatch):
     assert score(fleet.table, tmp_path / "scores") == 1
     assert "a fleet needs pyarrow" in capsys.readouterr().err
     assert ScoreWork("x").settings["window"] is None
+
+
+def test_a_cluster_that_nobody_runs_is_named_at_once(fleet, tmp_path, capsys):
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for address, reason in (
+        (f"127.0.0.1:{port}", "refused"),
+        (f"ray://127.0.0.1:{port}", "refused"),
+        ("head:99999", ""),
+    ):
+        arguments = ("--machines", fleet.table, "--out", tmp_path / "out", "--address", address)
+        assert run("fleet", "score", *arguments) == 1
+        told = capsys.readouterr().err
+        assert f"no connection to Ray at {address}: " in told
+        assert reason in told
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from .workers import FitWork, ScoreWork, Worker
 MOST_ATTEMPTS = 4
 # Ray waits 30 s for its processes.
 START_ATTEMPTS = 3
+# Where nobody listens, Ray would wait for minutes.
+REACH_SEC = 10.0
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -118,6 +121,8 @@ def _ray(num_workers: int | None, address: str | None) -> Iterator[Any]:
     """Ray, connected; what was started here is stopped at the end."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError("a fleet on Ray needs ray: pip install 'na-ssl-hf[fleet]', or --engine local does without")
+    if address is not None:
+        _check_reachable(address)
     # Set before the import: no reports of the usage to Ray's makers, and none of its inner affairs on the screen.
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
@@ -143,6 +148,17 @@ def _ray(num_workers: int | None, address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Raise an OSError where nobody listens at the address of a cluster, if it has the form `[SCHEME://]HOST:PORT`."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SEC).close()
+    except (OSError, OverflowError) as error:
+        raise OSError(f"no connection to Ray at {address}: {error}") from error
+
+
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """Connect with Ray, or start it; on a busy machine its own processes may be too slow for it the first time."""
     is_local = options["address"] == "local"
@@ -156,7 +172,12 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
             ray.shutdown()
             if not attempts_left:
                 where = "on this machine" if is_local else f"at {options['address']}"
-                raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}") from error
+                hint = (
+                    ""
+                    if is_local
+                    else " (where the cluster asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH)"
+                )
+                raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}{hint}") from error
 
 
 @contextmanager
