@@ -1,20 +1,24 @@
 """What each runtime of an exported scorer costs, and what it does to scores: torch, ONNX Runtime and OpenVINO.
 
-    na-ssl simulate dcase --preset smoke --out DATA
-    python -m benchmarks.edge_runtimes --data DATA                             # na-beats-tiny, na-eat-tiny
-    python -m benchmarks.edge_runtimes --data DATA --model beats-base --machines 3
+    for seed in 0 1 2 3; do na-ssl simulate dcase --preset smoke --seed $seed --out sites$seed; done
+    python -m benchmarks.edge_runtimes --data sites?                             # na-beats-tiny, na-eat-tiny
+    python -m benchmarks.edge_runtimes --data sites0 --machines 1 --model beats-base
 
-Times are CPU seconds of one thread for 10 s of noise, medians of several runs, each way in a process of its own; memory
-is the greatest of that process. Scores and AUC are those of the test clips of every machine of the benchmark, by a
-memory of its training clips, which is made of the vectors of the same graph. `beats-base` has the size of BEATs and
-random weights. The output is Markdown.
+Times are CPU seconds of one thread for 10 s of noise. All ways of a model wait side by side, each in a process of its
+own, and take turns, so that whatever else the machine does meets all of them; a ratio is the median over the turns of a
+way's time by that of torch in the same turn, with the quartiles in brackets. Memory is the greatest of the process.
+Scores and AUC are those of the test clips of every machine of the benchmark, by a memory of its training clips, which
+is made of the vectors of the same graph; the interval of 95 % is that of redrawn machines and clips, paired.
+`beats-base` has the size of BEATs and random weights, so that its AUC would say nothing. The output is Markdown.
 """
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,20 +39,21 @@ from na_ssl_hf.export.quantise import quantise_onnx
 
 from .measuring import NUM_SAMPLES, SEED, parser_of, progress
 
+# Of the size of BEATs, with random weights.
 BASE, DEFAULT_MODELS = "beats-base", ("na-beats-tiny", "na-eat-tiny")
-# Whatever runs is measured alike: from nothing but a folder, in a process that holds nothing else.
+NUM_DRAWS = 2000
+# Whatever runs is measured alike: from nothing but a folder, in a process that holds nothing else, once for each line.
 MEASURE = """
 import sys, time
 import numpy as np
 {prepare}
 wave = 0.1 * np.random.default_rng(0).standard_normal((2, int(sys.argv[3]))).astype(np.float32)
-times = []
-for _ in range({runs} + 1):
+for _ in sys.stdin:
     start = time.process_time()
     run(wave)
-    times.append(time.process_time() - start)
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(sorted(times[1:])[{runs} // 2], int(status["VmHWM"].split()[0]) * 1024 / 1e6)
+    seconds = time.process_time() - start
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    print(seconds, int(status["VmHWM"].split()[0]) * 1024 / 1e6, flush=True)
 """
 IN_TORCH = """
 import torch
@@ -75,7 +80,32 @@ class Machine:
     is_anomalous: list[bool]
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to run a scorer: code that makes `run` of a path, a kind of graph, and the samples of a recording."""
+
+    prepare: str
+    path: Path
+    kind: str = ""
+    num_samples: int = NUM_SAMPLES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a way costs: CPU seconds, their ratio to the first way with its quartiles, and megabytes at most."""
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    megabytes: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
 def machines_of(data: Path, count: int | None) -> Iterator[Machine]:
+    """The machines of a folder that `na-ssl simulate dcase` wrote, or the first `count` of them."""
     for folder in sorted(path.parent for path in data.glob("*/train"))[:count]:
         test = sorted((folder / "test").glob("*.wav"))
         train = sorted((folder / "train").glob("*.wav"))
@@ -107,23 +137,49 @@ def chain_in(folder: str, **changes: Any) -> ScoringChain:
     return ScoringChain(scorer, replace(scorer.memory_bank.calibration, **changes))
 
 
-def cost(
-    prepare: str, path: Path, kind: str = "", num_samples: int = NUM_SAMPLES, runs: int = 7
-) -> tuple[float, float]:
-    """CPU seconds and megabytes of a way to run a scorer."""
-    code = MEASURE.format(prepare=prepare, runs=runs)
+def costs(ways: Mapping[str, Way], turns: int) -> dict[str, Cost]:
+    """What ways cost that take turns; the first of them is what the others are compared with."""
     places = [str(path) for path in (Path(__file__).parent.parent, *map(Path, sys.path)) if path]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), kind, str(num_samples)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)},
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    seconds, megabytes = map(float, done.stdout.split()[-2:])
-    return seconds, megabytes
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    megabytes = dict.fromkeys(ways, 0.0)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-c",
+                        MEASURE.format(prepare=way.prepare),
+                        way.path,
+                        way.kind,
+                        str(way.num_samples),
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=environment,
+                )
+            )
+            for name, way in ways.items()
+        }
+        for _ in range(1 + turns):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                if not (line := process.stdout.readline().split()):
+                    raise RuntimeError(f"{name} could not be measured, see above")
+                seconds[name].append(float(line[0]))
+                megabytes[name] = float(line[1])
+    # The first run of each prepares.
+    first = np.array(next(iter(seconds.values())))[1:]
+    found = {}
+    for name, own in seconds.items():
+        low, ratio, high = np.quantile(np.array(own)[1:] / first, [0.25, 0.5, 0.75])
+        found[name] = Cost(float(np.median(own[1:])), ratio, low, high, megabytes[name])
+    return found
 
 
 def scores_of(vectors: Vectors, machines: list[Machine]) -> tuple[list[list[float]], float]:
@@ -135,6 +191,31 @@ def scores_of(vectors: Vectors, machines: list[Machine]) -> tuple[list[list[floa
         scores.append(found)
         aucs.append(100 * auc(found, machine.is_anomalous))
     return scores, float(np.mean(aucs))
+
+
+def auc_change(
+    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], machines: Sequence[Machine]
+) -> tuple[float, float, float]:
+    """The change of the mean AUC in points, and its interval of 95 % over redrawn machines and, within them, clips."""
+    random = np.random.default_rng(SEED)
+    drawn = []
+    for old, new, machine in zip(before, after, machines, strict=True):
+        is_anomalous = np.array(machine.is_anomalous)
+        change = _pairs(new, is_anomalous) - _pairs(old, is_anomalous)  # (anomalous, normal)
+        rows, columns = (random.integers(size, size=(NUM_DRAWS, size)) for size in change.shape)
+        redrawn = change[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
+        drawn.append(np.concatenate([[change.mean()], redrawn]))
+    changes = 100 * np.stack(drawn)  # (machines, 1 + draws)
+    chosen = random.integers(len(machines), size=(len(machines), NUM_DRAWS))
+    low, high = np.quantile(changes[chosen, 1 + np.arange(NUM_DRAWS)].mean(axis=0), [0.025, 0.975])
+    return float(changes[:, 0].mean()), float(low), float(high)
+
+
+def _pairs(scores: Sequence[float], is_anomalous: np.ndarray) -> np.ndarray:
+    """Which anomalous clip is above which normal one: 1, 0, or 0.5 for equal scores."""
+    values = np.asarray(scores)
+    difference = values[is_anomalous][:, None] - values[~is_anomalous][None]
+    return 0.5 + 0.5 * np.sign(difference)
 
 
 def by_torch(chain: ScoringChain) -> Vectors:
@@ -167,45 +248,73 @@ def write_graphs(chain: ScoringChain, folder: Path) -> dict[str, tuple[Path, str
     return graphs
 
 
-def print_runtimes(model: str, machines: list[Machine], runs: int) -> None:
+def print_runtimes(model: str, machines: list[Machine], turns: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         scorer_of(model).save_pretrained(folder / "scorer")
         chain = chain_in(str(folder / "scorer"))
         before, auc_before = scores_of(by_torch(chain), machines)
-        seconds, memory = cost(IN_TORCH, folder / "scorer", runs=runs)
+        graphs = write_graphs(chain, folder)
+        progress(f"  {model}: times")
+        ways = {"torch": Way(IN_TORCH, folder / "scorer")}
+        ways |= {name: Way(IN_GRAPH, path, kind) for name, (path, kind) in graphs.items()}
+        found = costs(ways, turns)
         weights = sum(4 * tensor.numel() for tensor in chain.model.state_dict().values()) / 1e6
-        print(f"| {model} | torch | 1.00 | {weights:.1f} | {memory:.0f} | | | {auc_before:.2f} |", flush=True)
-        for name, (path, kind) in write_graphs(chain, folder).items():
+        own_auc = "-" if model == BASE else f"{auc_before:.1f}"
+        of_torch = found["torch"]
+        print(
+            f"| {model} | torch, {1000 * of_torch.seconds:.0f} ms | 1 | {weights:.1f} | {of_torch.megabytes:.0f} | | |",
+            end="",
+        )
+        print(f" {own_auc} |", flush=True)
+        for name, (path, kind) in graphs.items():
             progress(f"  {model}: {name}")
-            after, auc_after = scores_of(by_graph(path, kind), machines)
+            after, _ = scores_of(by_graph(path, kind), machines)
             changes = [compare_scores(old, new, "int8" in name) for old, new in zip(before, after, strict=True)]
             largest, median = max(change[0] for change in changes), float(np.median([change[1] for change in changes]))
-            own_seconds, own_memory = cost(IN_GRAPH, path, kind, runs=runs)
+            change, low, high = auc_change(before, after, machines)
+            auc_cell = "-" if model == BASE else f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
             print(
-                f"| {model} | {name} | {own_seconds / seconds:.2f} | {megabytes_of(path):.1f} | {own_memory:.0f} | "
-                f"{largest:.1e} | {median:.1e} | {auc_after - auc_before:+.2f} |",
+                f"| {model} | {name} | {found[name]} | {megabytes_of(path):.1f} | {found[name].megabytes:.0f} | "
+                f"{largest:.1g} | {median:.1g} | {auc_cell} |",
                 flush=True,
             )
 
 
 def main() -> None:
     parser = parser_of(__doc__, "edge_runtimes")
-    parser.add_argument("--data", type=Path, required=True, help="what `na-ssl simulate dcase` wrote")
+    add_data(parser)
     parser.add_argument(
-        "--model", nargs="+", default=DEFAULT_MODELS, help=f"checkpoints, or {BASE} (default: the two tiny ones)"
+        "--model",
+        nargs="+",
+        default=DEFAULT_MODELS,
+        help=f"checkpoints, or {BASE} (default: the two tiny ones)",
     )
-    parser.add_argument("--machines", type=int, help="how many machines are scored (default: all)")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs, of which the median counts (default: 7)")
+    parser.add_argument("--turns", type=int, default=15, help="timed runs of each way (default: 15)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    machines = list(machines_of(options.data, options.machines))
+    machines = prepared(options)
+    print(f"{len(machines)} machines, {sum(len(machine.test) for machine in machines)} test clips\n")
     print("| model | runtime | CPU time | MB | peak MB | largest change | median change | AUC in %, change |")
     print("| :-- | :-- | --: | --: | --: | --: | --: | --: |", flush=True)
     for model in options.model:
-        print_runtimes(model, machines, options.runs)
+        print_runtimes(model, machines, options.turns)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say on which machines scores are compared."""
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="what `na-ssl simulate dcase` wrote")
+    parser.add_argument("--machines", type=int, help="how many machines of a folder are scored (default: all)")
+
+
+def prepared(options: argparse.Namespace) -> list[Machine]:
+    """Make this process quiet and single-threaded, and read the machines."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    machines = [machine for folder in options.data for machine in machines_of(folder, options.machines)]
+    if not machines:
+        raise SystemExit(f"--data must be folders that `na-ssl simulate dcase` wrote, got {options.data}")
+    return machines
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Ways that may save time on a small machine: what they save beside the graph as it is exported, and what they cost.
 
-    na-ssl simulate dcase --preset smoke --out DATA
-    python -m benchmarks.edge_savings --data DATA
+    for seed in 0 1 2 3; do na-ssl simulate dcase --preset smoke --seed $seed --out sites$seed; done
+    python -m benchmarks.edge_savings --data sites?
+    python -m benchmarks.edge_savings --data sites? --student STUDENT           # what benchmarks.edge_student trained
 
-Times are CPU seconds of one thread in ONNX Runtime for 10 s of noise (a minute for windows), medians of 7 runs in a
-process of its own. The AUC is the mean over the machines of the benchmark, by a memory of their training clips. The
-output is Markdown.
+Times are CPU seconds of one thread in ONNX Runtime for 10 s of noise (a minute for windows) as in `edge_runtimes`: all
+ways take turns, and a ratio is the median over turns with its quartiles. The AUC is the mean over the machines of the
+benchmark, by a memory of their training clips, and the interval of 95 % is that of redrawn machines and clips, paired.
+The output is Markdown.
 """
 
 import copy
@@ -19,19 +21,21 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime.tools import onnx_model_utils
-from transformers.utils import logging
 
 from na_ssl_hf.export.chain import ScoringChain
 from na_ssl_hf.export.onnx_graph import DEFAULT_OPSET, export_onnx
 
 from .edge_runtimes import (
-    DEFAULT_MODELS,
     IN_GRAPH,
+    Cost,
     Machine,
+    Way,
+    add_data,
+    auc_change,
     by_torch,
     chain_in,
-    cost,
-    machines_of,
+    costs,
+    prepared,
     scorer_of,
     scores_of,
 )
@@ -41,8 +45,16 @@ RATE = 16000
 WINDOW, HOP, MINUTE = 10, 5, 60
 
 
-def seconds_of(path: Path, num_samples: int = NUM_SAMPLES) -> float:
-    return cost(IN_GRAPH, path, "onnx", num_samples)[0]
+class FrontEndAlone(torch.nn.Module):
+    """The part of a chain that turns waveforms into log-mel frames."""
+
+    def __init__(self, chain: ScoringChain):
+        super().__init__()
+        self.front_end = chain.front_end
+        self.model = chain.model  # for messages of the export alone
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return self.front_end(waveforms)
 
 
 def of_one_length(source: Path, path: Path) -> Path:
@@ -53,17 +65,13 @@ def of_one_length(source: Path, path: Path) -> Path:
     return path
 
 
-def without_heads(chain: ScoringChain, machines: list[Machine]) -> tuple[int, float]:
-    """The number of heads of a layer, and the mean AUC over which head of every frozen layer is silent."""
-    num_heads = chain.model.config.num_attention_heads
-    size = chain.model.config.hidden_size // num_heads
-    aucs = []
-    for head in range(num_heads):
-        pruned = copy.deepcopy(chain)
-        for layer in pruned.model.layers:
-            layer.attention.out_proj.weight.data[:, head * size : (head + 1) * size] = 0
-        aucs.append(scores_of(by_torch(pruned), machines)[1])
-    return num_heads, float(np.mean(aucs))
+def without_head(chain: ScoringChain, head: int) -> ScoringChain:
+    """The chain in which one head of every frozen layer is silent."""
+    size = chain.model.config.hidden_size // chain.model.config.num_attention_heads
+    pruned = copy.deepcopy(chain)
+    for layer in pruned.model.layers:
+        layer.attention.out_proj.weight.data[:, head * size : (head + 1) * size] = 0
+    return pruned
 
 
 def share_of_attention(path: Path) -> float:
@@ -108,55 +116,70 @@ def one_pass(chain: ScoringChain, machines: list[Machine]) -> tuple[float, float
 
 
 @torch.no_grad()
-def print_savings(model: str, machines: list[Machine]) -> None:
+def print_savings(model: str, students: list[Path], machines: list[Machine], turns: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         scorer_of(model).save_pretrained(folder / "scorer")
         chain = chain_in(str(folder / "scorer"))
-        auc = scores_of(by_torch(chain), machines)[1]
-        whole, shallow = folder / "whole.onnx", folder / "shallow.onnx"
-        export_onnx(chain, whole, [NUM_SAMPLES], None, DEFAULT_OPSET)
-        seconds = seconds_of(whole)
-
-        def row(what: str, ratio: float, after: str) -> None:
-            print(f"| {model} | {what} | {ratio:.2f} | {after} |", flush=True)
-
-        row("as exported", 1.0, f"AUC {auc:.2f} %")
-        row("a graph of one length", seconds_of(of_one_length(whole, folder / "one.onnx")) / seconds, "equal")
-        depth = chain.model.num_layers // 2
+        depth, num_heads = chain.model.num_layers // 2, chain.model.config.num_attention_heads
         half = chain_in(str(folder / "scorer"), layers=(depth,))
-        export_onnx(half, shallow, [NUM_SAMPLES], None, DEFAULT_OPSET)
-        row(
-            f"the first {depth} layers of {chain.model.num_layers}",
-            seconds_of(shallow) / seconds,
-            f"AUC {scores_of(by_torch(half), machines)[1] - auc:+.2f} points",
-        )
+        chains = {"whole": chain, "half": half, "frames": FrontEndAlone(chain)}
+        for student in students:
+            scorer_of(str(student)).save_pretrained(folder / f"of-{student.name}")
+            chains[str(student)] = chain_in(str(folder / f"of-{student.name}"))
+        ways = {}
+        for number, (name, one) in enumerate(chains.items()):
+            export_onnx(one, folder / f"{number}.onnx", [NUM_SAMPLES], None, DEFAULT_OPSET)
+            ways[name] = Way(IN_GRAPH, folder / f"{number}.onnx", "onnx")
+        whole = ways["whole"].path
+        ways["one length"] = Way(IN_GRAPH, of_one_length(whole, folder / "one.onnx"), "onnx")
+        ways["minute"] = Way(IN_GRAPH, whole, "onnx", MINUTE * RATE)
+        found = costs(ways, turns)
+        before, auc = scores_of(by_torch(chain), machines)
+
+        def row(what: str, ratio: Cost | float, after: str) -> None:
+            text = f"{ratio:.2f}" if isinstance(ratio, float) else str(ratio)
+            print(f"| {model} | {what} | {text} | {after} |", flush=True)
+
+        def change(other: ScoringChain) -> str:
+            points, low, high = auc_change(before, scores_of(by_torch(other), machines)[0], machines)
+            return f"AUC {points:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+        row("as exported", 1.0, f"AUC {auc:.1f} %")
+        row(f"the first {depth} layers of {chain.model.num_layers}", found["half"], change(half))
+        for student in students:
+            own = chains[str(student)]
+            row(f"a trained student of {own.model.num_layers} layers", found[str(student)], change(own))
         share = share_of_attention(whole)
-        num_heads, pruned = without_heads(chain, machines)
-        row(f"one of {num_heads} heads pruned", 1 - share / num_heads, f"AUC {pruned - auc:+.2f} points")
+        for head in range(num_heads):
+            row(
+                f"head {head + 1} of {num_heads} pruned without training, at best",
+                1 - share / num_heads,
+                change(without_head(chain, head)),
+            )
+        row("a graph of one length", found["one length"], "equal")
+        row("log-mel frames shared by windows that overlap by half, at best", 1 - found["frames"].ratio / 2, "equal")
         num_windows = (MINUTE - WINDOW) // HOP + 1
         changed, apart = one_pass(chain, machines[:3])
         row(
             f"{num_windows} windows of {WINDOW} s in one pass over {MINUTE} s",
-            seconds_of(whole, MINUTE * RATE) / (num_windows * seconds),
+            found["minute"].ratio / num_windows,
             f"vectors {changed:.1e} away; neighbouring windows are {apart:.1e} apart",
         )
 
 
 def main() -> None:
     parser = parser_of(__doc__, "edge_savings")
-    parser.add_argument("--data", type=Path, required=True, help="what `na-ssl simulate dcase` wrote")
-    parser.add_argument("--model", nargs="+", default=DEFAULT_MODELS, help="checkpoints (default: the two tiny ones)")
-    parser.add_argument("--machines", type=int, help="how many machines are scored (default: all)")
+    add_data(parser)
+    parser.add_argument("--model", default="na-beats-tiny", help="checkpoint (default: na-beats-tiny)")
+    parser.add_argument("--student", type=Path, nargs="+", default=[], help="what benchmarks.edge_student trained")
+    parser.add_argument("--turns", type=int, default=9, help="timed runs of each way (default: 9)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    machines = list(machines_of(options.data, options.machines))
+    machines = prepared(options)
+    print(f"{len(machines)} machines, {sum(len(machine.test) for machine in machines)} test clips\n")
     print("| model | way | CPU time | scores |")
     print("| :-- | :-- | --: | :-- |", flush=True)
-    for model in options.model:
-        print_savings(model, machines)
+    print_savings(options.model, options.student, machines, options.turns)
 
 
 if __name__ == "__main__":

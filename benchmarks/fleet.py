@@ -3,13 +3,15 @@
     python -m benchmarks.fleet                                       # 1,000 machines x 10 clips of 2 s
     python -m benchmarks.fleet --machines 100 --clips 3 --seconds 10 --model CHECKPOINT
 
-All machines share the files of the clips and of the weights; each has a memory file of its own. The two ways run one
-after the other, each with its own start. Speed is measured from the first file of each worker to the last one: the
-parts are of one size, so that what lies between is all but the start. CPU seconds and memory are read from /proc twice
-a second, of this process and of all that the run started. The output is Markdown.
+All machines share the files of the clips and of the weights; each has a memory file of its own. The two ways run at the
+same time, so that whatever else the machine does meets both of them; what counts is CPU seconds, of all processes that
+a way started. Speed is measured from the first file of each worker to the last one: the parts are of one size, so that
+what lies between is all but the start. The ratio is the median over ten equal shares of the work, with its quartiles.
+CPU seconds and memory are read from /proc twice a second. The output is Markdown.
 """
 
 import argparse
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -17,8 +19,8 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -36,61 +38,84 @@ from .measuring import parser_of
 SAMPLE_SEC = 0.5
 PART_SIZE = 50
 NUM_NORMAL = 50
-# Each way's workers are told from other processes by what their command lines hold.
-WORKER_NAMES = {"ray": "MapWorker", "processes": "spawn_main"}
+NUM_SHARES = 10
+# Ray's workers, as their command lines tell them.
+RAY_WORKER = "MapWorker"
 
 
-@dataclass
-class Watched:
-    """What was seen of the processes of a run.
+class Seen(NamedTuple):
+    """What was seen of the processes of a way at a moment: CPU seconds until then, and megabytes of the largest worker.
 
     Attributes:
-        samples: of each moment its time, the CPU seconds of the workers and of everything until then, and the resident
-            megabytes of the largest worker.
+        time: when.
+        workers: CPU seconds of those that score.
+        command: of the process that was started, where it does not score itself.
+        others: of all else, which is Ray.
+        megabytes: resident, of the largest worker.
     """
 
-    samples: list[tuple[float, float, float, float]] = field(default_factory=list)
+    time: float
+    workers: float
+    command: float
+    others: float
+    megabytes: float
 
-    def at(self, moment: float) -> tuple[float, float, float]:
-        """CPU seconds of the workers and of everything, and megabytes, at a moment or just before."""
-        return next((rest for when, *rest in reversed(self.samples) if when <= moment), self.samples[0][1:])
+    @property
+    def everything(self) -> float:
+        """CPU seconds of all processes."""
+        return self.workers + self.command + self.others
 
 
 class Watcher(threading.Thread):
-    """Looks at all processes that this one started, until it is stopped."""
+    """Looks at processes and all that they started, until it is stopped.
 
-    def __init__(self, worker_name: str):
+    Args:
+        roots: the processes.
+        worker_name: what the command lines of their workers hold; `None` where they score themselves.
+    """
+
+    def __init__(self, roots: list[int], worker_name: str | None):
         super().__init__(daemon=True)
-        self.watched = Watched()
-        self._worker_name = worker_name
+        self.seen: list[Seen] = []
+        self._roots, self._worker_name = roots, worker_name
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        cpu: dict[tuple[int, float], float] = {}
-        workers: dict[tuple[int, float], float] = {}
-        this = psutil.Process()
-        before = sum(this.cpu_times()[:2])
+        # What has ended keeps the seconds that it was last seen with.
+        cpu: dict[tuple[int, float], tuple[str, float]] = {}
         while not self._stopped.wait(SAMPLE_SEC):
             largest = 0.0
-            for process in this.children(recursive=True):
+            for process in self._processes():
                 try:
                     with process.oneshot():
                         key, times = (process.pid, process.create_time()), process.cpu_times()
-                        is_worker = self._worker_name in " ".join(process.cmdline())
-                        resident = process.memory_info().rss / 1e6
+                        kind = self._kind(process)
+                        if kind == "workers":
+                            largest = max(largest, process.memory_info().rss / 1e6)
                 except psutil.Error:
                     continue
-                cpu[key] = times.user + times.system
-                if is_worker:
-                    workers[key] = times.user + times.system
-                    largest = max(largest, resident)
-            everything = sum(cpu.values()) + sum(this.cpu_times()[:2]) - before
-            self.watched.samples.append((time.time(), sum(workers.values()), everything, largest))
+                cpu[key] = kind, times.user + times.system
+            sums = {kind: sum(own for other, own in cpu.values() if other == kind) for kind in Seen._fields[1:4]}
+            self.seen.append(Seen(time.time(), **sums, megabytes=largest))
 
-    def stop(self) -> Watched:
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for pid in self._roots:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(pid)
+                found += [root, *root.children(recursive=True)]
+        return found
+
+    def _kind(self, process: psutil.Process) -> str:
+        is_root = process.pid in self._roots
+        if self._worker_name is None or self._worker_name in " ".join(process.cmdline()):
+            return "workers"
+        return "command" if is_root else "others"
+
+    def stop(self) -> list[Seen]:
         self._stopped.set()
         self.join()
-        return self.watched
+        return self.seen
 
 
 def main() -> None:
@@ -99,19 +124,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=10, help="recordings of each (default: 10)")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a recording (default: 2)")
     parser.add_argument("--model", default="na-beats-tiny", help="checkpoint (default: na-beats-tiny)")
-    parser.add_argument("--workers", type=int, default=2, help="number of workers (default: 2)")
-    parser.add_argument("--way", nargs="+", choices=list(WORKER_NAMES), default=list(WORKER_NAMES), help="ways to run")
+    parser.add_argument("--workers", type=int, default=2, help="number of workers of each way (default: 2)")
     options = parser.parse_args()
     logging.disable_progress_bar()
-    num_clips = options.machines * options.clips
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as polite as the plain processes
     print(f"{options.machines} machines x {options.clips} clips of {options.seconds:g} s, {options.model}, ", end="")
     print(f"{options.workers} workers of one thread\n")
-    print("| way | start, s | CPU s | then clips/s | CPU ms a clip, workers | everything | MB at 10 % | at the end |")
+    print("| way | start, CPU s | then CPU ms a clip: workers | command | Ray itself | all | MB at 10 % | at the end |")
     print("| :-- | --: | --: | --: | --: | --: | --: | --: |", flush=True)
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         machines = make_machines(Path(folder), options)
-        for way in options.way:
-            print_row(way, machines, Path(folder) / way, options.workers, num_clips)
+        costs = run_side_by_side(machines, Path(folder), options.workers, options.machines * options.clips)
+    low, ratio, high = np.quantile(costs["Ray"] / costs["plain processes"], [0.25, 0.5, 0.75])
+    print(f"\nRay / plain processes: {ratio:.3f} ({low:.3f} to {high:.3f})")
 
 
 def make_machines(folder: Path, options: argparse.Namespace) -> list[Machine]:
@@ -143,30 +168,61 @@ def link_weights(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def print_row(way: str, machines: list[Machine], out: Path, num_workers: int, num_clips: int) -> None:
-    """Score all machines in one way and print what it took."""
-    watcher = Watcher(WORKER_NAMES[way])
-    began = time.time()
-    watcher.start()
-    if way == "ray":
-        score_fleet(machines, ScoreWork(str(out)), Engine("ray", num_workers), PART_SIZE)
-    else:
-        context = multiprocessing.get_context("spawn")
-        shares = [(machines[index::num_workers], str(out / str(index))) for index in range(num_workers)]
-        processes = [context.Process(target=score_here, args=share) for share in shares]
-        for process in processes:
+def run_side_by_side(machines: list[Machine], folder: Path, num_workers: int, num_clips: int) -> dict[str, np.ndarray]:
+    """Score all machines in both ways at once and print what each took; CPU ms a clip in each share of the work."""
+    context = multiprocessing.get_context("spawn")
+    outs = {"Ray": folder / "ray", "plain processes": folder / "plain"}
+    shares = [machines[index::num_workers] for index in range(num_workers)]
+    processes = {
+        "Ray": [context.Process(target=score_on_ray, args=(machines, str(outs["Ray"]), num_workers))],
+        "plain processes": [
+            context.Process(target=score_here, args=(share, str(outs["plain processes"] / str(index))))
+            for index, share in enumerate(shares)
+        ],
+    }
+    watchers = {}
+    for way, own in processes.items():
+        for process in own:
             process.start()
-        for process in processes:
-            process.join()
-    watched = watcher.stop()
+        pids = [process.pid for process in own if process.pid is not None]
+        watchers[way] = Watcher(pids, RAY_WORKER if way == "Ray" else None)
+        watchers[way].start()
+    for process in (process for own in processes.values() for process in own):
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"a way ended with {process.exitcode}, see above")
+    return {way: print_row(way, watcher.stop(), outs[way], num_workers, num_clips) for way, watcher in watchers.items()}
+
+
+def print_row(way: str, seen: list[Seen], out: Path, num_workers: int, num_clips: int) -> np.ndarray:
+    """Print what a way took; return its CPU ms a clip in each share of the work."""
     ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))
-    start, end = ends[num_workers - 1], ends[-1]
-    counted = num_clips * (len(ends) - num_workers) / len(ends)
-    (workers_then, all_then, _), (workers, everything, at_end) = watched.at(start), watched.at(end)
-    at_tenth = watched.at(start + 0.1 * (end - start))[-1]
-    cells = [f"{start - began:.0f}", f"{all_then:.1f}", f"{counted / (end - start):.1f}"]
-    cells += [f"{1000 * (cpu - then) / counted:.1f}" for cpu, then in ((workers, workers_then), (everything, all_then))]
-    print(f"| {way} | {' | '.join([*cells, f'{at_tenth:.0f}', f'{at_end:.0f}'])} |", flush=True)
+    # The first file of each worker ends the start; every other file is as much work as another.
+    counted = ends[num_workers - 1 :]
+    clips_a_file = num_clips / len(ends)
+    places = np.linspace(0, len(counted) - 1, NUM_SHARES + 1).round().astype(int)
+    states = [_at(seen, counted[place]) for place in places]
+    first, last = states[0], states[-1]
+    num_counted = clips_a_file * (len(counted) - 1)
+    parts = [1000 * (getattr(last, kind) - getattr(first, kind)) / num_counted for kind in Seen._fields[1:4]]
+    cells = [f"{first.everything:.1f}", *(f"{part:.2f}" for part in (*parts, sum(parts)))]
+    cells += [f"{states[1].megabytes:.0f}", f"{last.megabytes:.0f}"]
+    print(f"| {way} | {' | '.join(cells)} |", flush=True)
+    everything = np.diff([state.everything for state in states])
+    return 1000 * everything / (clips_a_file * np.diff(places))
+
+
+def _at(seen: list[Seen], moment: float) -> Seen:
+    """What was seen at a moment, between the looks before and after it."""
+    times = [state.time for state in seen]
+    values = [np.interp(moment, times, [state[index] for state in seen]) for index in range(1, len(Seen._fields))]
+    return Seen(moment, *map(float, values))
+
+
+def score_on_ray(machines: list[Machine], out: str, num_workers: int) -> None:
+    """Score machines by Ray's workers."""
+    logging.disable_progress_bar()
+    score_fleet(machines, ScoreWork(out), Engine("ray", num_workers), PART_SIZE)
 
 
 def score_here(machines: list[Machine], out: str) -> None:
