@@ -1,8 +1,8 @@
 """What each runtime of an exported scorer costs, and what it does to scores: torch, ONNX Runtime and OpenVINO.
 
     for seed in 0 1 2 3; do na-ssl simulate dcase --preset smoke --seed $seed --out sites$seed; done
-    python -m benchmarks.edge_runtimes --data sites?                             # na-beats-tiny, na-eat-tiny
-    python -m benchmarks.edge_runtimes --data sites0 --machines 1 --model beats-base
+    python -m benchmarks.edge_runtimes --data sites0 sites1 sites2 sites3 --machines 5   # na-beats-tiny, na-eat-tiny
+    python -m benchmarks.edge_runtimes --data sites0 --machines 1 --model beats-base --turns 7
 
 Times are CPU seconds of one thread for 10 s of noise. All ways of a model wait side by side, each in a process of its
 own, and take turns, so that whatever else the machine does meets all of them; a ratio is the median over the turns of a

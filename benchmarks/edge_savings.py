@@ -1,8 +1,8 @@
 """Ways that may save time on a small machine: what they save beside the graph as it is exported, and what they cost.
 
     for seed in 0 1 2 3; do na-ssl simulate dcase --preset smoke --seed $seed --out sites$seed; done
-    python -m benchmarks.edge_savings --data sites?
-    python -m benchmarks.edge_savings --data sites? --student STUDENT           # what benchmarks.edge_student trained
+    python -m benchmarks.edge_savings --data sites0 sites1 sites2 sites3 --machines 5
+    python -m benchmarks.edge_savings --data sites0 --student STUDENT           # what benchmarks.edge_student trained
 
 Times are CPU seconds of one thread in ONNX Runtime for 10 s of noise (a minute for windows) as in `edge_runtimes`: all
 ways take turns, and a ratio is the median over turns with its quartiles. The AUC is the mean over the machines of the

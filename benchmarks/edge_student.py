@@ -1,8 +1,8 @@
 """A student with the first layers of a noise-aware model, trained to give the tokens that all layers give.
 
-    na-ssl simulate dcase --preset smoke --seed 100 --out OTHER                 # other sites than those of the table
-    python -m benchmarks.edge_student --data OTHER --out STUDENT                # two layers of na-beats-tiny
-    python -m benchmarks.edge_savings --data DATA --student STUDENT             # beside its teacher
+    for seed in 100 101 102; do na-ssl simulate dcase --preset smoke --seed $seed --out other$seed; done
+    python -m benchmarks.edge_student --data other100 other101 other102 --out STUDENT   # two layers of na-beats-tiny
+    python -m benchmarks.edge_savings --data DATA --student STUDENT             # beside its teacher, on other sites
 
 All weights of the student are trained, also those that are frozen in its teacher: it learns the tokens of the teacher
 for the same two channels, and their averages over time, from random crops at random levels. `STUDENT` is a folder for
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the student")
     parser.add_argument("--teacher", default="na-beats-tiny", help="noise-aware checkpoint (default: na-beats-tiny)")
     parser.add_argument("--layers", type=int, default=2, help="layers of the student (default: 2)")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps (default: 600)")
+    parser.add_argument("--steps", type=int, default=800, help="optimizer steps (default: 800)")
     parser.add_argument("--batch-size", type=int, default=16, help="crops in a step (default: 16)")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
     options = parser.parse_args()

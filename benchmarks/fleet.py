@@ -2,12 +2,15 @@
 
     python -m benchmarks.fleet                                       # 1,000 machines x 10 clips of 2 s
     python -m benchmarks.fleet --machines 100 --clips 3 --seconds 10 --model CHECKPOINT
+    python -m benchmarks.fleet --wait 40                             # what Ray takes while its workers wait
 
 All machines share the files of the clips and of the weights; each has a memory file of its own. The two ways run at the
 same time, so that whatever else the machine does meets both of them; what counts is CPU seconds, of all processes that
 a way started. Speed is measured from the first file of each worker to the last one: the parts are of one size, so that
 what lies between is all but the start. The ratio is the median over ten equal shares of the work, with its quartiles.
-CPU seconds and memory are read from /proc twice a second. The output is Markdown.
+Ray's own processes and the command take theirs by the second and not by the clip: `--wait` measures what they take
+while the workers only wait, in shares of a processor. CPU seconds and memory are read from /proc twice a second. The
+output is Markdown.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +33,9 @@ import soundfile
 from transformers.utils import logging
 
 from na_ssl_hf.checkpoints.scorers import load_scorer
+from na_ssl_hf.fleet.engines import run_on_ray
 from na_ssl_hf.fleet.machines import Machine, read_machines
+from na_ssl_hf.fleet.parts import Part, PartReport
 from na_ssl_hf.fleet.running import Engine, score_fleet
 from na_ssl_hf.fleet.workers import ScoreWork
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
@@ -125,9 +132,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a recording (default: 2)")
     parser.add_argument("--model", default="na-beats-tiny", help="checkpoint (default: na-beats-tiny)")
     parser.add_argument("--workers", type=int, default=2, help="number of workers of each way (default: 2)")
+    parser.add_argument("--wait", type=int, metavar="S", help="seconds that the workers wait instead of scoring")
     options = parser.parse_args()
     logging.disable_progress_bar()
     os.environ.setdefault("RAY_worker_niceness", "0")  # as polite as the plain processes
+    if options.wait is not None:
+        print_waiting(options.wait, options.workers)
+        return
     print(f"{options.machines} machines x {options.clips} clips of {options.seconds:g} s, {options.model}, ", end="")
     print(f"{options.workers} workers of one thread\n")
     print("| way | start, CPU s | then CPU ms a clip: workers | command | Ray itself | all | MB at 10 % | at the end |")
@@ -137,6 +148,49 @@ def main() -> None:
         costs = run_side_by_side(machines, Path(folder), options.workers, options.machines * options.clips)
     low, ratio, high = np.quantile(costs["Ray"] / costs["plain processes"], [0.25, 0.5, 0.75])
     print(f"\nRay / plain processes: {ratio:.3f} ({low:.3f} to {high:.3f})")
+
+
+class Waiting:
+    """Work in which a part is a second of waiting."""
+
+    out, device = os.path.join(tempfile.gettempdir(), "fleet-waiting"), "cpu"
+
+    def worker(self) -> Callable[[Part], PartReport]:
+        def wait(part: Part) -> PartReport:
+            time.sleep(1.0)
+            return PartReport(part.name, num_done=1)
+
+        return wait
+
+
+def wait_on_ray(num_seconds: int, num_workers: int, moments: Connection) -> None:
+    """Have Ray's workers wait; send when the last of them had begun, and when all had ended."""
+    parts = [Part(f"part-{index}.parquet", ()) for index in range((2 + num_seconds) * num_workers)]
+    times = [time.time() for _ in run_on_ray(parts, Waiting(), num_workers, None)]  # type: ignore[arg-type]
+    moments.send((times[2 * num_workers - 1], times[-num_workers]))
+
+
+def print_waiting(num_seconds: int, num_workers: int) -> None:
+    """Print the share of a processor that everything takes while the workers wait."""
+    from benchmarks.fleet import wait_on_ray as of_module  # whose `Waiting` Ray's workers find, unlike that of a script
+
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=of_module, args=(num_seconds, num_workers, sender))
+    process.start()
+    assert process.pid is not None
+    watcher = Watcher([process.pid], RAY_WORKER)
+    watcher.start()
+    process.join()
+    seen = watcher.stop()
+    if process.exitcode:
+        raise RuntimeError(f"Ray ended with {process.exitcode}, see above")
+    first, last = (_at(seen, moment) for moment in receiver.recv())
+    seconds = last.time - first.time
+    shares = [100 * (getattr(last, kind) - getattr(first, kind)) / seconds for kind in Seen._fields[1:4]]
+    print("| for | workers | command | Ray itself | all |")
+    print("| --: | --: | --: | --: | --: |")
+    print(f"| {seconds:.0f} s | {' | '.join(f'{share:.1f} %' for share in (*shares, sum(shares)))} |")
 
 
 def make_machines(folder: Path, options: argparse.Namespace) -> list[Machine]:

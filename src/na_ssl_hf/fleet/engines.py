@@ -98,6 +98,8 @@ def run_on_ray(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.max_errored_blocks = -1
+        # Reading how large a worker is takes 8 ms with torch in it, every second and around every part.
+        context.memory_usage_poll_interval_s = None
         # Every part is a block, so that what a killed actor did before is not done again.
         rows = ray.data.from_items([{"part": part.to_json()} for part in parts], override_num_blocks=len(parts))
         reports = rows.map_batches(
