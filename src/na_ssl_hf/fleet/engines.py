@@ -158,7 +158,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_SEC).close()
     except (OSError, OverflowError) as error:
-        raise OSError(f"no connection to Ray at {address}: {error}") from error
+        raise _not_connected(address, error) from error
 
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
@@ -173,13 +173,17 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
         except Exception as error:
             ray.shutdown()
             if not attempts_left:
-                where = "on this machine" if is_local else f"at {options['address']}"
-                hint = (
-                    ""
-                    if is_local
-                    else " (where the cluster asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH)"
-                )
-                raise OSError(f"no connection to Ray {where}: {' '.join(str(error).split())}{hint}") from error
+                raise _not_connected(options["address"], error) from error
+
+
+def _not_connected(address: str, error: Exception) -> OSError:
+    """Say that Ray cannot be started on this machine, or a cluster not be reached, and why."""
+    where, reason = f"at {address}", " ".join(str(error).split())
+    if address == "local":
+        where = "on this machine"
+    elif isinstance(error, ConnectionError) and "cluster" in reason:
+        reason += " (where the cluster asks for a token, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH)"
+    return OSError(f"no connection to Ray {where}: {reason}")
 
 
 @contextmanager
