@@ -12,6 +12,7 @@ import torch
 from fleet_of_machines import make_fleet, read_rows, run, write_clip, write_table
 
 from na_ssl_hf import AnomalyScorer
+from na_ssl_hf.fleet.engines import not_connected
 from na_ssl_hf.fleet.scorers import FleetScorers
 from na_ssl_hf.fleet.workers import ScoreWork
 
@@ -269,3 +270,10 @@ def test_a_cluster_that_nobody_runs_is_named_at_once(fleet, tmp_path, capsys):
         assert f"no connection to Ray at {address}: " in told
         assert reason in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_refuses_is_told_with_what_it_may_want():
+    refused = not_connected("head:6379", ConnectionError("Failed to connect to Ray cluster at head:6379"))
+    assert str(refused).startswith("no connection to Ray at head:6379: Failed to connect")
+    assert "set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH" in str(refused)
+    assert str(not_connected("local", RuntimeError("too slow"))) == "no connection to Ray on this machine: too slow"

@@ -158,7 +158,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_SEC).close()
     except (OSError, OverflowError) as error:
-        raise _not_connected(address, error) from error
+        raise not_connected(address, error) from error
 
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
@@ -173,10 +173,10 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
         except Exception as error:
             ray.shutdown()
             if not attempts_left:
-                raise _not_connected(options["address"], error) from error
+                raise not_connected(options["address"], error) from error
 
 
-def _not_connected(address: str, error: Exception) -> OSError:
+def not_connected(address: str, error: Exception) -> OSError:
     """Say that Ray cannot be started on this machine, or a cluster not be reached, and why."""
     where, reason = f"at {address}", " ".join(str(error).split())
     if address == "local":
