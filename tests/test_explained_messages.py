@@ -8,6 +8,7 @@ docs/troubleshooting.md with what to do.
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -90,19 +91,23 @@ def explains_itself(message: Message) -> bool:
     return message.kind in FILE_ERRORS and "…" in text
 
 
-def quoted() -> set[str]:
+def quoted() -> list[str]:
     page = PAGE.read_text(encoding="utf-8")
-    return {message for _, message in re.findall(r"^\| (``? ?)(.*?) ?``? \| ", page, re.MULTILINE)}
+    return [message for _, message in re.findall(r"^\| (``? ?)(.*?) ?``? \| ", page, re.MULTILINE)]
 
 
 def test_every_message_is_on_the_page_or_explains_itself():
-    found, on_page = list(messages()), quoted()
+    found, on_page = list(messages()), set(quoted())
     assert len(found) > 900
     assert set(PARTS.values()) <= on_page
     unexplained = [
         message for message in found if not (message.text in on_page or message.is_part or explains_itself(message))
     ]
     assert unexplained == []
+
+
+def test_no_message_is_on_the_page_twice():
+    assert [message for message, times in Counter(quoted()).items() if times > 1] == []
 
 
 @pytest.mark.parametrize(
