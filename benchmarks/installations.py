@@ -199,7 +199,7 @@ def cancelling(
     clips: Mapping[str, torch.Tensor], cancellers: set[str]
 ) -> Iterator[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
     """Yield the asked cancellers, functions of `(clips, 2, N)`; those that learn hear the training clips once."""
-    learning = FarMicrophone().partial_fit(clips["train"])
+    learning = FarMicrophone("auto").partial_fit(clips["train"])
     for canceller in CANCELLERS:
         if canceller not in cancellers:
             continue

@@ -8,7 +8,15 @@ import torch
 
 from na_ssl_hf.hub import far_microphone as module
 from na_ssl_hf.hub.far_microphone import FAR_MICROPHONE_FILE, FAR_MICROPHONE_METHODS, FarMicrophone
-from na_ssl_hf.hub.noise_cancellation import Heard, NoisePathSums, filtered, solve_noise_path
+from na_ssl_hf.hub.noise_cancellation import (
+    Contrast,
+    Heard,
+    NoisePathSums,
+    Spectra,
+    filtered,
+    lead_db,
+    solve_noise_path,
+)
 
 RATE = 16000
 
@@ -106,8 +114,7 @@ def test_a_filter_without_protection_would_cancel_the_machine_more(recordings):
 
 
 def test_incoherent_noise_is_subtracted_by_its_power():
-    far_microphone = FarMicrophone("auto").fit(site(coherent=False)[0])
-    assert far_microphone.method_ == "installation"
+    far_microphone = FarMicrophone("installation").fit(site(coherent=False)[0])
     assert far_microphone.slope_.median() == pytest.approx(2, rel=0.5)
     mixture, machines, noises = site(seed=70, coherent=False)
     left = far_microphone.cancel(mixture)[:, 0] - machines[:, 0]
@@ -120,6 +127,114 @@ def test_auto_stands_back_where_the_close_microphone_does_not_follow_the_far_one
     far_microphone = FarMicrophone("auto").fit(mixture)
     assert far_microphone.method_ == "none"
     assert far_microphone.cancel(mixture).equal(mixture)
+
+
+def bursting_machine(count, num_samples, seed):
+    """A machine whose loudness changes from half second to half second, much more than that of any noise here."""
+    levels = (10 ** (1.5 * random(count, num_samples // 8000 + 1, seed=seed + 1000) / 2)).clamp(0.05, 4)
+    return 0.05 * levels.repeat_interleave(8000, dim=1)[:, :num_samples] * random(count, num_samples, seed=seed)
+
+
+def site_of_bursts(seed=0, far_level=0.8, far_delay=24, noise_level=0.05):
+    """As `site`, with noise of one level, along one path, and a machine that varies, which the far microphone hears."""
+    noise = noise_level * random(12, 48000, seed=seed)
+    machine = bursting_machine(12, 48000, seed + 3)
+    noises = torch.stack([0.3 * convolved(noise, path()), noise], dim=1)
+    machines = torch.stack([machine, far_level * machine.roll(far_delay, dims=-1)], dim=1)
+    return noises + machines, machines, noises
+
+
+@pytest.fixture(scope="module")
+def bursts():
+    return site_of_bursts()
+
+
+def test_auto_keeps_a_machine_that_varies_which_the_difference_of_levels_takes_for_noise(bursts):
+    mixture, machines, noises = bursts
+    chosen, by_level = (FarMicrophone(method).fit(mixture) for method in ("auto", "filter"))
+    assert chosen.method_ == "installation"
+    kept, taken = (
+        decibels(machines[:, 0] - filtered(machines[:, 1], one.filter_, 2048), machines[:, 0])
+        for one in (chosen, by_level)
+    )
+    assert taken < -3
+    assert kept > -1
+    left = noises[:, 0] - filtered(noises[:, 1], chosen.filter_, 2048)
+    assert decibels(left, noises[:, 0]) < -3
+
+
+def test_auto_stands_back_and_says_so_where_the_machine_comes_to_the_far_microphone_first(warnings_seen):
+    # The close microphone hears the machine later and softer than the far one, and noise louder.
+    mixture = site_of_bursts(far_level=1.4, far_delay=-24)[0]
+    assert FarMicrophone("installation").fit(mixture).method_ == "installation"
+    assert not [told for told in warnings_seen if "'auto' leaves" in told]
+    far_microphone = FarMicrophone("auto").fit(mixture)
+    assert far_microphone.method_ == "none"
+    assert far_microphone.cancel(mixture).equal(mixture)
+    assert [told for told in warnings_seen if "'auto' leaves the close microphone as it is" in told]
+
+
+def test_auto_subtracts_only_where_the_filter_does_not_take_the_noise():
+    coherent, other = (FarMicrophone("auto").fit(site(coherent=one)[0]) for one in (True, False))
+    assert not coherent.slope_.any()
+    assert other.slope_.median() == pytest.approx(0.25, rel=0.3)
+
+
+def test_auto_with_the_noise_alone_is_what_installation_is(recordings):
+    mixture, _, noises = recordings
+    chosen, other = (FarMicrophone(method).fit(mixture, machine_off=noises) for method in ("auto", "installation"))
+    assert chosen.contrast_ is None
+    assert chosen.filter_.equal(other.filter_)
+    assert chosen.slope_.equal(other.slope_)
+
+
+def test_auto_is_saved_with_what_an_update_needs_and_older_states_have_none_of_it(bursts, tmp_path):
+    mixture = bursts[0]
+    far_microphone = FarMicrophone("auto").fit(mixture)
+    far_microphone.save_pretrained(tmp_path)
+    loaded = FarMicrophone.from_file(tmp_path / FAR_MICROPHONE_FILE)
+    assert loaded.fingerprint == far_microphone.fingerprint
+    for one in (loaded, far_microphone):
+        one.update(mixture, forget=0.5)
+        assert one.slope_.any() == FarMicrophone("auto").fit(mixture).slope_.any()
+    torch.testing.assert_close(loaded.filter_, far_microphone.filter_, atol=1e-4, rtol=0)
+    tensors, settings = far_microphone.state()
+    before = {name: tensor for name, tensor in tensors.items() if not name.startswith("contrast")}
+    assert len(before) == len(tensors) - 2
+    older = FarMicrophone.from_state(before, settings)
+    assert older.contrast_ is None
+    assert older.cancel(mixture).equal(far_microphone.cancel(mixture))
+    with pytest.raises(ValueError, match="`contrast_noise_spectra` must be finite of shape"):
+        FarMicrophone.from_state({**tensors, "contrast_noise_spectra": torch.zeros(4, 3)}, settings)
+
+
+def test_one_source_is_taken_out_of_a_contrast_of_two():
+    """Two sources, each coherent between the microphones, in other shares: what is left is a multiple of the noise."""
+
+    def source(seed, ratio):
+        path_of_source = torch.complex(random(200, seed=seed), random(200, seed=seed + 1)).to(torch.complex128)
+        path_of_source = path_of_source / path_of_source.abs() * ratio
+        return path_of_source.abs().square(), torch.ones(200).double(), path_of_source
+
+    noise, machine = source(1, 0.5), source(3, 3.0)
+    mixed = [
+        Spectra(*(a * n + b * m for n, m in zip(noise, machine, strict=True))) for a, b in ((1.0, 0.2), (0.6, 1.0))
+    ]
+    left = Contrast(*mixed).without_machine()
+    share = left.far[:, None]
+    torch.testing.assert_close(share, (1 - 0.2 * 0.6) * torch.ones_like(share), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(left.cross / left.far, noise[2], atol=1e-6, rtol=1e-6)
+
+
+def test_the_lead_is_positive_where_sound_comes_to_the_close_microphone_first():
+    wave = random(1, 48000)
+    for delay, low, high in ((30, 6, 100), (-30, -100, -6)):
+        sums = NoisePathSums(RATE)
+        sums.add(torch.stack([wave, wave.roll(delay, dims=-1)], dim=1) + 0.1 * random(1, 2, 48000, seed=2))
+        assert low < lead_db(sums.mean(), RATE) < high
+    unlike = NoisePathSums(RATE)
+    unlike.add(random(4, 2, 48000, seed=5))
+    assert abs(lead_db(unlike.mean(), RATE)) < 4
 
 
 def test_machine_off_recordings_give_the_path_even_where_the_noise_never_changes():

@@ -29,6 +29,9 @@ COMPARED_SHARE = 0.35
 # Levels are sorted into steps of this width; a fixed grid makes the order of the recordings irrelevant.
 _STEP_DB = 2.0
 _LOWEST_DB, _NUM_LEVELS = -160.0, 100
+# The same for levels of the close microphone against the far one, and the share of the blocks at either end.
+_RATIO_STEP_DB, _LOWEST_RATIO_DB = 1.0, -50.0
+_CONTRAST_SHARE = 0.2
 _HOPS_PER_BLOCK = 4
 # Shares of the far power, around each frequency and at it alone, that keep the division from following chance. The
 # second counts the machine as well: on its lines, which hardly change, nothing is learned.
@@ -38,6 +41,10 @@ TINY = 1e-20
 _BLOCK_PER_FRAME = 32
 # Noise that is louder than this in the close microphone, in power, did not come past the far one.
 _MOST_SLOPE = 4.0
+# Sound that reaches one microphone this much later than the other took another way than the direct one.
+_LONGEST_LEAD_SECONDS = 0.04
+# Rumble and the edge of a resampler have no direction.
+_LEAD_LOWEST_HZ, _LEAD_HIGHEST_SHARE = 200.0, 0.94
 
 
 def cancel_far_microphone(
@@ -183,6 +190,70 @@ class Spectra(NamedTuple):
         return self.close - explained
 
 
+class Contrast(NamedTuple):
+    """What tells a machine from noise in normal recordings: it is louder at the close microphone than at the far one.
+
+    Attributes:
+        noise: mean spectra over the blocks in which the close microphone is softest against the far one.
+        machine: the same over those in which it is loudest.
+    """
+
+    noise: Spectra
+    machine: Spectra
+
+    def without_machine(self) -> Spectra:
+        """Return the spectra of `noise` minus as much of `machine` as leaves no negative power in any direction.
+
+        The factor is the smallest root of `det(noise - x machine) = 0`, the 2 x 2 matrices of both microphones at a
+        frequency. Both machine and noise are in both sets of blocks, in other shares; what is taken away is then all
+        of the machine that the blocks of noise hold, and the noise that the blocks of the machine hold with it.
+        """
+        (close, far, cross), (own_close, own_far, own_cross) = self
+        square = own_close * own_far - own_cross.abs().square()
+        linear = close * own_far + far * own_close - 2 * (cross * own_cross.conj()).real
+        constant = close * far - cross.abs().square()
+        root = (linear - (linear.square() - 4 * square * constant).clamp_min(0).sqrt()) / (2 * square).clamp_min(1e-30)
+        share = root.clamp(0.0, 1.0)
+        return Spectra(*(noise - share * machine for noise, machine in zip(self.noise, self.machine, strict=True)))
+
+    def blended(self, other: "Contrast", share: float) -> "Contrast":
+        """Return `share` of these spectra and the rest of `other`."""
+        return Contrast(*(own.blended(new, share) for own, new in zip(self, other, strict=True)))
+
+
+class Blocks(NamedTuple):
+    """The spectra of a recording, T blocks of it.
+
+    Attributes:
+        values: `(4, T, K)`: power of the close and of the far microphone, real and imaginary part of the
+            cross-spectrum.
+        close, far: `(T, K)` float64, the powers averaged over the neighbourhood of each frequency.
+        num_samples: N.
+    """
+
+    values: torch.Tensor
+    close: torch.Tensor
+    far: torch.Tensor
+    num_samples: int
+
+
+def blocks_of(recording: torch.Tensor, sampling_rate: int) -> Blocks:
+    """Return the spectra of blocks of a second of a recording `(2, N)`, channel 0 close and 1 far."""
+    window = block_length(sampling_rate)
+    taper = torch.hann_window(window, device=recording.device)
+    # Blocks reach over both ends, so that clips shorter than a block count, too.
+    padded = F.pad(recording, (window // 2, window // 2))
+    spectra = torch.stft(padded, window, window // _HOPS_PER_BLOCK, window=taper, center=False, return_complex=True)
+    close, far = spectra.transpose(1, 2) / taper.square().sum().sqrt()  # (T, K) each; a level is that of the samples
+    powers = [one.real.square() + one.imag.square() for one in (close, far)]
+    cross = close * far.conj()
+    values = torch.stack([*powers, cross.real, cross.imag])  # (4, T, K)
+    around = [smoothed(power, neighbourhood(sampling_rate)) for power in powers]
+    # A block without any sound says nothing of a path.
+    is_heard = around[1].amax(1) > 0
+    return Blocks(values[:, is_heard], around[0][is_heard], around[1][is_heard], recording.shape[-1])
+
+
 class NoisePathSums:
     """Sums of the spectra of blocks, for each frequency apart and sorted by the level of the far microphone there.
 
@@ -191,6 +262,7 @@ class NoisePathSums:
 
     Args:
         sampling_rate: of the recordings, in Hz.
+        by_ratio: whether blocks are sorted by the level of the close microphone against the far one instead.
 
     Attributes:
         sums: `(4, G, K)` float64 on the CPU: power of the close and of the far microphone, real and imaginary part of
@@ -199,10 +271,9 @@ class NoisePathSums:
         num_samples: the samples that were given, of one channel.
     """
 
-    def __init__(self, sampling_rate: int):
-        self.sampling_rate = sampling_rate
-        self.window = block_length(sampling_rate)
-        num_frequencies = self.window // 2 + 1
+    def __init__(self, sampling_rate: int, by_ratio: bool = False):
+        self.sampling_rate, self.by_ratio = sampling_rate, by_ratio
+        num_frequencies = block_length(sampling_rate) // 2 + 1
         self.sums = torch.zeros(4, _NUM_LEVELS, num_frequencies, dtype=torch.float64)
         self.counts = torch.zeros(_NUM_LEVELS, num_frequencies, dtype=torch.float64)
         self.num_samples = 0
@@ -210,30 +281,23 @@ class NoisePathSums:
     def add(self, recordings: torch.Tensor) -> None:
         """Add `(B, 2, N)` float32 recordings, channel 0 close and 1 far; every one is a row of the sums of its own."""
         for recording in recordings.detach():
-            self._add_one(recording)
-        self.num_samples += recordings.shape[0] * recordings.shape[-1]
+            self.add_blocks(blocks_of(recording, self.sampling_rate))
 
-    def _add_one(self, recording: torch.Tensor) -> None:
-        window, hop = self.window, self.window // _HOPS_PER_BLOCK
-        taper = torch.hann_window(window, device=recording.device)
-        # Blocks reach over both ends, so that clips shorter than a block count, too.
-        padded = F.pad(recording, (window // 2, window // 2))
-        spectra = torch.stft(padded, window, hop, window=taper, center=False, return_complex=True).transpose(1, 2)
-        close, far = spectra / taper.square().sum().sqrt()  # (T, K) each; a level is that of the samples
-        power = far.real.square() + far.imag.square()
-        around = smoothed(power, neighbourhood(self.sampling_rate))  # (T, K)
-        cross = close * far.conj()
-        values = torch.stack([close.real.square() + close.imag.square(), power, cross.real, cross.imag])  # (4, T, K)
-        level = ((10 * around.clamp_min(1e-30).log10() - _LOWEST_DB) / _STEP_DB).long().clamp(0, _NUM_LEVELS - 1)
-        # A block without any sound says nothing of a path.
-        level, values = level[around.amax(1) > 0].cpu(), values[:, around.amax(1) > 0].double().cpu()
+    def add_blocks(self, blocks: Blocks) -> None:
+        """Add a recording whose spectra `blocks_of` computed."""
+        (lowest, step), power = (_LOWEST_DB, _STEP_DB), blocks.far
+        if self.by_ratio:
+            (lowest, step), power = (_LOWEST_RATIO_DB, _RATIO_STEP_DB), blocks.close / blocks.far.clamp_min(1e-30)
+        level = ((10 * power.clamp_min(1e-30).log10() - lowest) / step).long().clamp(0, _NUM_LEVELS - 1).cpu()
+        values = blocks.values.double().cpu()
         for sums, value in zip(self.sums, values, strict=True):
             sums.scatter_add_(0, level, value)
         self.counts.scatter_add_(0, level, torch.ones_like(values[0]))
+        self.num_samples += blocks.num_samples
 
     def joined(self, other: "NoisePathSums") -> "NoisePathSums":
         """Return the sums over the recordings of both."""
-        both = NoisePathSums(self.sampling_rate)
+        both = NoisePathSums(self.sampling_rate, self.by_ratio)
         both.sums, both.counts = self.sums + other.sums, self.counts + other.counts
         both.num_samples = self.num_samples + other.num_samples
         return both
@@ -254,9 +318,15 @@ class NoisePathSums:
         loud = self._lowest(self.counts.flip(0)).flip(0)
         return self._weighted(self._shares(loud) - self._shares(self._lowest(self.counts)))
 
-    def _lowest(self, counts: torch.Tensor) -> torch.Tensor:
-        """Return which part `(G, K)` of each level belongs to the first 35 % of all blocks."""
-        wanted = COMPARED_SHARE * counts.sum(0)
+    def contrast(self) -> Contrast:
+        """Return mean spectra of the 20 % of the blocks with the lowest ratio, and of those with the highest one."""
+        lowest = self._lowest(self.counts, _CONTRAST_SHARE)
+        highest = self._lowest(self.counts.flip(0), _CONTRAST_SHARE).flip(0)
+        return Contrast(*(self._weighted(self._shares(part)) for part in (lowest, highest)))
+
+    def _lowest(self, counts: torch.Tensor, share: float = COMPARED_SHARE) -> torch.Tensor:
+        """Return which part `(G, K)` of each level belongs to the first `share` of all blocks."""
+        wanted = share * counts.sum(0)
         before = counts.cumsum(0) - counts
         return ((wanted - before) / counts.clamp_min(1e-12)).clamp(0, 1)
 
@@ -317,6 +387,21 @@ def excess_slope(learned: Spectra, filter_taps: torch.Tensor, future: int, sampl
     width = neighbourhood(sampling_rate)
     left = smoothed(learned.residual(frequency_response(filter_taps, future, sampling_rate)), width)
     return left / smoothed(learned.far, width).clamp_min(TINY)
+
+
+def lead_db(spectra: Spectra, sampling_rate: int) -> float:
+    """Return by how much more of what both microphones hear comes to the close one first, in dB.
+
+    It compares the highest peaks of their correlation, each frequency weighted by its coherence alone (the SCOT of
+    Knapp and Carter, 1976), in which one or the other is ahead by at most 40 ms. Noise from all around has about 0 dB.
+    """
+    scale = (spectra.close * spectra.far).clamp_min(TINY).sqrt()
+    frequencies = torch.linspace(0, sampling_rate / 2, len(scale), dtype=torch.float64)
+    is_used = (frequencies >= _LEAD_LOWEST_HZ) & (frequencies < _LEAD_HIGHEST_SHARE * sampling_rate / 2)
+    correlation = torch.fft.irfft(torch.where(is_used, spectra.cross / scale, 0)).abs()
+    reach = round(_LONGEST_LEAD_SECONDS * sampling_rate)
+    far_first, close_first = correlation[1 : reach + 1].max(), correlation[-reach:].max()
+    return float(20 * (close_first.clamp_min(TINY) / far_first.clamp_min(TINY)).log10())
 
 
 def frame_slope(slope: torch.Tensor) -> torch.Tensor:
