@@ -67,7 +67,7 @@ def test_without_a_calibrated_far_microphone_nothing_is_said_of_it(tmp_path):
 def test_one_line_says_what_a_far_microphone_does(far_microphone):
     assert describe_far_microphone(far_microphone) == "far microphone, calibrated on 12 s: a filter"
     none = FarMicrophone("none").fit(recordings())
-    assert describe_far_microphone(none).endswith("it does not hear the noise, or the machine before the close one does")
+    assert describe_far_microphone(none).endswith("it does not hear the noise, or hears the machine first")
     subtracting = FarMicrophone("installation").fit(recordings())
     subtracting.slope_ = subtracting.slope_ + 0.1
     assert describe_far_microphone(subtracting).endswith("a filter, then subtraction of what it leaves")

@@ -79,7 +79,7 @@ def write_score_report(
 def describe_far_microphone(far_microphone: FarMicrophone) -> str:
     """Return one line that says what a calibrated far microphone does to the close one."""
     stages = "a filter, then subtraction of what it leaves" if far_microphone.slope_.any() else "a filter"
-    nothing = "nothing: it does not hear the noise, or the machine before the close one does"
+    nothing = "nothing: it does not hear the noise, or hears the machine first"
     done = stages if far_microphone.method_ in ("installation", "filter") else nothing
     return f"far microphone, calibrated on {far_microphone.num_seconds_:.0f} s: {done}"
 
