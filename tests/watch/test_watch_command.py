@@ -71,6 +71,8 @@ def test_bad_command_lines_are_one_line_errors(scorer_folder, tmp_path, capsys):
         (["-", "--rate", "16000"], "must be given together"),
         ([str(silent), "--false-alarms-per", "often"], "must be a time such as 30d"),
         ([str(silent), "--false-alarms-per", "90000d"], "needs at least"),
+        ([str(silent), "--independent-after", "never"], "`--independent-after` must be a time such as 30d"),
+        ([str(silent), "--independent-after", "40d"], "`independent_after` must be a number of seconds"),
         ([str(silent), "--hop", "5"], "`hop` must be a number of seconds above 0 and at most 1"),
     ]:
         assert main(["watch", str(scorer_folder), *WINDOW, *arguments]) == 1
