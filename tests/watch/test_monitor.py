@@ -128,11 +128,13 @@ def test_what_was_learned_is_kept_over_a_restart(scorer, tmp_path, monkeypatch, 
     assert again._rule.learned()["num_seen"] == given[1][1]["num_seen"]
 
 
-def test_windows_that_depend_on_each_other_are_told_once(scorer, monkeypatch, caplog):
-    monkeypatch.setattr(monitor.Dependence, "step", lambda *_: (0.5, 900.0))
+def test_windows_that_depend_on_each_other_are_told_and_longer_ones_again(scorer, monkeypatch, caplog):
+    times = iter([900.0, 1000.0, 3600.0, 3600.0])
+    monkeypatch.setattr(monitor.Dependence, "step", lambda *_: (0.5, next(times)))
     watched(scorer, machine_sound(63, 4.0))
-    assert caplog.text.count("rank correlation 0.50") == 1
+    assert caplog.text.count("rank correlation 0.50") == 2
     assert "ask for --independent-after 15m or more" in caplog.text
+    assert "ask for --independent-after 1h or more" in caplog.text
 
 
 def test_a_listener_that_fails_does_not_end_the_watch(scorer, caplog):

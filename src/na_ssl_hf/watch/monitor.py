@@ -122,7 +122,8 @@ class Monitor:
         self._health = SensorHealth(calibration.microphones, extractor.sampling_rate)
         self._level = calibration.level
         self._drift = DriftWatch()
-        self._dependence: Dependence | None = Dependence(length, self._settings.independent_after)
+        self._dependence = Dependence(length, self._settings.independent_after)
+        self._dependent_for = 0.0
         self._num_judged = 0
         self._memory_written: int | None = None
         self._reader = Reader(source)
@@ -243,14 +244,16 @@ class Monitor:
         self._num_judged += 1
         if self._rule.state == "alarm" or self._num_judged % max(1, round(self._length / self._hop)):
             return []
-        if self._dependence is not None and (found := self._dependence.step(score)) is not None:
+        found = self._dependence.step(score)
+        # The first windows tell of short times only.
+        if found is not None and found[1] >= 2 * self._dependent_for:
             correlation, seconds = found
             logger.warning(
                 f"{self._settings.name}: windows depend on each other (rank correlation {correlation:.2f}), so that "
                 "false alarms may come more often than promised: ask for --independent-after "
                 f"{duration_text(seconds)} or more."
             )
-            self._dependence = None
+            self._dependent_for = seconds
         line = self._drift.step(p_value)
         # A second change is another event: what it says of the mean replaces the first.
         return [] if line is None else [*self._end_event("drift", now), *self._begin_event("drift", now, line)]
