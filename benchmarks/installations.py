@@ -45,10 +45,12 @@ from na_ssl_hf.simulation.synthetic_dataset import synthesize_places
 
 from . import NUM_THREADS
 from .measuring import parser_of, progress
+from .separation import METHODS as SEPARATIONS
+from .separation import separated
 
 NONE, MACHINE_OFF = "none", "installation, machine off"
 # "filter" is the first part of "installation", and the subtraction after it the second.
-CANCELLERS = (NONE, *METHODS, "filter", "installation", "auto", MACHINE_OFF)
+CANCELLERS = (NONE, *METHODS, *SEPARATIONS, "filter", "installation", "auto", MACHINE_OFF)
 COHERENCES, LEVELS_DB, SNRS_DB = (1.0, 0.5, 0.0), (-3.0, 12.0), (-5.0, 0.0, 5.0)
 # Clips of source and target domain in training, of each domain and label in the test, and of the noise alone.
 NUM_SOURCE, NUM_TARGET, NUM_TEST, NUM_OFF = 36, 4, 12, 4
@@ -212,6 +214,8 @@ def cancelling(
                     [cancel_far_microphone(recordings[:, 0], recordings[:, 1], method), recordings[:, 1]], dim=1
                 ),
             )
+        elif canceller in SEPARATIONS:
+            yield canceller, lambda recordings, method=canceller: separated(recordings, method)  # type: ignore[misc]
         else:
             if canceller == MACHINE_OFF:  # the last one, because no other shall know these recordings
                 learning.partial_fit(clips[SUPPLEMENTAL], machine_off=True)

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import installations
 from benchmarks.installations import CANCELLERS, MACHINE_OFF, NONE, Case, read, run, system_of, tables
+from benchmarks.separation import METHODS, separated
 
 CASE = Case(5, "fan", 1.0, 12.0, -5.0)
 
@@ -96,3 +97,16 @@ def test_differences_are_paired_and_the_worst_machine_is_named():
     assert lines["installation"].rstrip(" |").endswith("(valve)")
     assert float(lines["installation"].split("|")[-2].split("(")[0]) < -20
     assert "100.0 (+" in table.split("\n\n")[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_separation_leaves_the_machine_of_two_sounds_that_are_only_mixed(method):
+    random = np.random.default_rng(0)
+    strokes = np.repeat(random.random(20) < 0.4, 2000) * random.standard_normal(40000)
+    noise = random.standard_normal(40000) * (1 + np.sin(np.arange(40000) / 3000))
+    recording = torch.from_numpy(np.stack([strokes + 0.7 * noise, 0.3 * strokes + noise])).float()[None]
+    left = separated(recording, method)
+    assert left.shape == recording.shape
+    assert torch.equal(left[:, 1], recording[:, 1])
+    error = np.mean((left[0, 0].numpy() - strokes) ** 2) / np.mean((0.7 * noise) ** 2)
+    assert error < 0.2
