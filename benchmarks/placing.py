@@ -45,7 +45,7 @@ from .measuring import parser_of, progress
 
 MACHINES = ("fan", "gearbox", "bearing", "valve")
 COHERENCES = (1.0, 0.5)
-CANCELLERS = ("none", "installation", "spectral_subtraction")
+CANCELLERS = ("none", "auto", "installation", "spectral_subtraction")
 SNR_DB = 0.0
 USUAL_FAR_DISTANCE = 1.0
 NUM_TRAIN, NUM_TEST = 32, 20  # the test has as many faulty clips as normal ones
@@ -354,7 +354,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     parts = []
     for coherence in sorted({row["site"][2] for row in rows}, reverse=True):
         of_coherence = [row for row in rows if row["site"][2] == coherence]
-        head = ["condition", "machine, close - far", "close alone", *CANCELLERS[1:], "least of a machine"]
+        head = ["condition", "machine, close - far", "close alone", *CANCELLERS[1:], "least of a machine, auto"]
         lines = [f"Coherence {coherence:g}", "", _line(head), _line([":--", *["--:"] * (len(head) - 1)])]
         for condition in CONDITIONS:
             found = [row for row in of_coherence if (row["group"], row["name"]) == (condition.group, condition.name)]
@@ -377,7 +377,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
         cells.append(f"{gains.mean():+.1f} ± {interval:.1f}")
     of_machine: dict[str, list[float]] = {}
     for row in rows:
-        of_machine.setdefault(row["site"][1], []).append(100 * (row["aucs"]["installation"] - row["aucs"]["none"]))
+        of_machine.setdefault(row["site"][1], []).append(100 * (row["aucs"]["auto"] - row["aucs"]["none"]))
     return [*cells, f"{min(float(np.mean(gains)) for gains in of_machine.values()):+.1f}"]
 
 
