@@ -2,7 +2,7 @@
 
     python -m benchmarks.installations --out sites.jsonl                        # log-mel statistics, nothing to load
     python -m benchmarks.installations --out sites.jsonl --seed 11 --system eat=eat-tiny-distilled na-eat=na-eat-tiny
-    python -m benchmarks.installations --out sites.jsonl --tables coherence level snr machine backend    # as they are
+    python -m benchmarks.installations --out sites.jsonl --tables coherence level snr grid machine backend    # as they are
     python -m benchmarks.installations --out order.jsonl --machine-level published --snr -5 --coherence 1 \\
         --canceller none least_squares --machines fan bearing gearbox valve --system logmel beats=na-beats-tiny
 
@@ -98,7 +98,7 @@ def main() -> None:
     add("--system", nargs="+", default=["logmel"], metavar="NAME=CHECKPOINT[:LAYER]", help="logmel, or frontends")
     add("--canceller", nargs="+", default=CANCELLERS, choices=CANCELLERS, help="cancellers (default: all)")
     add("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th site, from the I-th on")
-    add("--tables", nargs="*", choices=_KEYS, help="tables of what --out has by these, without computing")
+    add("--tables", nargs="*", choices=[*_KEYS, GRID], help="tables of what --out has by these, without computing")
     options = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)
     logging.disable_progress_bar()
@@ -252,7 +252,7 @@ def tables(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
         (Case(*row["case"]), row["system"], row["canceller"], row["backend"]): _draws(Case(*row["case"]), row["scores"])
         for row in rows
     }
-    return "\n\n".join(_table(draws, key) for key in keys)
+    return "\n\n".join(_grid(draws) if key == GRID else _table(draws, key) for key in keys)
 
 
 # The draws of a row: the three official values as they are, and then over redrawn clips, `(1 + draws, 3)`.
@@ -290,6 +290,24 @@ def _table(draws: Draws, key: str) -> str:
         cells = [_cell(draws, cases, (system, canceller, backend), reference) for cases in map(of_row.get, columns)]
         least = _least(draws, [case for cases in of_row.values() for case in cases], (system, canceller, backend))
         lines.append([system, canceller, *([backend] if per_backend else []), *cells, least])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _grid(draws: Draws) -> str:
+    """Make a table of coherence x level x SNR, the cancellers side by side."""
+    systems = sorted({system for _, system, _, _ in draws})
+    found = {canceller for _, _, canceller, _ in draws}
+    cancellers = [canceller for canceller in CANCELLERS if canceller in found]
+    head = ["system", "coherence", "level", "SNR", "sites", *cancellers]
+    lines = [head, [":--"] + ["--:"] * (len(head) - 1)]
+    of_condition: dict[tuple[str, ...], set[Case]] = defaultdict(set)
+    for case, _, _, _ in sorted(draws, key=lambda row: (-row[0].coherence, -(row[0].level or 0), -row[0].snr)):
+        level = "published" if case.level is None else f"{case.level:g}"
+        of_condition[f"{case.coherence:g}", level, f"{case.snr:g}"].add(case)
+    for system, (condition, cases) in product(systems, of_condition.items()):
+        ordered = sorted(cases)
+        cells = [_cell(draws, ordered, (system, one, "nearest"), (system, NONE, "nearest")) for one in cancellers]
+        lines.append([system, *condition, str(len(cases)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -344,6 +362,8 @@ _KEYS: dict[str, Callable[[Case], Any]] = {
     "seed": lambda case: case.seed,
     "backend": lambda case: None,
 }
+# Coherence x level x SNR, in a table of its own kind.
+GRID = "grid"
 
 
 if __name__ == "__main__":

@@ -99,6 +99,23 @@ def test_differences_are_paired_and_the_worst_machine_is_named():
     assert "100.0 (+" in table.split("\n\n")[1]
 
 
+def test_a_grid_has_a_line_for_every_condition_and_counts_its_sites():
+    labels = np.repeat([0.0, 1.0, 0.0, 1.0], installations.NUM_TEST)
+    conditions = [(1, 1.0, 12.0, 0.0), (2, 1.0, 12.0, 0.0), (1, 1.0, -3.0, 0.0), (1, 0.0, -3.0, 5.0)]
+    rows = [
+        row_of(Case(seed, "fan", coherence, level, snr), "logmel", canceller, scores)
+        for seed, coherence, level, snr in conditions
+        for canceller, scores in ((NONE, -labels), ("auto", labels))
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables(rows, ["grid"]).splitlines()[2:]]
+    assert [line[:5] for line in lines] == [
+        ["logmel", "1", "12", "0", "2"],
+        ["logmel", "1", "-3", "0", "1"],
+        ["logmel", "0", "-3", "5", "1"],
+    ]
+    assert all(line[5] == "0.0" and line[6].startswith("100.0 (+100.0") for line in lines)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_separation_leaves_the_machine_of_two_sounds_that_are_only_mixed(method):
     random = np.random.default_rng(0)
