@@ -2,7 +2,7 @@
 
     python -m benchmarks.installations --out sites.jsonl                        # log-mel statistics, nothing to load
     python -m benchmarks.installations --out sites.jsonl --seed 11 --system eat=eat-tiny-distilled na-eat=na-eat-tiny
-    python -m benchmarks.installations --out sites.jsonl --tables coherence level snr grid machine backend  # as they are
+    python -m benchmarks.installations --out sites.jsonl --tables coherence level snr grid machine backend # as they are
     python -m benchmarks.installations --out order.jsonl --machine-level published --snr -5 --coherence 1 \\
         --canceller none least_squares --machines fan bearing gearbox valve --system logmel beats=na-beats-tiny
 
