@@ -7,6 +7,9 @@ import torch
 from tiny_models import MODELS, NOISE_AWARE_VARIANTS, tiny_model, two_channel_fbank
 from torch.export import Dim
 
+from na_ssl_hf.hub import mel_spectrogram
+from na_ssl_hf.hub.fbank import real_dft
+
 VARIANTS = [(name, None) for name in MODELS if not name.startswith("na-")] + NOISE_AWARE_VARIANTS
 variants = pytest.mark.parametrize(("model_type", "layer_type"), VARIANTS)
 masks = pytest.mark.parametrize("masked", [False, True], ids=["whole", "padded"])
@@ -126,3 +129,17 @@ def test_the_exporter_of_transformers_takes_it(model_type):
     inputs = inputs_of(model_type, 3, 163, True)
     expected = model(**inputs).last_hidden_state
     torch.testing.assert_close(graph(**inputs).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["dasheng", "efficientat"])
+def test_tables_that_an_export_makes_first_are_of_use_to_the_next_one(kind):
+    class Mel(torch.nn.Module):
+        def forward(self, waves):
+            return mel_spectrogram._mel_power(waves, kind, 64, 160)
+
+    mel_spectrogram._tables_on.cache_clear()
+    real_dft.cache_clear()
+    waves = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    of_graphs = [torch.export.export(Mel(), (waves,), strict=False).module()(waves) for _ in range(2)]
+    for of_graph in of_graphs:
+        assert torch.allclose(of_graph, Mel()(waves), rtol=1e-3, atol=1e-4)

@@ -98,12 +98,12 @@ def test_every_mistake_in_the_file_is_named(tmp_path, text, message):
 
 def test_a_check_tells_what_is_wrong_with_every_machine(tmp_path, scorer_folder, capsys):
     path = two_machines(tmp_path, scorer_folder)
-    text = path.read_text().replace("12h", "90000d")
+    text = path.read_text().replace("12h", "9000000d")
     path.write_text(text)
     (tmp_path / "1.wav").unlink()
     assert main(["watch", "--config", str(path), "--check"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "pump: `false_alarms_per` of 9e+04d needs at least" in last
+    assert "pump: `false_alarms_per` of 9e+06d needs at least" in last
     assert "fan: `source` must be -, a file" in last
 
 

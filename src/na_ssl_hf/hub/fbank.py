@@ -2,10 +2,12 @@
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 # Letters: N samples, T frames, K = 256 FFT bins (the Nyquist bin has no mel weight), M = 128 mel channels.
 SAMPLING_RATE = 16000
@@ -149,10 +151,21 @@ def kaldi_mel(hertz: torch.Tensor, num_mel_bins: int, lowest_hz: float, highest_
     return torch.minimum(rising, falling).clamp_min(0.0)
 
 
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """Give a context for tensors that are kept, in which they are ordinary ones.
+
+    Those that are made in inference mode, or while `torch.export` follows a model with tensors that have no values, are
+    of no use outside of it.
+    """
+    with torch.inference_mode(False), unset_fake_temporarily():
+        yield
+
+
 @functools.lru_cache(maxsize=8)
 def real_dft(num_samples: int, fft_length: int) -> torch.Tensor:
     """Make the real DFT `(num_samples, fft_length)` without the Nyquist bin, cosines first, float32 on the CPU."""
-    with torch.inference_mode(False):
+    with real_tensors():
         samples, bins = (torch.arange(n, device="cpu", dtype=torch.float64) for n in (num_samples, fft_length // 2))
         # Whole turns are removed before the multiplication by 2 pi, which keeps the angles exact.
         angles = 2 * math.pi * (torch.outer(samples, bins) % fft_length / fft_length)

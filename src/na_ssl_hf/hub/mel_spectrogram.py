@@ -19,6 +19,7 @@ from .fbank import (
     outside_autocast,
     product_of_each_clip,
     real_dft,
+    real_tensors,
 )
 
 # Letters: N samples, T frames, W samples of the window, K FFT bins (the Nyquist bin has no mel weight), M mel bins.
@@ -186,8 +187,7 @@ def _mel_power(waves: torch.Tensor, kind: str, num_mel_bins: int, hop_length: in
 
 @functools.lru_cache(maxsize=16)
 def _tables_on(kind: str, num_mel_bins: int, device: torch.device) -> _Tables:
-    # Tensors that are made in inference mode or under a device context could not be used outside of it.
-    with torch.inference_mode(False), torch.device("cpu"):
+    with real_tensors(), torch.device("cpu"):  # whatever device context this happens in
         window, bank, fft_length = _dasheng_tables() if kind == "dasheng" else _efficientat_tables(num_mel_bins)
         return _Tables(window.to(device), bank.to(device), fft_length)
 
