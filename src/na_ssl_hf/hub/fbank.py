@@ -178,8 +178,7 @@ def _constants(flavour: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     Window and bank are computed in float32 as the originals do: quiet bands beside a loud tone show the difference.
     """
     exponent, gain = FLAVOURS[flavour][:2]
-    # These are kept, so they must be ordinary CPU tensors whatever mode or device context the import happens in.
-    with torch.inference_mode(False):
+    with real_tensors():
         window = torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu") ** exponent
         hertz = torch.arange(FFT_LENGTH // 2, device="cpu") * (SAMPLING_RATE / FFT_LENGTH)
         mel_bank = kaldi_mel(hertz, NUM_MEL_BINS, 20.0, SAMPLING_RATE / 2)  # channel 3 contains no FFT bin
@@ -193,5 +192,5 @@ _CONSTANTS = {flavour: _constants(flavour) for flavour in FLAVOURS}
 def _eager_constants(flavour: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy window and mel bank to `device`, once."""
     window, _, mel_bank = _CONSTANTS[flavour]
-    with torch.inference_mode(False):  # tensors of a first call in inference mode could not be used in training
+    with real_tensors():
         return window.to(device), mel_bank.to(device)

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_autoencoder import AutoencoderConfig
-from .fbank import SAMPLING_RATE
+from .fbank import SAMPLING_RATE, real_tensors
 from .modeling_shared import CompleteModel
 
 SCORE_METHODS = ("mse", "mahalanobis")
@@ -188,8 +188,7 @@ def _squared_distance(mean: torch.Tensor, covariance: torch.Tensor) -> float:
 def _mel_bank(num_mel_bins: int) -> torch.Tensor:
     """Make the mel triangles `(M, K)` over the FFT bins, float64, each of area 1 over Hz."""
     highest_mel = _LOG_START_MEL + math.log(SAMPLING_RATE / 2 / _LOG_START_HERTZ) / _LOG_STEP
-    # The result is kept, so it must be an ordinary CPU tensor whatever mode or device context the first call is in.
-    with torch.inference_mode(False):
+    with real_tensors():
         mel = torch.linspace(0.0, highest_mel, num_mel_bins + 2, dtype=torch.float64, device="cpu")
         logarithmic = _LOG_START_HERTZ * ((mel - _LOG_START_MEL) * _LOG_STEP).exp()
         corners = torch.where(mel < _LOG_START_MEL, mel * _HERTZ_PER_MEL, logarithmic)[:, None]  # (M + 2, 1)
