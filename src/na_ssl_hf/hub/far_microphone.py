@@ -289,14 +289,11 @@ class FarMicrophone:
         return sum(taken) / 2
 
     def _solve(self, halves: Sequence[Heard]) -> None:
-        past, future = self._num_taps()
-        zero = torch.zeros(past + future)
+        zero = torch.zeros(sum(self._num_taps()))
         self.filter_, self.method_ = zero, self.method
         if self.method in ("installation", "filter", "auto"):
-            self.filter_ = solve_noise_path(self.heard_, halves, past, future, self.sampling_rate)
-        before, left = (
-            excess_slope(self.heard_.noise, taps, future, self.sampling_rate) for taps in (zero, self.filter_)
-        )
+            self.filter_ = solve_noise_path(self.heard_, halves, *self._num_taps(), self.sampling_rate)
+        before, left = (self._excess(self.heard_.noise, taps) for taps in (zero, self.filter_))
         self.slope_ = torch.zeros_like(frame_slope(left))
         if self.method == "auto":
             self.method_ = "installation" if float(before.median()) >= _LEAST_SLOPE else "none"
@@ -467,17 +464,10 @@ class FarMicrophone:
         self._check_fitted()
         if isinstance(forget, bool) or not isinstance(forget, (int, float)) or not 0 <= forget <= 1:
             raise ValueError(f"`forget` must be in [0, 1], got {forget!r}.")
-        sums = NoisePathSums(self.sampling_rate)
-        by_ratio = NoisePathSums(self.sampling_rate, by_ratio=True)
-        for waveforms in recordings:
-            for recording in self._checked(waveforms).detach():
-                blocks = blocks_of(recording, self.sampling_rate)
-                sums.add_blocks(blocks)
-                by_ratio.add_blocks(blocks)
-        self._check_enough(sums, "recordings")
-        new = Heard(sums.difference(), sums.mean())
+        by_ratio = None if self.contrast_ is None else NoisePathSums(self.sampling_rate, by_ratio=True)
+        new = self._heard_in(recordings, by_ratio)
         self.heard_ = Heard(*(old.blended(one, forget) for old, one in zip(self.heard_, new, strict=True)))
-        if self.contrast_ is None:
+        if self.contrast_ is None or by_ratio is None:
             self._solve([])
             return self
         self.contrast_ = self.contrast_.blended(by_ratio.contrast(), forget)
@@ -486,10 +476,15 @@ class FarMicrophone:
             self._solve_contrast(self.contrast_, [], is_subtracted=bool(self.slope_.any()))
         return self
 
-    def _heard_in(self, recordings: Iterable[torch.Tensor]) -> Heard:
+    def _heard_in(self, recordings: Iterable[torch.Tensor], by_ratio: NoisePathSums | None = None) -> Heard:
+        """Return the spectra of recordings, which are added to `by_ratio` as well, if it is given."""
         sums = NoisePathSums(self.sampling_rate)
+        every = [sums] if by_ratio is None else [sums, by_ratio]
         for waveforms in recordings:
-            sums.add(self._checked(waveforms))
+            for recording in self._checked(waveforms).detach():
+                blocks = blocks_of(recording, self.sampling_rate)
+                for one in every:
+                    one.add_blocks(blocks)
         self._check_enough(sums, "recordings")
         return Heard(sums.difference(), sums.mean())
 
