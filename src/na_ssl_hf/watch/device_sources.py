@@ -47,6 +47,11 @@ class _Retries:
         self._wait = min(2 * self._wait, RETRY_SECONDS[1])
 
 
+def _number_or_name(device: str) -> int | str:
+    """Return what PortAudio finds a device by."""
+    return int(device) if device.isdigit() else device
+
+
 class SoundCard:
     """Two channels of a sound card. One that vanishes is looked for until it is back.
 
@@ -72,7 +77,7 @@ class SoundCard:
                 "A sound card as a source needs the library PortAudio (Debian: apt install libportaudio2)."
             ) from error
         self._sounddevice: Any = sounddevice
-        self._device: int | str | None = int(device) if device.isdigit() else device or None
+        self._device: int | str | None = _number_or_name(device) if device else None
         self._rate = rate
         self.name = f"device:{device}" if device else "device"
         self._retries = _Retries()
@@ -166,7 +171,7 @@ class TwoSoundCards(SoundCard):
         super().__init__(f"{close}+{far}", rate)
 
     def _found(self) -> tuple[Any, int]:
-        both = [self._queried(int(name) if name.isdigit() else name, 1) for name in self._names]
+        both = [self._queried(_number_or_name(name), 1) for name in self._names]
         if both[0]["index"] == both[1]["index"]:
             raise ValueError(f"`source` must be two devices, got {both[0]['name']!r} twice: {self.name!r}.")
         return [one["index"] for one in both], self._rate or round(both[0]["default_samplerate"])

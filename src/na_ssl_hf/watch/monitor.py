@@ -237,26 +237,27 @@ class Monitor:
         )
 
     def _drifted(self, p_value: float, score: float, now: float) -> list[AlarmEvent]:
-        """Events of a slow drift, and a warning of windows that depend on each other.
-
-        Windows that overlap would count the same sound several times, so that only those are taken which do not.
-        """
+        """Events of a slow drift: windows that overlap would count the same sound several times."""
         self._num_judged += 1
         if self._rule.state == "alarm" or self._num_judged % max(1, round(self._length / self._hop)):
             return []
-        found = self._dependence.step(score)
-        # The first windows tell of short times only.
-        if found is not None and found[1] >= 2 * self._dependent_for:
-            correlation, seconds = found
-            logger.warning(
-                f"{self._settings.name}: windows depend on each other (rank correlation {correlation:.2f}), so that "
-                "false alarms may come more often than promised: ask for --independent-after "
-                f"{duration_text(seconds)} or more."
-            )
-            self._dependent_for = seconds
+        self._warn_of_dependence(score)
         line = self._drift.step(p_value)
         # A second change is another event: what it says of the mean replaces the first.
         return [] if line is None else [*self._end_event("drift", now), *self._begin_event("drift", now, line)]
+
+    def _warn_of_dependence(self, score: float) -> None:
+        """Tell that windows depend on each other beyond their overlap, for which the promise does not hold."""
+        found = self._dependence.step(score)
+        # The first windows tell of short times only.
+        if found is None or found[1] < 2 * self._dependent_for:
+            return
+        correlation, self._dependent_for = found
+        logger.warning(
+            f"{self._settings.name}: windows depend on each other (rank correlation {correlation:.2f}), so that "
+            "false alarms may come more often than promised: ask for --independent-after "
+            f"{duration_text(self._dependent_for)} or more."
+        )
 
     def _take_new_memory(self) -> None:
         """Go on with the memory that `na-ssl bank` has written meanwhile, and with the evidence as it is."""
