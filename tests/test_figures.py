@@ -1,6 +1,5 @@
 """The figures of the pages are those that their code draws."""
 
-import importlib.util
 import io
 from pathlib import Path
 
@@ -8,15 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from module_files import module_of
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture(scope="module")
 def figures():
-    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(DOCS / "figures.py")
 
 
 def pixels(source: Path | io.BytesIO) -> np.ndarray:

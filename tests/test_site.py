@@ -3,7 +3,6 @@
 import argparse
 import ast
 import contextlib
-import importlib.util
 import inspect
 import io
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import na_ssl_hf
+from module_files import module_of
 from na_ssl_hf.cli import build_parser
 
 if sys.version_info >= (3, 11):
@@ -26,10 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def maker():
-    spec = importlib.util.spec_from_file_location("make_site", ROOT / "docs/make_site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(ROOT / "docs/make_site.py")
 
 
 @pytest.fixture(scope="module")

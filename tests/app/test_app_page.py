@@ -21,6 +21,7 @@ import soundfile
 import torch
 from watched_machine import RATE, machine_sound
 
+from chromium import headless_chromium
 from na_ssl_hf.cli import main
 
 pytest.importorskip("gradio")
@@ -29,7 +30,6 @@ from na_ssl_hf.app import steps
 from na_ssl_hf.app.page import page_options
 from na_ssl_hf.app.serving import served_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TOKEN = "s3cret"
 SCORE = "#score"
 # The room does not hear the fault.
@@ -106,13 +106,8 @@ def test_a_limit_must_leave_room():
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with headless_chromium() as opened:
+        yield opened
 
 
 class Visitor:

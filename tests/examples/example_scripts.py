@@ -1,6 +1,5 @@
 """Scripts of `examples/` in tests: loaded as modules, run in this process, killed in one of their own."""
 
-import importlib.util
 import signal
 import subprocess
 import sys
@@ -11,16 +10,14 @@ from types import ModuleType
 
 from accelerate.state import AcceleratorState, GradientState
 
+from module_files import module_of
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
+    return module_of(EXAMPLES / f"{name}.py")
 
 
 def run_here(script: ModuleType, arguments: Sequence[object], monkeypatch) -> None:

@@ -72,18 +72,15 @@ def test_bad_changes_are_one_line_errors_and_change_nothing(folder, tmp_path, ca
     assert (folder / "memory_bank.safetensors").read_bytes() == content
 
 
-def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
-    scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
-    file = tmp_path / "same.wav"
-    sound = machine_sound(91, 1.0, fault=WHINE)
-    soundfile.write(file, sound.T, RATE, subtype="FLOAT")
-    scores = []
+def watched(scorer, folder, sound, settings, after_two_windows):
+    """Watches four times a sound of one window, in whose middle an operator runs a command; returns the results."""
+    results = []
 
     class Operator:
         def window(self, result, samples):
-            scores.append(result.score)
-            if len(scores) == 2:
-                assert run("add", folder, file, "--device", "cpu") == 0
+            results.append(result)
+            if len(results) == 2:
+                assert after_two_windows() == 0
 
         opened = event = lambda self, what: None
         close = lambda self: None  # noqa: E731
@@ -97,8 +94,20 @@ def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
         def close(self):
             pass
 
-    settings = MonitorSettings(window=1.0, hop=1.0)
     Monitor(scorer, Source(), settings, [Operator()], scorer_name=str(folder)).run()
+    return results
+
+
+def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
+    scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
+    file = tmp_path / "same.wav"
+    sound = machine_sound(91, 1.0, fault=WHINE)
+    soundfile.write(file, sound.T, RATE, subtype="FLOAT")
+    settings = MonitorSettings(window=1.0, hop=1.0)
+    results = watched(
+        scorer, folder, sound, settings, after_two_windows=lambda: run("add", folder, file, "--device", "cpu")
+    )
+    scores = [result.score for result in results]
     assert scores[1] == pytest.approx(scores[0], abs=1e-6)
     assert scores[2] < scores[0] / 10
 
@@ -106,29 +115,11 @@ def test_a_monitor_goes_on_with_the_changed_memory(folder, tmp_path):
 def test_a_memory_that_cannot_be_used_leaves_the_old_one_in_place(folder, caplog):
     scorer = pipeline("anomaly-scoring", model=str(folder), device="cpu")
     sound = machine_sound(94, 1.0, fault=WHINE)
-    results = []
-
-    class Operator:
-        def window(self, result, samples):
-            results.append(result)
-            if len(results) == 2:
-                # The promise that was asked for needs more recordings than are left.
-                assert run("forget", folder, *range(10), "--device", "cpu") == 0
-
-        opened = event = lambda self, what: None
-        close = lambda self: None  # noqa: E731
-
-    class Source:
-        name, is_live = "test", False
-
-        def blocks(self):
-            yield Block(np.tile(sound, 4), RATE, begins=True)
-
-        def close(self):
-            pass
-
+    # The promise that is asked for needs more recordings than are left.
     settings = MonitorSettings(window=1.0, hop=1.0, false_alarms_per=3600.0)
-    Monitor(scorer, Source(), settings, [Operator()], scorer_name=str(folder)).run()
+    results = watched(
+        scorer, folder, sound, settings, after_two_windows=lambda: run("forget", folder, *range(10), "--device", "cpu")
+    )
     assert "the changed memory cannot be used" in caplog.text
     told = {(result.score, result.p_value, result.threshold) for result in results}
     assert (len(results), len(told)) == (4, 1)

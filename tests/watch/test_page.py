@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -15,6 +14,7 @@ import soundfile
 from test_messages import wait_until
 from watched import RATE, STARTED_AT, event, machine, sound, window
 
+from chromium import headless_chromium
 from na_ssl_hf.watch.store import WatchStore
 
 pytest.importorskip("starlette")
@@ -23,7 +23,6 @@ pytest.importorskip("uvicorn")
 from na_ssl_hf.watch.page.news import POLL_S
 from na_ssl_hf.watch.page.server import MOST_POINTS, PageServer, is_loopback, make_page, parse_address, thinned
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ALARM = event(start=5.0)
 
 
@@ -238,13 +237,8 @@ def test_thinned_charts_keep_their_peaks():
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with headless_chromium() as opened:
+        yield opened
 
 
 def test_the_page_in_a_browser(serve, store, browser):
