@@ -37,7 +37,7 @@ from na_ssl_hf.simulation.mixing import spatial_noises
 
 from . import NUM_THREADS
 from .layers import load_scorer
-from .measuring import NUM_SAMPLES, SEED, Row, alternate, parser_of
+from .measuring import NUM_SAMPLES, SEED, Row, alternate, auc_of_scores, parser_of
 
 MACHINES = ("fan", "gearbox", "bearing", "valve", "toycar")
 COHERENCES = (1.0, 0.5, 0.0)
@@ -119,8 +119,7 @@ def aucs_of_site(targets: Targets, noises: Noises, coherence: float, seed: int, 
         cancel = canceller(method, mixtures["train"])
         train, normal, anomaly = (embed.vectors(cancel(mixtures[part])) for part in ("train", "normal", "anomaly"))
         bank = replace(embed.memory).fit(train)
-        of_normal, of_anomaly = (torch.as_tensor(bank.score(part)).numpy() for part in (normal, anomaly))
-        aucs.append(np.heaviside(of_anomaly[:, None] - of_normal, 0.5).mean())
+        aucs.append(auc_of_scores(*(torch.as_tensor(bank.score(part)).numpy() for part in (normal, anomaly))))
     return np.array(aucs)
 
 

@@ -24,7 +24,7 @@ from na_ssl_hf.hub.recorded_bands import num_recorded_bands, recorded_rate
 
 from . import NUM_THREADS
 from .clean_machines import Machine, add_options, as_recordings, chosen_machines
-from .measuring import SEED, Row, parser_of, progress
+from .measuring import SEED, Row, auc_of_scores, parser_of, progress
 
 NUM_DRAWS = 2_000
 BATCH_SIZE = 8
@@ -65,7 +65,7 @@ def layer_aucs(
         for layer, vectors in by_layer.items():
             bank = MemoryBank(**of_bank).fit(vectors[remembered])
             normal, anomalous = (bank.score(each).numpy() for each in (vectors[tested], vectors[first_anomaly:]))
-            aucs[layer].append(float(np.heaviside(anomalous[:, None] - normal, 0.5).mean()))
+            aucs[layer].append(auc_of_scores(normal, anomalous))
     return {layer: np.array(values) for layer, values in aucs.items()}
 
 

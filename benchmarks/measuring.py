@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -50,6 +51,11 @@ def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
 
 def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def auc_of_scores(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """Return the share of pairs of a normal and an anomalous score of which the anomalous one is higher; ties halve."""
+    return float(np.heaviside(anomalous[:, None] - normal, 0.5).mean())
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:

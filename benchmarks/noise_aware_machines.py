@@ -30,7 +30,7 @@ from na_ssl_hf.hub.layer_choice import NA_SHARES
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Noises, Targets, canceller, embedder, mixed, sounds
-from .measuring import parser_of, progress
+from .measuring import auc_of_scores, parser_of, progress
 
 CANCELLERS = ("none", "spectral_subtraction", "installation")
 SNRS_DB = (0.0, -5.0, 5.0)
@@ -166,7 +166,7 @@ def auc(of_room: Mapping[str, Sequence[float]], draw: np.random.Generator | None
     normal, anomaly = (np.asarray(of_room[part]) for part in ("normal", "anomaly"))
     if draw is not None:
         normal, anomaly = (scores[draw.integers(len(scores), size=len(scores))] for scores in (normal, anomaly))
-    return float(np.heaviside(anomaly[:, None] - normal, 0.5).mean())
+    return auc_of_scores(normal, anomaly)
 
 
 def tables(done: Sequence[dict[str, Any]]) -> str:

@@ -41,7 +41,7 @@ from na_ssl_hf.simulation.rooms import CLOSE_DISTANCE, Position, Room
 
 from . import NUM_THREADS
 from .installations import read
-from .measuring import parser_of, progress
+from .measuring import auc_of_scores, parser_of, progress
 
 MACHINES = ("fan", "gearbox", "bearing", "valve")
 COHERENCES = (1.0, 0.5)
@@ -269,7 +269,7 @@ def auc_of(close: torch.Tensor) -> float:
     embeddings = log_mel_embeddings(list(close))
     bank = MemoryBank(distance="euclidean", normalize=False).fit(embeddings[:NUM_TRAIN])
     normal, faulty = torch.as_tensor(bank.score(embeddings[NUM_TRAIN:])).numpy().reshape(2, NUM_TEST)
-    return float(np.heaviside(faulty[:, None] - normal, 0.5).mean())
+    return auc_of_scores(normal, faulty)
 
 
 # The site

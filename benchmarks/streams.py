@@ -26,7 +26,7 @@ from na_ssl_hf.hub.layer_choice import joined
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Embedder, embedder, mixed, sounds
-from .measuring import parser_of
+from .measuring import auc_of_scores, parser_of
 
 STREAMS = ("cancelled", "raw", "both", "scores")
 ENCODERS = ("na-beats-tiny", "na-eat-tiny", "logmel")
@@ -103,10 +103,7 @@ def aucs_of_streams(raw: dict[str, torch.Tensor], cancelled: dict[str, torch.Ten
     scores["scores"] = {
         part: np.asarray(fused.score({name: scores[name][part] for name in members})) for part in PARTS[1:]
     }
-    return [
-        float(np.heaviside(scores[stream]["anomaly"][:, None] - scores[stream]["normal"], 0.5).mean())
-        for stream in STREAMS
-    ]
+    return [auc_of_scores(scores[stream]["normal"], scores[stream]["anomaly"]) for stream in STREAMS]
 
 
 if __name__ == "__main__":

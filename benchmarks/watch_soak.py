@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,18 +60,25 @@ def machine_sound(draw: np.random.Generator, fault: float = 0.0) -> np.ndarray:
     return np.stack([machine + 0.5 * noise, 0.3 * machine + noise]).astype(np.float32)
 
 
-def small_scorer(folder: Path) -> AnomalyScorer:
-    """Fit and save a scorer of a random model with one layer: what it knows of a sound is its log-mel spectrogram."""
+def small_scorer(
+    folder: Path, normals: Sequence[np.ndarray], memory_bank: MemoryBank | None = None, max_time_patches: int = 32
+) -> AnomalyScorer:
+    """Fit and save a scorer of a random model with one layer: what it knows of a sound is its log-mel spectrogram.
+
+    Args:
+        folder: where it is saved.
+        normals: recordings `(2, N)` at 16 kHz.
+        memory_bank: as for [`AnomalyScorer.fit`].
+        max_time_patches: as for [`EatConfig`]; 32 take 5 s.
+    """
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     scorer = AnomalyScorer(
-        model=EatModel(EatConfig(**sizes, max_time_patches=32)).eval(),
+        model=EatModel(EatConfig(**sizes, max_time_patches=max_time_patches)).eval(),
         feature_extractor=TwoChannelFeatureExtractor(frontend="eat"),
         device="cpu",
     )
-    draw = np.random.default_rng(1)
-    normals = [machine_sound(draw) for _ in range(NUM_NORMALS)]
-    scorer.fit(normals, memory_bank=MemoryBank(max_clips=MOST_CLIPS), progress=None)
+    scorer.fit(normals, memory_bank=memory_bank, progress=None)
     scorer.save_pretrained(folder)
     return scorer
 
@@ -228,7 +235,9 @@ def measure_soak(num_days: float) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, ExitStack() as opened:
         folder, received = Path(name), []
-        scorer = small_scorer(folder / "scorer")
+        draw = np.random.default_rng(1)
+        normals = [machine_sound(draw) for _ in range(NUM_NORMALS)]
+        scorer = small_scorer(folder / "scorer", normals, MemoryBank(max_clips=MOST_CLIPS))
         destinations: list[Destination] = [Webhook(f"http://127.0.0.1:{receiver(received, opened)}/alarm")]
         mqtt = broker(opened)
         destinations += [] if mqtt is None else [mqtt]

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 from test_messages import MosquittoBroker, Receiver, needs_broker, of_topic, wait_until
-from test_page import CHROMIUM
 from watched_machine import RATE, machine_sound
 
-from na_ssl_hf import AnomalyScorer, EatConfig, EatModel, TwoChannelFeatureExtractor
+from benchmarks.watch_soak import small_scorer
+from chromium import CHROMIUM, headless_chromium
 from na_ssl_hf.cli import main
 from na_ssl_hf.watch.alarm_rule import MOST_WINDOWS
 from na_ssl_hf.watch.store import WatchStore
@@ -33,17 +33,9 @@ OPTIONS += ["--rate", str(RATE), "--format", "f32le"]
 @pytest.fixture(scope="module")
 def cheap_scorer(tmp_path_factory):
     """A scorer of 24 recordings of a window each, of a random model that is small enough for an hour of sound."""
-    torch.manual_seed(0)
     torch.set_num_threads(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    scorer = AnomalyScorer(
-        model=EatModel(EatConfig(**sizes, max_time_patches=64)).eval(),
-        feature_extractor=TwoChannelFeatureExtractor(frontend="eat"),
-        device="cpu",
-    )
-    scorer.fit([machine_sound(index, WINDOW) for index in range(24)], progress=None)
     folder = tmp_path_factory.mktemp("hour") / "scorer"
-    scorer.save_pretrained(folder)
+    small_scorer(folder, [machine_sound(index, WINDOW) for index in range(24)], max_time_patches=64)
     return folder
 
 
@@ -136,18 +128,15 @@ def test_a_fault_within_an_hour_is_told_once_everywhere_although_the_watch_is_ki
 
 def _look(address: str):
     """The alarm is on the page, where there is a browser."""
-    playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         return
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with headless_chromium() as browser:
         page = browser.new_page()
         page.goto(address)
         page.locator("#events li.alarm", has_text="pump").wait_for()
         page.locator("#machines .alarm", has_text="pump").wait_for()
         page.get_by_role("button", name="Listen and look").click()
         page.locator("#listen .hint", has_text="Hz").nth(1).wait_for()
-        browser.close()
 
 
 @pytest.mark.parametrize(
