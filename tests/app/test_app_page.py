@@ -247,6 +247,15 @@ def test_the_downloaded_scorer_scores_alike_elsewhere(engineer, sounds, browser,
     assert other.table() == [row[:4] for row in engineer.scores[:3]]  # log-mel statistics are no part of a scorer
 
 
+def test_a_click_right_after_an_answer_is_answered_too(browser, address):
+    for _ in range(3):
+        visitor = Visitor(browser, address)
+        visitor.page.locator(SCORE).click()
+        visitor.told("scores", ".problem")
+        visitor.page.locator("#fit").click()
+        assert "normal recordings must be uploaded" in visitor.told("scorer-told", ".problem")
+
+
 def test_what_cannot_be_fitted_is_told(sounds):
     settings = steps.FitSettings("na-beats-tiny")
     for wrong, message in (

@@ -240,6 +240,8 @@ def _score_step(gr: Any, scorer: Any, scored: Any) -> list[Any]:
             )
         ]
 
+    viewed = [pictures, *players]
+
     def scores(scorer: Fitted | None, kept: Scored | None, files: Any) -> Any:
         uploads = _paths(files)
         with _told_problems(uploads) as problems, collected_warnings() as warnings:
@@ -252,12 +254,13 @@ def _score_step(gr: Any, scorer: Any, scored: Any) -> list[Any]:
             good = [(new.files[place].name, place) for place in new.order() if "error" not in new.results[place]]
             first = good[0][1] if good else None
             shown = _download(gr, csv, target), gr.Column(visible=bool(good))
-            return new, text, *shown, gr.Dropdown(good, value=first)
-        return kept, problems[0], *[gr.skip()] * 3
+            # In the same event: what a visitor asks for while a second one begins, gradio's page may never answer.
+            return new, text, *shown, gr.Dropdown(good, value=first), *look(scorer, new, first)
+        return kept, problems[0], *[gr.skip()] * (3 + len(viewed))
 
     def look(scorer: Fitted | None, scored: Scored | None, place: int | None) -> Any:
         if scorer is None or scored is None or place is None:
-            return [gr.skip()] * (1 + len(players))
+            return [gr.skip()] * len(viewed)
         uploads = list(scored.files)
         with _told_problems(uploads) as problems:
             view = look_at(scorer.scorer, scored, place, _folder())
@@ -266,11 +269,8 @@ def _score_step(gr: Any, scorer: Any, scored: Any) -> list[Any]:
             return [f'{_paragraph(view.title)}<div class="pictures">{drawn}</div>', *heard]
         return [problems[0], *[gr.Audio(visible=False)] * len(players)]
 
-    shown = [pictures, *players]
-    score.click(scores, [scorer, scored, files], [scored, table, csv, looking, choice], **_QUEUE).then(
-        look, [scorer, scored, choice], shown, **_QUEUE
-    )
-    choice.input(look, [scorer, scored, choice], shown, **_QUEUE)
+    score.click(scores, [scorer, scored, files], [scored, table, csv, looking, choice, *viewed], **_QUEUE)
+    choice.input(look, [scorer, scored, choice], viewed, **_QUEUE)
     return [table, csv, looking]
 
 
