@@ -202,6 +202,14 @@ def test_damaged_and_foreign_folders_are_named(site, tmp_path):
     (text / "scorer.json").write_text("{")
     with pytest.raises(OSError, match="is damaged"):
         Scorer(text)
+    weight = folder("weight")
+    content = bytearray((weight / "model.onnx").read_bytes())
+    # Half-way lie weights of the encoder; the graph stays one that can be loaded.
+    content[len(content) // 2] ^= 0xFF
+    (weight / "model.onnx").write_bytes(content)
+    load_graph(weight / "model.onnx", "onnx")
+    with pytest.raises(OSError, match="is damaged: its checksum must be"):
+        Scorer(weight)
     graph = folder("graph")
     (graph / "model.onnx").write_bytes((graph / "model.onnx").read_bytes()[:1000])
     with pytest.raises(OSError, match="cannot be loaded as an ONNX graph"):

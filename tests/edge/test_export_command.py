@@ -1,9 +1,11 @@
 """`na-ssl export`: the proof of equal scores, refusals that leave nothing behind, and graphs of 8 bits."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
 from sites import run, tiny_scorer, write_clip
 
 from na_ssl_edge import Scorer
@@ -117,8 +119,11 @@ def test_rounded_weights_are_within_half_a_step_and_channels_of_zeros_stay_zero(
     np.testing.assert_array_equal(its_scales, scales)
 
 
-def test_missing_packages_are_named(site, graph_of_site, tmp_path, monkeypatch):
+def test_missing_packages_are_named_before_any_work(site, tmp_path, monkeypatch):
+    from na_ssl_hf.export import exporting
+
     recordings = ProofRecordings(site.normal)
+    monkeypatch.setattr(exporting, "whole_folder", None)  # no folder is begun
     for module, message, settings in (
         ("onnxscript", "needs the package onnxscript", {}),
         ("na_ssl_edge.graph", "needs the package na-ssl-edge|with the package na-ssl-edge", {}),
@@ -130,6 +135,16 @@ def test_missing_packages_are_named(site, graph_of_site, tmp_path, monkeypatch):
             with pytest.raises(ValueError, match=message):
                 export_scorer(site.scorer, tmp_path / "out", recordings, **settings)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_quantised_model_is_refused(site, tmp_path):
+    scorer = copy.copy(site.scorer)
+    scorer.model = torch.ao.quantization.quantize_dynamic(scorer.model, {torch.nn.Linear}, dtype=torch.qint8)
+    scorer.fit([str(path) for path in site.normal[:3]], threshold_method="quantile", progress=None)
+    with pytest.raises(ValueError, match="weights in floating point, got quantised ones"):
+        export_scorer(scorer, tmp_path / "out", ProofRecordings(site.normal))
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_recordings_the_card_says_that_nothing_is_proven(site, graph_of_site, tmp_path, capsys):

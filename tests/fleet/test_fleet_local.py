@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -242,6 +243,13 @@ def test_wrong_options_are_told_before_anything_is_written(fleet, tmp_path, caps
     assert not (tmp_path / "scores").exists()
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_work(fleet, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ScoreWork, "worker", None)
+    (tmp_path / "file").write_text("")
+    assert score(fleet.table, tmp_path / "file" / "scores") == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_missing_packages_are_named(fleet, tmp_path, capsys, monkeypatch):
     from na_ssl_hf.fleet import engines, running
 
@@ -252,6 +260,20 @@ def test_missing_packages_are_named(fleet, tmp_path, capsys, monkeypatch):
     assert score(fleet.table, tmp_path / "scores") == 1
     assert "a fleet needs pyarrow" in capsys.readouterr().err
     assert ScoreWork("x").settings["window"] is None
+
+
+def test_the_command_that_leaves_the_scoring_to_others_needs_no_torch(fleet, tmp_path):
+    assert score(fleet.table, tmp_path / "scores") == 0
+    code = """
+import sys
+from na_ssl_hf.cli import main
+assert main(sys.argv[1:]) == 0
+print([name for name in ("torch", "ray", "sklearn") if name in sys.modules])
+"""
+    command = ["fleet", "score", "--machines", fleet.table, "--out", tmp_path / "scores"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_cluster_that_nobody_runs_is_named_at_once(fleet, tmp_path, capsys):

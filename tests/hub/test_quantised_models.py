@@ -1,9 +1,14 @@
 """Any module in the place of a linear layer works: quantised ones and adapters."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import MODELS, NOISE_AWARE_VARIANTS, TRANSFORMERS, tiny_model, two_channel_fbank
 from torch import nn
+from transformers import AutoModel, BitsAndBytesConfig, TorchAoConfig
+
+from na_ssl_hf import AnomalyScorer, TwoChannelFeatureExtractor
+from na_ssl_hf.hub.model_weights import has_quantised_weights, model_fingerprint
 
 VARIANTS = [(name, None) for name in MODELS if not name.startswith("na-")] + NOISE_AWARE_VARIANTS
 variants = pytest.mark.parametrize(("model_type", "layer_type"), VARIANTS)
@@ -21,6 +26,7 @@ class StoredOtherwise(nn.Module):
         self.calls = 0
 
     def forward(self, states):
+        assert states.ndim <= 3  # bitsandbytes takes no more
         self.calls += 1
         return nn.functional.linear(states, self.packed.view(self.shape).float() * self.scale, self.offset)
 
@@ -54,6 +60,40 @@ def test_dynamic_int8_of_torch(model_type, layer_type):
     quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     assert any("quantized" in type(module).__module__ for module in quantised.modules())
     assert_only_rounded(quantised(fbank).last_hidden_state, expected)
+    assert model_fingerprint(quantised) == model_fingerprint(quantised) != model_fingerprint(model)
+
+
+def by_torchao(folder):
+    config = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+    return AutoModel.from_pretrained(folder, quantization_config=TorchAoConfig(config))
+
+
+def by_bitsandbytes(folder):
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    return AutoModel.from_pretrained(folder, quantization_config=config, device_map="cpu", dtype=torch.float32)
+
+
+def by_torch(folder):
+    return torch.ao.quantization.quantize_dynamic(AutoModel.from_pretrained(folder), {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("quantised", [by_torch, by_torchao, by_bitsandbytes])
+@pytest.mark.filterwarnings("ignore")  # what packages say of each other
+def test_a_quantised_model_has_a_memory_of_its_own(quantised, tmp_path):
+    tiny_model("na-beats").save_pretrained(tmp_path)
+    clips = [0.1 * np.random.default_rng(seed).standard_normal((2, 8000)).astype(np.float32) for seed in range(4)]
+    scorers = []
+    for model in (AutoModel.from_pretrained(tmp_path), quantised(tmp_path)):
+        scorers.append(AnomalyScorer(model=model, feature_extractor=TwoChannelFeatureExtractor()))
+        scorers[-1].fit(clips, threshold_method="quantile", progress=None)
+    assert_only_rounded(*(scorer.embed(clips) for scorer in reversed(scorers)))
+    assert [has_quantised_weights(scorer.model) for scorer in scorers] == [False, True]
+    own = scorers[1](clips[0])["score"]
+    scorers[1].memory_bank = scorers[0].memory_bank
+    with pytest.raises(ValueError, match="fitted with another model"):
+        scorers[1](clips[0])
+    assert own == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("model_type", TRANSFORMERS)

@@ -401,12 +401,12 @@ def load_scorer(checkpoint: str, options: argparse.Namespace) -> AnomalyScorer:
 
 def check_device(device: str | None) -> None:
     """Raise a ValueError where a device cannot be used on this machine."""
+    if device in (None, "cpu"):
+        return
     import torch
 
     from ..checkpoints.scorers import first_line
 
-    if device is None:
-        return
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

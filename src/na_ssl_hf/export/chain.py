@@ -11,7 +11,7 @@ from torch import nn
 from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.input_level import at_level
 from ..hub.layer_choice import LayerChoice
-from ..hub.model_weights import has_adapter, merge_adapter
+from ..hub.model_weights import has_adapter, has_quantised_weights, merge_adapter
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.pooling import Pooling
 from ..hub.streams import stream_vectors
@@ -45,10 +45,18 @@ class ScoringChain(nn.Module):
 
     Attributes:
         min_samples: the fewest samples per channel that it takes.
+
+    Raises:
+        ValueError: the weights of the model are quantised.
     """
 
     def __init__(self, scorer: AnomalyScorer, calibration: Calibration):
         super().__init__()
+        if has_quantised_weights(scorer.model):
+            raise ValueError(
+                "`scorer` must have a model with weights in floating point, got quantised ones: load and fit it "
+                "without quantising, and export with int8."
+            )
         model = copy.deepcopy(scorer.model)
         self.front_end = FrontEnd(scorer.feature_extractor.front_end)
         self.far_canceller = None if calibration.streams == "raw" else far_canceller(scorer)

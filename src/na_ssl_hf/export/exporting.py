@@ -6,6 +6,7 @@ Letters: B recordings, N samples, F frequency bands, D channels.
 import copy
 import json
 import os
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +29,9 @@ from ..hub.whole_files import whole_folder
 from .card import card
 from .chain import ScoringChain
 from .onnx_graph import DEFAULT_OPSET, check_opset, export_onnx
-from .openvino_graph import write_openvino
+from .openvino_graph import import_openvino, write_openvino
 from .proof import Proof, auc, compare_scores, time_ratio
-from .quantise import QUANTISERS, quantise_onnx
+from .quantise import QUANTISERS, import_quantiser, quantise_onnx
 
 logger = logging.get_logger(__name__)
 
@@ -121,6 +122,7 @@ def export_scorer(
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 100:
         raise ValueError(f"`max_drop` must be a number of percent in [0, 100], got {max_drop!r}.")
     _check_int8(int8, to, recordings is not None)
+    load_graph = _check_packages(to, int8)
     check_opset(opset)
     _ = scorer.threshold  # says whether the memory is there and belongs to the model
     bank = scorer.memory_bank
@@ -129,7 +131,7 @@ def export_scorer(
     if int8 is not None and bank.calibration.num_groups and (recordings is None or recordings.groups is None):
         raise ValueError("`groups` must be given with int8 for a scorer whose threshold was set with groups, got None.")
     _check_destination(Path(folder))
-    chain, load_graph = ScoringChain(scorer, bank.calibration), _loader()
+    chain = ScoringChain(scorer, bank.calibration)
     with whole_folder(folder) as staging:
         lengths = _lengths(scorer, recordings, bank.calibration)
         num_samples, num_quantised = _write_graph(chain, staging, to, int8, lengths, _most_samples(scorer), opset)
@@ -142,6 +144,7 @@ def export_scorer(
         _write_memory(kept, staging, settings)
         if chain.far_canceller is not None and scorer.far_microphone is not None:
             _write_installation(scorer.far_microphone, staging, settings)
+        settings["graph"]["crc32"] = {path.name: zlib.crc32(path.read_bytes()) for path in staging.glob("model.*")}
         (staging / "scorer.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
         proof = None
         if recordings is not None and refitted is not None:
@@ -200,8 +203,12 @@ def _write_graph(
     return num_samples, num_quantised
 
 
-def _loader() -> Callable[[Path, str, int | None], Any]:
-    """Return the graph loader of na-ssl-edge, with which an export is proven."""
+def _check_packages(to: str, int8: str | None) -> Callable[[Path, str, int | None], Any]:
+    """Raise a ValueError where a package is missing, before any work; return na-ssl-edge's loader of graphs."""
+    if to == "openvino":
+        import_openvino()
+    if int8 is not None:
+        import_quantiser()
     try:
         from na_ssl_edge.graph import load_graph
     except ImportError as error:

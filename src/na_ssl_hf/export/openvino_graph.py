@@ -1,6 +1,16 @@
 """An ONNX graph becomes OpenVINO's, for Intel processors."""
 
 from pathlib import Path
+from typing import Any
+
+
+def import_openvino() -> Any:
+    """Return the package openvino; a ValueError says that it is not installed."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError("`to='openvino'` needs the package openvino: pip install openvino.") from error
+    return openvino
 
 
 def write_openvino(source: Path, destination: Path) -> None:
@@ -9,10 +19,7 @@ def write_openvino(source: Path, destination: Path) -> None:
     Raises:
         ValueError: OpenVINO is not installed, or cannot express the graph.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ValueError("`to='openvino'` needs the package openvino: pip install openvino.") from error
+    openvino = import_openvino()
     try:
         # Its function `convert_model` would send statistics over the network.
         model = openvino.Core().read_model(str(source))

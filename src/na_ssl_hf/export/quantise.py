@@ -14,6 +14,19 @@ _LEAST_WEIGHTS = 1024
 _IN_FLOAT = ("far_canceller", "front_end")
 
 
+def import_quantiser() -> tuple[Any, Any]:
+    """Return the packages onnx and onnxruntime.quantization; a ValueError says that one is not installed."""
+    try:
+        import onnx
+        import onnxruntime.quantization as quantization
+    except ImportError as error:
+        raise ValueError(
+            f"int8 needs the quantiser of ONNX Runtime, which cannot be imported ({error}): "
+            "pip install na-ssl-hf[export]."
+        ) from error
+    return onnx, quantization
+
+
 def quantise_onnx(source: Path, destination: Path, kind: str = "weights") -> int:
     """Write a graph whose weights of the encoder have 8 bits.
 
@@ -30,14 +43,7 @@ def quantise_onnx(source: Path, destination: Path, kind: str = "weights") -> int
     Raises:
         ValueError: the quantiser is not installed, or the encoder has nothing to quantise.
     """
-    try:
-        import onnx
-        import onnxruntime.quantization as quantization
-    except ImportError as error:
-        raise ValueError(
-            f"int8 needs the quantiser of ONNX Runtime, which cannot be imported ({error}): "
-            "pip install na-ssl-hf[export]."
-        ) from error
+    onnx, quantization = import_quantiser()
     way = _quantise_weights if kind == "weights" else _quantise_products
     num_quantised = way(source, destination, onnx, quantization)
     if not num_quantised:

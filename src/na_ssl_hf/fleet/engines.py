@@ -28,15 +28,19 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Nobody reads these figures, and every process of Ray would gather them: half of what its server takes.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
 }
 # Parts and reports are short texts.
 OBJECT_STORE_BYTES = 256_000_000
 
 
 def run_here(parts: Sequence[Part], work: ScoreWork | FitWork, processes: Processes) -> Iterator[PartReport]:
-    """Work on the parts of this process, one after the other."""
+    """Work on the parts of this process, one after the other; an OSError says that there is no place for them."""
     own = processes.share(parts)
     if own:
+        os.makedirs(work.out, exist_ok=True)  # before hours of work that could not be written
         worker = work.worker()
         for part in own:
             yield worker(part)
@@ -94,6 +98,7 @@ def run_on_ray(
         available = int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 0))
         if not available:
             raise OSError(f"the Ray cluster must have a {'GPU' if on_gpu else 'processor'} for a worker, got none")
+        os.makedirs(work.out, exist_ok=True)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

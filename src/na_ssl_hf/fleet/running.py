@@ -12,7 +12,6 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..checkpoints.scorers import load_scorer
 from ..evaluation.systems.processes import Processes
 from .engines import run_here, run_on_ray
 from .machines import Machine, Share, labelled_share, shares_of
@@ -134,6 +133,8 @@ def fit_fleet(
         part_size: the number of machines in a file.
         groups, domains: from the recordings of a machine to their labels for `AnomalyScorer.fit`.
     """
+    # Imported here, because the command that leaves the scoring to Ray needs no torch.
+    from ..checkpoints.scorers import load_scorer
 
     if engine is None or engine.processes.is_main:
         # A model that cannot be loaded is told once, before any worker tries.

@@ -34,8 +34,31 @@ def same_weights(fingerprint: str, other: str) -> bool:
 
 
 def _all_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in model.state_dict().items():
-        yield name.replace(_COMPILED, ""), _offloaded(model, name) if tensor.is_meta else tensor
+    for name, value in model.state_dict().items():
+        is_elsewhere = torch.is_tensor(value) and value.is_meta
+        yield from _plain_tensors(name.replace(_COMPILED, ""), _offloaded(model, name) if is_elsewhere else value)
+
+
+def _plain_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in an entry of a state, in which quantised layers keep packed weights, pairs of them and settings."""
+    if isinstance(value, tuple):
+        for index, part in enumerate(value):
+            yield from _plain_tensors(f"{name}.{index}", part)
+    elif not torch.is_tensor(value):
+        yield f"{name}={value}", torch.empty(0)
+    elif hasattr(value, "__tensor_flatten__"):
+        for part in value.__tensor_flatten__()[0]:
+            yield from _plain_tensors(f"{name}.{part}", getattr(value, part))
+    else:
+        yield name, value.dequantize() if value.is_quantized else value
+
+
+def has_quantised_weights(model: torch.nn.Module) -> bool:
+    """Whether weights of a model are not in floating point: those of torch.ao, torchao, bitsandbytes and their like."""
+    return any(
+        not torch.is_tensor(value) or hasattr(value, "__tensor_flatten__") or value.dtype in (torch.int8, torch.uint8)
+        for value in model.state_dict().values()
+    )
 
 
 def _offloaded(model: torch.nn.Module, name: str) -> torch.Tensor:

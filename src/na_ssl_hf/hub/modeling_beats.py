@@ -170,8 +170,8 @@ class BeatsAttention(nn.Module):
     def gate(self, query: torch.Tensor) -> torch.Tensor:
         """Compute the gate `(B, H, Q, 1)`, about 1 to 2 + `gate_scale`, from the unscaled query `(B, Q, H, C)`."""
         # Summing the weights first would be cheaper, but a quantised projection has no such weights
-        # and an adapter is not in them.
-        groups = self.gate_proj(query).unflatten(-1, (2, 4)).sum(-1)  # (B, Q, H, 2)
+        # and an adapter is not in them. Quantisers such as bitsandbytes take no more than three dimensions.
+        groups = self.gate_proj(query.flatten(1, 2)).view(*query.shape[:-1], 2, 4).sum(-1)  # (B, Q, H, 2)
         reset, update = torch.sigmoid(groups).chunk(2, dim=-1)  # (B, Q, H, 1) each
         return (reset * (update * self.gate_scale[:, None] - 1.0) + 2.0).transpose(1, 2)
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Exported:
     Attributes:
         graph_path: the file of the graph.
         graph_format: "onnx" or "openvino".
+        checksums: the CRC-32 of each file of the graph, by name; empty in exports of before.
         num_samples: the only length that the graph takes, in samples; `None` for any.
         rules: what recordings must be.
         memory: the normal recordings.
@@ -43,6 +45,7 @@ class Exported:
 
     graph_path: Path
     graph_format: str
+    checksums: Mapping[str, int]
     num_samples: int | None
     rules: RecordingRules
     memory: Memory
@@ -56,6 +59,16 @@ class Exported:
     row_centres: tuple[float, ...] | None
     recording_rate: int | None
     installation: Installation | None
+
+    def check_graph(self) -> None:
+        """Raise an OSError where a file of the graph is not what was exported: a wrong weight is no error elsewhere."""
+        for name, expected in self.checksums.items():
+            path, found = self.graph_path.with_name(name), 0
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    found = zlib.crc32(block, found)
+            if found != expected:
+                raise OSError(f"{path} is damaged: its checksum must be {expected} as exported, got {found}.")
 
 
 def read_exported(folder: str | os.PathLike[str]) -> Exported:
@@ -108,6 +121,7 @@ def _exported(path: Path, settings: dict[str, Any]) -> Exported:
     return Exported(
         graph_path=path / Path(graph["file"]).name,  # a name leads nowhere else
         graph_format=graph["format"],
+        checksums=dict(graph.get("crc32") or {}),
         num_samples=None if graph["num_samples"] is None else _whole(graph, "num_samples"),
         rules=rules,
         memory=memory,

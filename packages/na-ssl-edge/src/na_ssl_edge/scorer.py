@@ -46,6 +46,7 @@ class Scorer:
     ) -> None:
         self._exported = read_exported(folder)
         self._graph = load_graph(self._exported.graph_path, self._exported.graph_format, num_threads)
+        self._exported.check_graph()  # after the runtime, which says more where it cannot load the file
         rules = self._exported.rules
         self._rules = rules if resample is None else replace(rules, resample=resample)
         self.threshold = self._exported.threshold
