@@ -11,7 +11,7 @@ Markdown: mean AUC in % over machines and seeds, and the difference to the close
 of its mean over machines and seeds. The settings of the filter were chosen on seed 0 of such machines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,9 @@ def main() -> None:
     parser.add_argument("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise")
     parser.add_argument("--seed", nargs="+", type=int, default=[1, 2], help="seeds of rooms and clips (default: 1 2)")
     parser.add_argument("--frontend", default="logmel", help="logmel, or a checkpoint, of which the base is taken")
+    parser.add_argument(
+        "--method", nargs="+", default=METHODS, choices=METHODS, help="methods beside none (default: all)"
+    )
     options = parser.parse_args()
     if (options.machines is None) != (options.noises is None):
         parser.error("--machines and --noises must be given together")
@@ -73,23 +76,24 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     embed = embedder(options.frontend)
+    methods = [method for method in METHODS if method in ("none", *options.method)]
     print("| coherence | method | AUC in % | beyond the close microphone | least of a machine |")
     print("| --: | :-- | --: | --: | --: |")
     for coherence in options.coherence:
         aucs = np.array(
             [
-                aucs_of_site(targets, noises, coherence, seed, embed)
+                aucs_of_site(targets, noises, coherence, seed, embed, methods)
                 for seed in options.seed
                 for _, targets, noises in sounds(options.machines, options.noises, seed)
             ]
         )  # (seeds * machines, methods)
-        print_rows(coherence, 100 * aucs, len(options.seed))
+        print_rows(coherence, 100 * aucs, len(options.seed), methods)
 
 
-def print_rows(coherence: float, aucs: np.ndarray, num_seeds: int) -> None:
+def print_rows(coherence: float, aucs: np.ndarray, num_seeds: int, methods: Sequence[str]) -> None:
     """Print a row of the table for each method; `aucs (seeds * machines, methods)` in %."""
-    for index, method in enumerate(METHODS):
-        gains = aucs[:, index] - aucs[:, METHODS.index("none")]
+    for index, method in enumerate(methods):
+        gains = aucs[:, index] - aucs[:, methods.index("none")]
         interval = 1.96 * gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
         least = gains.reshape(num_seeds, -1).mean(axis=0).min()
         cells = [f"{coherence:g}", method, f"{aucs[:, index].mean():.1f}"]
@@ -111,11 +115,18 @@ def embedder(frontend: str) -> Embedder:
     return Embedder(embed, MemoryBank())
 
 
-def aucs_of_site(targets: Targets, noises: Noises, coherence: float, seed: int, embed: Embedder) -> np.ndarray:
+def aucs_of_site(
+    targets: Targets,
+    noises: Noises,
+    coherence: float,
+    seed: int,
+    embed: Embedder,
+    methods: Sequence[str] = METHODS,
+) -> np.ndarray:
     """Put a machine into a room, and return the AUC of every method, `(methods,)`."""
     mixtures = mixed(targets, noises, coherence, seed)
     aucs = []
-    for method in METHODS:
+    for method in methods:
         cancel = canceller(method, mixtures["train"])
         train, normal, anomaly = (embed.vectors(cancel(mixtures[part])) for part in ("train", "normal", "anomaly"))
         bank = replace(embed.memory).fit(train)

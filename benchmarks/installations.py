@@ -3,6 +3,8 @@
     python -m benchmarks.installations --out sites.jsonl                        # log-mel statistics, nothing to load
     python -m benchmarks.installations --out sites.jsonl --seed 11 --system eat=eat-tiny-distilled na-eat=na-eat-tiny
     python -m benchmarks.installations --out sites.jsonl --tables coherence level snr grid machine backend # as they are
+    python -m benchmarks.installations --out backends.jsonl --seed 11 --system logmel eat=eat-tiny-distilled:1 \\
+        eat=eat-tiny-distilled:4 --canceller none auto --all-backends none auto           # then --tables backends
     python -m benchmarks.installations --out order.jsonl --machine-level published --snr -5 --coherence 1 \\
         --canceller none least_squares --machines fan bearing gearbox valve --system logmel beats=na-beats-tiny
 
@@ -62,9 +64,8 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "two domains": {"backend": "two_domains"},
     "Mahalanobis": {"backend": "mahalanobis"},
     "PCA": {"backend": "pca"},
+    "minimum of all four": {"backend": ("nearest", "two_domains", "mahalanobis", "pca")},
 }
-# The backends are measured behind these cancellers.
-_OF_BACKENDS = (NONE, "installation")
 
 
 class Case(NamedTuple):
@@ -97,15 +98,23 @@ def main() -> None:
     add("--full", action="store_true", help="every level with every SNR")
     add("--system", nargs="+", default=["logmel"], metavar="NAME=CHECKPOINT[:LAYER]", help="logmel, or frontends")
     add("--canceller", nargs="+", default=CANCELLERS, choices=CANCELLERS, help="cancellers (default: all)")
+    add(
+        "--all-backends",
+        nargs="*",
+        default=(NONE, "installation"),
+        choices=CANCELLERS,
+        help="cancellers behind which every backend scores (default: none installation)",
+    )
     add("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th site, from the I-th on")
-    add("--tables", nargs="*", choices=[*_KEYS, GRID], help="tables of what --out has by these, without computing")
+    add("--tables", nargs="*", choices=[*_KEYS, GRID, BACKENDS_OF], help="tables of what --out has, without computing")
     options = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     if options.tables is None:
         cases = list(_cases(options))[options.part[0] :: options.part[1]]
-        run(cases, [system_of(text) for text in options.system], options.canceller, options.out)
+        systems = [system_of(text) for text in options.system]
+        run(cases, systems, options.canceller, options.out, options.all_backends)
     print(tables(read(options.out), options.tables or ["coherence"]))
 
 
@@ -140,8 +149,17 @@ def system_of(text: str) -> System:
     return System(text, embed, {})
 
 
-def run(cases: Sequence[Case], systems: Sequence[System], cancellers: Sequence[str], out: Path) -> None:
-    """Score what `out` does not have yet; a line holds the scores of one site, system, canceller and backend."""
+def run(
+    cases: Sequence[Case],
+    systems: Sequence[System],
+    cancellers: Sequence[str],
+    out: Path,
+    all_backends: Sequence[str] = (NONE,),
+) -> None:
+    """Score what `out` does not have yet; a line holds the scores of one site, system, canceller and backend.
+
+    Behind the cancellers of `all_backends` every backend scores, behind others the nearest neighbours alone.
+    """
     known = {(Case(*row["case"]), row["system"], row["canceller"]) for row in read(out)}
     places: dict[int, dict[str, list[np.ndarray]]] = {}
     for case in cases:
@@ -160,7 +178,7 @@ def run(cases: Sequence[Case], systems: Sequence[System], cancellers: Sequence[s
         for canceller, cancel in cancelling(clips, {canceller for _, canceller in missing}):
             left = {part: cancel(of_part) for part, of_part in clips.items() if part in _SPLITS}
             for system in (system for system, one in missing if one == canceller):
-                for backend, scores in scored(system, left, canceller in _OF_BACKENDS).items():
+                for backend, scores in scored(system, left, canceller in all_backends).items():
                     rows.append(_row(case, system.name, canceller, backend, scores))
         was_cut = out.exists() and not out.read_bytes().endswith(b"\n")
         with out.open("a", encoding="utf-8") as file:
@@ -252,7 +270,8 @@ def tables(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
         (Case(*row["case"]), row["system"], row["canceller"], row["backend"]): _draws(Case(*row["case"]), row["scores"])
         for row in rows
     }
-    return "\n\n".join(_grid(draws) if key == GRID else _table(draws, key) for key in keys)
+    made = {GRID: _grid, BACKENDS_OF: _backends_of}
+    return "\n\n".join(made[key](draws) if key in made else _table(draws, key) for key in keys)
 
 
 # The draws of a row: the three official values as they are, and then over redrawn clips, `(1 + draws, 3)`.
@@ -311,6 +330,29 @@ def _grid(draws: Draws) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _backends_of(draws: Draws) -> str:
+    """Make a table of systems and cancellers x backends: the score of the first one, and what others are beyond it."""
+    first, *others = BACKENDS
+    head = ["canceller", "system", first, *others]
+    lines = [head, [":--", ":--"] + ["--:"] * len(BACKENDS)]
+    of_row: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case, system, canceller, backend in draws:
+        if backend == first:
+            of_row[canceller, system].append(case)
+    for (canceller, system), cases in sorted(of_row.items(), key=lambda row: (CANCELLERS.index(row[0][0]), row[0][1])):
+        reference = (system, canceller, first)
+        cells = [_cell(draws, cases, reference, reference)]
+        for backend in others:
+            row = (system, canceller, backend)
+            if not all((case, *row) in draws for case in cases):
+                cells.append("-")
+                continue
+            _, _, gain = _cell(draws, cases, row, reference).partition(" ")
+            cells.append(f"{gain.strip('()')}; {_least(draws, cases, row, reference)}")
+        lines.append([canceller, system, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _cell(
     draws: Draws, cases: Sequence[Case] | None, row: tuple[str, str, str], reference: tuple[str, str, str]
 ) -> str:
@@ -332,9 +374,11 @@ def _cell(
     return f"{100 * estimate:.1f} ({100 * (estimate - base):+.1f} [{low:+.1f}, {high:+.1f}])"
 
 
-def _least(draws: Draws, cases: Sequence[Case], row: tuple[str, str, str]) -> str:
-    """Return the least gain of a machine type on the close microphone alone, over all its sites."""
-    reference = (row[0], NONE, "nearest")
+def _least(
+    draws: Draws, cases: Sequence[Case], row: tuple[str, str, str], reference: tuple[str, str, str] | None = None
+) -> str:
+    """Return the least gain of a machine type over all its sites, on the close microphone alone or on `reference`."""
+    reference = reference or (row[0], NONE, "nearest")
     gains = {}
     for machine in sorted({case.machine for case in cases}):
         own = [case for case in cases if case.machine == machine and (case, *reference) in draws]
@@ -362,8 +406,8 @@ _KEYS: dict[str, Callable[[Case], Any]] = {
     "seed": lambda case: case.seed,
     "backend": lambda case: None,
 }
-# Coherence x level x SNR, in a table of its own kind.
-GRID = "grid"
+# Coherence x level x SNR, and systems x backends, in tables of their own kind.
+GRID, BACKENDS_OF = "grid", "backends"
 
 
 if __name__ == "__main__":

@@ -116,6 +116,26 @@ def test_a_grid_has_a_line_for_every_condition_and_counts_its_sites():
     assert all(line[5] == "0.0" and line[6].startswith("100.0 (+100.0") for line in lines)
 
 
+def test_backends_stand_beside_the_nearest_neighbours_of_their_own_canceller():
+    labels = np.repeat([0.0, 1.0, 0.0, 1.0], installations.NUM_TEST)
+    machines = {machine: Case(1, machine, 1.0, 12.0, 0.0) for machine in ("fan", "valve")}
+    scores = {
+        ("nearest", "fan"): labels,
+        ("nearest", "valve"): labels,
+        ("PCA", "fan"): labels,
+        ("PCA", "valve"): -labels,
+    }
+    rows = [row_of(machines[machine], "logmel", NONE, scores[backend, machine], backend) for backend, machine in scores]
+    rows += [row_of(case, "logmel", "auto", -labels) for case in machines.values()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables(rows, ["backends"]).splitlines()]
+    assert lines[0] == ["canceller", "system", *installations.BACKENDS]
+    assert [line[:3] for line in lines[2:]] == [[NONE, "logmel", "100.0"], ["auto", "logmel", "0.0"]]
+    pca = lines[2][lines[0].index("PCA")]
+    assert pca.startswith("-100.0 [-100.0, +0.0]")
+    assert pca.endswith("; -100.0 (valve)")
+    assert set(lines[3][3:]) == {"-"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_separation_leaves_the_machine_of_two_sounds_that_are_only_mixed(method):
     random = np.random.default_rng(0)
