@@ -30,6 +30,7 @@ from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
 from na_ssl_hf.hub.far_microphone import FarMicrophone
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
+from na_ssl_hf.hub.noise_cancellation import METHODS as CLIP_METHODS
 from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.hub.recording import load_recording
 from na_ssl_hf.simulation import draw_room, mix_two_channel, simulate_impulse_responses
@@ -37,7 +38,7 @@ from na_ssl_hf.simulation.mixing import spatial_noises
 
 from . import NUM_THREADS
 from .layers import load_scorer
-from .measuring import NUM_SAMPLES, SEED, Row, alternate, auc_of_scores, parser_of
+from .measuring import NUM_SAMPLES, SEED, Row, alternate, auc_of_scores, parser_of, progress
 
 MACHINES = ("fan", "gearbox", "bearing", "valve", "toycar")
 COHERENCES = (1.0, 0.5, 0.0)
@@ -77,17 +78,17 @@ def main() -> None:
     logging.set_verbosity_error()
     embed = embedder(options.frontend)
     methods = [method for method in METHODS if method in ("none", *options.method)]
+    aucs: dict[float, list[np.ndarray]] = {coherence: [] for coherence in options.coherence}
+    for seed in options.seed:
+        for name, targets, noises in sounds(options.machines, options.noises, seed):
+            for coherence, of_sites in aucs.items():
+                of_sites.append(aucs_of_site(targets, noises, coherence, seed, embed, methods))
+                values = [f"{method} {100 * auc:.1f}" for method, auc in zip(methods, of_sites[-1], strict=True)]
+                progress(f"[seed {seed}, {name}, coherence {coherence:g}] {', '.join(values)}")
     print("| coherence | method | AUC in % | beyond the close microphone | least of a machine |")
     print("| --: | :-- | --: | --: | --: |")
-    for coherence in options.coherence:
-        aucs = np.array(
-            [
-                aucs_of_site(targets, noises, coherence, seed, embed, methods)
-                for seed in options.seed
-                for _, targets, noises in sounds(options.machines, options.noises, seed)
-            ]
-        )  # (seeds * machines, methods)
-        print_rows(coherence, 100 * aucs, len(options.seed), methods)
+    for coherence, of_sites in aucs.items():
+        print_rows(coherence, 100 * np.array(of_sites), len(options.seed), methods)
 
 
 def print_rows(coherence: float, aucs: np.ndarray, num_seeds: int, methods: Sequence[str]) -> None:
@@ -136,7 +137,9 @@ def aucs_of_site(
 
 def canceller(method: str, train: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what makes close channels `(B, N)` of recordings `(B, 2, N)`; it may learn from normal ones."""
-    if method == "least_squares":
+    if method == "none":
+        return lambda clips: clips[:, 0]
+    if method in CLIP_METHODS:
         return lambda clips: cancel_far_microphone(clips[:, 0], clips[:, 1], method)
     far_microphone = FarMicrophone(method).fit(train)
     return lambda clips: far_microphone.cancel(clips)[:, 0]
@@ -177,7 +180,8 @@ def sounds(
 ) -> list[tuple[str, Targets, Noises]]:
     """Return name, clips and noises of every machine: synthetic ones, or those of two folders."""
     if machines is None or noises is None:
-        return [(name, synthetic_targets(name, seed, num_clips), synthetic_noises(seed)) for name in MACHINES]
+        split = synthetic_noises(seed)
+        return [(name, synthetic_targets(name, seed, num_clips), split) for name in MACHINES]
     random = np.random.default_rng([seed, 0])
     files = find_sound_files([noises])
     random.shuffle(files)

@@ -208,13 +208,11 @@ class Contrast(NamedTuple):
         frequency. Both machine and noise are in both sets of blocks, in other shares; what is taken away is then all
         of the machine that the blocks of noise hold, and the noise that the blocks of the machine hold with it.
         """
-        (close, far, cross), (own_close, own_far, own_cross) = self
-        square = own_close * own_far - own_cross.abs().square()
-        linear = close * own_far + far * own_close - 2 * (cross * own_cross.conj()).real
-        constant = close * far - cross.abs().square()
-        root = (linear - (linear.square() - 4 * square * constant).clamp_min(0).sqrt()) / (2 * square).clamp_min(1e-30)
-        share = root.clamp(0.0, 1.0)
-        return Spectra(*(noise - share * machine for noise, machine in zip(self.noise, self.machine, strict=True)))
+        return _without(self.noise, self.machine)
+
+    def without_noise(self) -> Spectra:
+        """Return the spectra of `machine` minus as much of `noise`, in the same way: those of the machine alone."""
+        return _without(self.machine, self.noise)
 
     def blended(self, other: "Contrast", share: float) -> "Contrast":
         """Return `share` of these spectra and the rest of `other`."""
@@ -404,6 +402,13 @@ def lead_db(spectra: Spectra, sampling_rate: int) -> float:
     return float(20 * (close_first.clamp_min(TINY) / far_first.clamp_min(TINY)).log10())
 
 
+def level_ratio(spectra: Spectra, sampling_rate: int) -> float:
+    """Return how many times the power at the close microphone is that at the far one, as the median over bands."""
+    width = neighbourhood(sampling_rate)
+    close, far = (smoothed(power.clamp_min(0.0), width) for power in (spectra.close, spectra.far))
+    return float((close / far.clamp_min(TINY)).median())
+
+
 def frame_slope(slope: torch.Tensor) -> torch.Tensor:
     """Return what `excess_slope` gave, `(K,)`, at the frequencies of a frame of 32 ms, `(S,)` float32."""
     return slope[::_BLOCK_PER_FRAME].clamp(0.0, _MOST_SLOPE).float()
@@ -473,6 +478,17 @@ def sum_around(power: torch.Tensor) -> torch.Tensor:
         before, here, after = (F.pad(power, margins).narrow(dim, start, power.shape[dim]) for start in range(3))
         power = before + here + after
     return power
+
+
+def _without(spectra: Spectra, other: Spectra) -> Spectra:
+    """Return `spectra` minus as much of `other` as leaves no negative power; see `Contrast.without_machine`."""
+    (close, far, cross), (own_close, own_far, own_cross) = spectra, other
+    square = own_close * own_far - own_cross.abs().square()
+    linear = close * own_far + far * own_close - 2 * (cross * own_cross.conj()).real
+    constant = close * far - cross.abs().square()
+    root = (linear - (linear.square() - 4 * square * constant).clamp_min(0).sqrt()) / (2 * square).clamp_min(1e-30)
+    share = root.clamp(0.0, 1.0)
+    return Spectra(*(one - share * less for one, less in zip(spectra, other, strict=True)))
 
 
 def _response(heard: Heard, sampling_rate: int) -> torch.Tensor:
