@@ -178,13 +178,7 @@ def test_auto_stands_back_and_says_so_where_the_machine_comes_to_the_far_microph
 def test_auto_subtracts_only_where_the_filter_does_not_take_the_noise():
     coherent, other = (FarMicrophone("auto").fit(site(coherent=one)[0]) for one in (True, False))
     assert not coherent.slope_.any()
-    assert other.slope_.median() == pytest.approx(2, rel=0.3)
-
-
-def test_auto_subtracts_no_more_than_the_machine_can_spare():
-    """The louder the far microphone hears the machine, the less is subtracted, which keeps most of it."""
-    far_microphone = FarMicrophone("auto").fit(site(coherent=False, leakage=0.9)[0])
-    assert far_microphone.slope_.max() == pytest.approx(0.2 / 0.9**2, rel=0.2)
+    assert other.slope_.median() == pytest.approx(0.25, rel=0.3)
 
 
 @pytest.mark.parametrize("leakage", [0.1, 0.9])

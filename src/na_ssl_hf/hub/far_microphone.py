@@ -70,9 +70,9 @@ _LEAST_LEAD_DB = -6.7
 _CLEAR_LEVEL_DB = 3.0
 # "auto": where a filter takes as much, in dB, from what it was not drawn from, subtraction costs more than it gains.
 _ENOUGH_HELD_OUT_DB = 7.0
-# "auto" subtracts what takes no more than this share of the power of a machine that the far microphone hears, too.
-# Among 0.1, 0.15, 0.2, 0.3 and 0.5 it is the one that gains most for the least that it costs valves.
-_MOST_OF_MACHINE = 0.2
+# "auto" subtracts this share of the power that the far microphone may explain: a whole one takes too much of machines,
+# of real ones above all, also where the far microphone hardly hears them.
+_CONTRAST_SUBTRACTION = 0.25
 # The memory for the sums grows with the rate, so that a damaged file must not choose it.
 _RATE_RANGE = (1000, 192_000)
 _SILENT_POWER = 1e-12  # -120 dB of full scale
@@ -134,9 +134,9 @@ class FarMicrophone:
         method: `"installation"`, the filter, and after it subtraction of what it leaves, where it takes less than 5 dB
             of the noise in the normal recordings; `"filter"` alone; `"spectral_subtraction"`, which learns nothing, of
             [`cancel_far_microphone`]; `"none"`; or `"auto"`, which takes for noise what is softest at the close
-            microphone against the far one, where the two others take what varies, subtracts no more than the machine
-            can spare, and is `"none"` where the machine comes to the far microphone first, or the close one does not
-            follow it. With recordings of the noise alone it is `"installation"`, or `"none"`.
+            microphone against the far one, where the two others take what varies, subtracts less, and is `"none"`
+            where the machine comes to the far microphone first, or the close one does not follow it. With recordings
+            of the noise alone it is `"installation"`, or `"none"`.
         sampling_rate: of all recordings, in Hz.
         past, future: length of the filter in s over earlier and later samples of the far microphone. `future=0` gives
             a causal filter without delay, which cancels less where noise reaches the close microphone first.
@@ -145,8 +145,8 @@ class FarMicrophone:
         method_: the method in use, one of the first four.
         filter_: `(P,)` float32, tap i belongs to the far sample `i - future` samples ago; zero with other methods.
         slope_: `(S,)` float32, power that is subtracted for each power of the far microphone, at the frequencies of
-            frames of 32 ms: twice what the filter leaves, and with `"auto"` not above a fifth of what each power of the
-            machine at the far microphone is at the close one; zero where nothing is subtracted.
+            frames of 32 ms: twice what the filter leaves, or with `"auto"` a quarter of it; zero where nothing is
+            subtracted.
         heard_: spectra of the noise, from which the filter is drawn, and of all that the normal recordings hold.
         contrast_: spectra of the parts with least and with most of the machine, of which `"auto"` draws the filter
             instead; `None` with other methods, and where recordings of the noise alone were heard.
@@ -262,7 +262,8 @@ class FarMicrophone:
         self.contrast_ = contrast
         self.filter_, self.method_ = torch.zeros(sum(self._num_taps())), "none"
         self.slope_ = torch.zeros_like(frame_slope(contrast.noise.far))
-        lead, level = lead_db(contrast.machine, self.sampling_rate), self._machine_level(contrast)
+        lead = lead_db(contrast.machine, self.sampling_rate)
+        level = level_ratio(contrast.without_noise(), self.sampling_rate)
         if lead < _LEAST_LEAD_DB and 10 * math.log10(max(level, TINY)) < _CLEAR_LEVEL_DB:
             logger.warning(
                 "The machine seems to be heard by the far microphone (channel 1) before the close one (channel 0), by "
@@ -278,12 +279,8 @@ class FarMicrophone:
     def _solve_contrast(self, contrast: Contrast, halves: Sequence[Heard], is_subtracted: bool) -> None:
         noise = Heard(contrast.without_machine(), self.heard_.all)
         self.filter_ = solve_noise_path(noise, halves, *self._num_taps(), self.sampling_rate)
-        left = _OVERSUBTRACTION * frame_slope(self._excess(contrast.noise, self.filter_))
-        most = _MOST_OF_MACHINE * self._machine_level(contrast)
-        self.slope_ = left.clamp_max(most) if is_subtracted else torch.zeros_like(left)
-
-    def _machine_level(self, contrast: Contrast) -> float:
-        return level_ratio(contrast.without_noise(), self.sampling_rate)
+        left = _CONTRAST_SUBTRACTION * frame_slope(self._excess(contrast.noise, self.filter_))
+        self.slope_ = left if is_subtracted else torch.zeros_like(left)
 
     def _excess(self, spectra: Spectra, taps: torch.Tensor) -> torch.Tensor:
         return excess_slope(spectra, taps, self._num_taps()[1], self.sampling_rate)
