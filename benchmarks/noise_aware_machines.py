@@ -3,12 +3,13 @@
     python -m benchmarks.noise_aware_machines na-eat-tiny                                  # machines of the package
     python -m benchmarks.noise_aware_machines CHECKPOINT --machines FOLDER --noises FOLDER # real ones, from folders
     python -m benchmarks.noise_aware_machines CHECKPOINT ... --scores scores.jsonl         # goes on after a stop
-    python -m benchmarks.noise_aware_machines CHECKPOINT ... --auto                        # what `auto` chooses, too
+    python -m benchmarks.noise_aware_machines CHECKPOINT ... --auto                        # what `fit` chooses, too
 
 Every machine stands in one room, the same in training and test, as in `benchmarks.far_microphone`. A memory of normal
 clips, which also calibrate the far microphone, scores other normal clips and faulty ones: mean over time, cosine. All
-systems hear the same mixtures. The output is Markdown: mean AUCs in %, and the difference to a reference with its 95 %
-interval, from a paired bootstrap over machines, seeds and clips.
+systems hear the same mixtures. "and log-mel" is `fit(log_mel=True)`, with log-mel statistics beside the tokens. The
+output is Markdown: mean AUCs in %, and the difference to a reference with its 95 % interval, from a paired bootstrap
+over machines, seeds and clips.
 """
 
 import argparse
@@ -27,18 +28,20 @@ from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.checkpoints.loading import load_extractor, load_model
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.layer_choice import NA_SHARES
+from na_ssl_hf.hub.pooling import LogMelStatistics, log_mel_beside
 
 from . import NUM_THREADS
 from .far_microphone import COHERENCES, Noises, Targets, canceller, embedder, mixed, sounds
 from .measuring import auc_of_scores, parser_of, progress
 
-CANCELLERS = ("none", "spectral_subtraction", "installation")
+CANCELLERS = ("none", "spectral_subtraction", "installation", "auto")
 SNRS_DB = (0.0, -5.0, 5.0)
 NUM_CLIPS = 20
 NUM_DRAWS = 1000
-LOG_MEL, BASE, BOTH, NOISE_AWARE, CHOSEN = "log-mel", "base", "mean of both", "noise-aware", "auto"
+LOG_MEL, BASE, BOTH, NOISE_AWARE, CHOSEN = "log-mel", "base", "mean of both", "noise-aware", "chosen by fit"
 ENCODERS = dict(zip((BASE, BOTH, NOISE_AWARE), NA_SHARES, strict=True))
-SYSTEMS = (LOG_MEL, *ENCODERS, CHOSEN)
+WITH_LOG_MEL = {system: f"{system} and log-mel" for system in ENCODERS}
+SYSTEMS = (LOG_MEL, *ENCODERS, *WITH_LOG_MEL.values(), CHOSEN)
 
 # The scores of one machine in one room: system and canceller -> part ("normal", "anomaly") -> one for every clip.
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
@@ -123,7 +126,12 @@ def scores_of_room(
         )
         by_share = {part: vectors_of_shares(scorer, clips, layer) for part, clips in heard.items()}
         for system in ENCODERS:
-            banks[system], vectors[system] = MemoryBank(), {part: each[system] for part, each in by_share.items()}
+            own = {part: each[system] for part, each in by_share.items()}
+            banks[system], vectors[system] = MemoryBank(), own
+            statistics = {part: each[LOG_MEL] for part, each in by_share.items()}
+            beside = LogMelStatistics.learned(own["train"], statistics["train"])
+            banks[WITH_LOG_MEL[system]] = log_mel.memory
+            vectors[WITH_LOG_MEL[system]] = {part: beside.joined(own[part], statistics[part]) for part in own}
         for system, of_parts in vectors.items():
             bank = replace(banks[system]).fit(of_parts["train"])
             found[f"{system}, {method}"] = {
@@ -151,13 +159,17 @@ def chosen_share(scorer: AnomalyScorer, clips: torch.Tensor, layer: int | None) 
 
 @torch.no_grad()
 def vectors_of_shares(scorer: AnomalyScorer, clips: torch.Tensor, layer: int | None) -> dict[str, torch.Tensor]:
-    """Embed clips `(clips, 2, N)` by base, mean and model in one run: the means over time, `(clips, F, D)`."""
-    found: dict[str, list[torch.Tensor]] = {system: [] for system in ENCODERS}
+    """Embed clips `(clips, 2, N)` by base, mean and model in one run: the means over time, `(clips, F, D)`.
+
+    Their log-mel statistics `(clips, F, S)` come with them.
+    """
+    found: dict[str, list[torch.Tensor]] = {system: [] for system in (LOG_MEL, *ENCODERS)}
     for batch in clips.split(8):
         fbank = scorer.feature_extractor.fbank(batch)  # (B, 2, T, M)
         by_share = scorer.model.interpolated_grids(fbank, [layer], list(ENCODERS.values()))
         for system, (grid,) in zip(ENCODERS, by_share, strict=True):
             found[system].append(grid.float().mean(1))
+        found[LOG_MEL].append(log_mel_beside(found[BASE][-1], fbank))
     return {system: torch.cat(parts) for system, parts in found.items()}
 
 
@@ -186,6 +198,8 @@ def tables(done: Sequence[dict[str, Any]]) -> str:
     pairs = [(f"{NOISE_AWARE}, {method}", f"{BASE}, {method}") for method in CANCELLERS]
     pairs += [(f"{BOTH}, {method}", f"{BASE}, {method}") for method in CANCELLERS]
     pairs += [(f"{CHOSEN}, {method}", f"{BOTH}, {method}") for method in CANCELLERS if has_auto]
+    beside = [(f"{WITH_LOG_MEL[system]}, {method}", method) for system in ENCODERS for method in CANCELLERS]
+    pairs += [(name, f"{LOG_MEL}, {method}") for name, method in beside]
     pairs += [(bests[system], bests[LOG_MEL]) for system in names[1:]]
     lines += [
         "",

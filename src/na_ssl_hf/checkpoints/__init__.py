@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-DEFAULT_CHECKPOINT = "na-beats-tiny"
+DEFAULT_CHECKPOINT = "na-eat-tiny-distilled"
 # The longest time that the hub has for its answer.
 HUB_TIMEOUT_SEC = 5.0
 

@@ -22,7 +22,8 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
-        help="noise-aware checkpoint: a directory, a name on the hub or of the package (default: na-beats-tiny)",
+        help="noise-aware checkpoint: a directory, a name on the hub or of the package "
+        "(default: na-eat-tiny-distilled)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of sounds and rooms (default: 0)")
 

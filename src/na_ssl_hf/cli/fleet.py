@@ -70,7 +70,7 @@ def _add_fit(fleet: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
-        help="checkpoint: a directory, a name on the hub or of the package (default: na-beats-tiny)",
+        help="checkpoint: a directory, a name on the hub or of the package (default: na-eat-tiny-distilled)",
     )
     add_fit_options(parser)
     add_common_options(parser, device="cpu")

@@ -60,7 +60,7 @@ def _add_fit(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
-        help="checkpoint: a directory, a name on the hub or of the package (default: na-beats-tiny)",
+        help="checkpoint: a directory, a name on the hub or of the package (default: na-eat-tiny-distilled)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="SCORER_DIR", help="directory of the new scorer")
     parser.add_argument(
@@ -142,7 +142,12 @@ def _add_far_microphone_options(parser: Any) -> None:
         type=_na_share,
         metavar="auto|SHARE",
         help="share of a noise-aware model in what is compared, 0 (its base) to 1, or auto: chosen from the recordings "
-        "(default: 1)",
+        "(default: what the checkpoint advises, else 1)",
+    )
+    parser.add_argument(
+        "--log-mel",
+        action=argparse.BooleanOptionalAction,
+        help="log-mel statistics beside the tokens of the model (default: what the checkpoint advises, else none)",
     )
 
 
@@ -250,6 +255,8 @@ def _fit(options: argparse.Namespace) -> None:
         print(f"streams of the close microphone: {calibration.streams}")
     if calibration.na_share is not None:
         print(f"share of the noise-aware layers: {calibration.na_share:g}")
+    if calibration.log_mel is not None:
+        print("log-mel statistics are compared beside the model's tokens")
     _print_far_microphone(scorer)
     if calibration.layers is not None:
         print(f"layers compared: {', '.join(map(str, calibration.layers))}")
@@ -273,6 +280,7 @@ def fit_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "level": options.level,
         "streams": options.streams,
         "na_share": options.na_share,
+        "log_mel": options.log_mel,
         "pooling": options.pooling,
         "gamma": options.gamma,
         "p": options.p,

@@ -4,6 +4,8 @@ Letters: B recordings, N samples, F frequency bands, D channels.
 """
 
 import copy
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from ..hub.input_level import at_level
 from ..hub.layer_choice import LayerChoice
 from ..hub.model_weights import has_adapter, has_quantised_weights, merge_adapter
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
-from ..hub.pooling import Pooling
-from ..hub.streams import stream_vectors
+from ..hub.pooling import Pooling, log_mel_beside
+from ..hub.streams import stream_statistics, stream_vectors
 from ..hub.threshold import Calibration
 from .far_canceller import far_canceller
 
@@ -64,19 +66,25 @@ class ScoringChain(nn.Module):
         self._level, self._streams = calibration.level, calibration.streams
         self._layers = LayerChoice(calibration.layers)
         self._pooling = Pooling(**calibration.pooling)
-        self._na_share = calibration.na_share
+        self._na_share, self._log_mel = calibration.na_share, calibration.log_mel
         least = 0 if self.far_canceller is None else self.far_canceller.min_samples
         self.min_samples = max(scorer.feature_extractor.front_end.min_samples, least)
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Turn waveforms `(B, 2, N)` float32 at the extractor's rate into band vectors `(B, F, D)` float32."""
         waves = at_level(waveforms, self._level)
-        return stream_vectors(
-            self._streams, lambda: self._vectors(self._cancelled(waves)), lambda: self._vectors(waves)
-        )
+
+        @cache
+        def of_stream(is_cancelled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+            fbank = self.front_end(self._cancelled(waves) if is_cancelled else waves)  # (B, 2, T, M)
+            vectors = self._layers.vectors(self.model, fbank, self._pooling, self._na_share)  # (B, F, D)
+            return vectors, None if self._log_mel is None else log_mel_beside(vectors, fbank)
+
+        vectors = stream_vectors(self._streams, lambda: of_stream(True)[0], lambda: of_stream(False)[0])
+        if self._log_mel is None:
+            return vectors
+        statistics: Any = (lambda: of_stream(True)[1], lambda: of_stream(False)[1])
+        return self._log_mel.joined(vectors, stream_statistics(self._streams, *statistics))
 
     def _cancelled(self, waves: torch.Tensor) -> torch.Tensor:
         return waves if self.far_canceller is None else self.far_canceller(waves)
-
-    def _vectors(self, waves: torch.Tensor) -> torch.Tensor:
-        return self._layers.vectors(self.model, self.front_end(waves), self._pooling, self._na_share)

@@ -255,6 +255,7 @@ def _fitted_with(
     assert bank.calibration is not None
     calibration = bank.calibration
     other: Any = copy.copy(scorer)
+    other.feature_extractor = copy.copy(scorer.feature_extractor)
 
     def forward(inputs: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
         heard = inputs["heard"]
@@ -271,6 +272,8 @@ def _fitted_with(
         groups=recordings.groups,
         layers=calibration.layers,
         level=calibration.level,
+        far_cancellation="none",
+        log_mel=False,
         pooling=calibration.pooling["method"],
         **pooling,
         window=windows.get("length"),
@@ -288,6 +291,7 @@ def _fitted_with(
         extractor=calibration.extractor,
         streams=calibration.streams,
         na_share=calibration.na_share,
+        log_mel=calibration.log_mel,
     )
     return fitted
 

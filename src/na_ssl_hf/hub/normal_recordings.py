@@ -11,6 +11,7 @@ import torch
 from transformers.utils import logging
 
 from .memory_bank import MemoryBank
+from .pooling import LogMelStatistics
 from .recording import Piece, Unreadable, Windows
 
 logger = logging.get_logger(__name__)
@@ -118,6 +119,25 @@ class NormalRecordings:
         self.num_groups = None if groups is None else len(set(groups))
         if self.num_groups == 1:
             raise ValueError("`groups` must name at least two groups, got one.")
+
+    def join_log_mel(self, num_statistics: int, num_shares: int = 1) -> list[LogMelStatistics]:
+        """Learn how log-mel statistics are compared beside the vectors, and join them in `vectors`.
+
+        Args:
+            num_statistics: how many numbers at the end of a vector are statistics.
+            num_shares: what `vectors` holds side by side, each with its statistics: so many shares of a noise-aware
+                model, and where they are several the same of a pseudo fault after them, see `choose_share`.
+
+        Returns:
+            what was learned of the recordings, for each share.
+        """
+        parts = self.vectors.chunk(num_shares if num_shares == 1 else 2 * num_shares, dim=-1)
+        pairs = [(part[..., :-num_statistics], part[..., -num_statistics:]) for part in parts]
+        learned = [LogMelStatistics.learned(*pair) for pair in pairs[:num_shares]]
+        self.vectors = torch.cat(
+            [learned[index % num_shares].joined(*pair) for index, pair in enumerate(pairs)], dim=-1
+        )
+        return learned
 
     def choose_share(self, bank: MemoryBank, shares: Sequence[float]) -> float:
         """Choose how much of a noise-aware model the scorer hears, on normal recordings alone, and keep those vectors.

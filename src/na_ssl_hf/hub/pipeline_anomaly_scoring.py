@@ -9,7 +9,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -31,7 +31,7 @@ from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
 from .noise_cancellation import METHODS
 from .normal_recordings import NormalRecordings, with_pseudo_faults
-from .pooling import Pooling
+from .pooling import LogMelStatistics, Pooling, log_mel_beside, num_log_mel_statistics
 from .recorded_bands import check_rate, num_recorded_bands, recorded_rate, tell_left_out_bands
 from .recording import (
     WHOLE,
@@ -45,7 +45,7 @@ from .recording import (
     open_recording,
     recording_name,
 )
-from .streams import check_second_stream, check_streams, stream_vectors
+from .streams import check_second_stream, check_streams, stream_statistics, stream_vectors
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
 from .whole_files import whole_folder
 
@@ -53,6 +53,8 @@ logger = logging.get_logger(__name__)
 
 # A longer recording is scored in windows, because the memory that attention needs grows with the square of the length.
 LONGEST_WHOLE_SEC = 60.0
+# The arguments of `fit` that a checkpoint's configuration may advise, as a dict `scoring`.
+ADVISED = ("far_cancellation", "na_share", "log_mel")
 # How transformers and peft name weights, in one file or in shards, and what makes a folder an adapter's.
 _WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|adapter_config\.json")
 
@@ -117,9 +119,11 @@ class Heard:
         level: the level at which the model hears the recordings, see [`AnomalyScorer.fit`].
         streams: "cancelled", "raw" or "both", see [`AnomalyScorer.fit`].
         na_share: the share of a noise-aware model, see [`AnomalyScorer.fit`]; `None` for the model as it is.
+        log_mel: how log-mel statistics are joined to the vectors; True where that is still to be learned, so that they
+            stand beside the vectors as they are.
 
     Raises:
-        ValueError: the level, the streams or the share is unknown.
+        ValueError: the level, the streams, the share or `log_mel` is unknown.
     """
 
     pooling: Any = field(default_factory=Pooling)
@@ -128,10 +132,13 @@ class Heard:
     level: str = "as recorded"
     streams: str = "cancelled"
     na_share: float | str | None = None
+    log_mel: LogMelStatistics | bool = False
 
     def __post_init__(self) -> None:
         check_level(self.level)
         check_streams(self.streams)
+        if not isinstance(self.log_mel, (bool, LogMelStatistics)):
+            raise ValueError(f"`log_mel` must be True or False, got {self.log_mel!r:.80}.")
         object.__setattr__(self, "na_share", check_na_share(self.na_share))
 
     @classmethod
@@ -144,6 +151,7 @@ class Heard:
             calibration.level,
             calibration.streams,
             calibration.na_share,
+            calibration.log_mel or False,
         )
 
 
@@ -152,7 +160,8 @@ class AnomalyScorer(Pipeline):
 
     A higher score is more anomalous. The model's tokens are pooled over time, compared with a memory of normal
     recordings per frequency band ([`MemoryBank`]), and averaged over bands; the threshold comes from the leave-one-out
-    scores of the normal recordings.
+    scores of the normal recordings. A checkpoint may advise how it is fitted best: in its configuration, a dict
+    `scoring` with `far_cancellation`, `na_share` or `log_mel` holds where [`AnomalyScorer.fit`] is given `None`.
 
     ```python
     scorer = pipeline("anomaly-scoring", model="path/or/hub-id")
@@ -224,6 +233,7 @@ class AnomalyScorer(Pipeline):
         far_future: float | None = None,
         streams: str = "cancelled",
         na_share: float | str | None = None,
+        log_mel: bool | None = None,
         pooling: str = "mean",
         gamma: float | None = None,
         p: float | None = None,
@@ -241,8 +251,7 @@ class AnomalyScorer(Pipeline):
         """Remember normal recordings and set the threshold.
 
         The stated false-alarm rate holds for new recordings that are exchangeable with the normal ones: same machine,
-        place, microphones and conditions. With `groups` the threshold is made for conditions that were never heard.
-        Recordings with the same samples count once; `left_out` lists the others.
+        place, microphones and conditions; with `groups`, conditions that were never heard. Copies count once.
 
         Args:
             recordings: normal recordings, in any form that calling the scorer accepts.
@@ -259,6 +268,7 @@ class AnomalyScorer(Pipeline):
             streams: the close channel that is heard: "cancelled", "raw" or "both" joined, see [`stream_vectors`].
             na_share: the share of a noise-aware model in the compared tokens, 0 to 1, beside its base; "auto" for 0,
                 0.5 or 1 by the normal recordings, see [`NormalRecordings.choose_share`]; `None` for the model as it is.
+            log_mel: whether log-mel statistics stand beside the tokens, see [`LogMelStatistics`]; `None` for no.
             window, hop, aggregate: how recordings are cut, see [`Windows`]; seconds. With `None`, recordings above 60 s
                 are cut into windows of 10 s. For the threshold, a memory without the recording scores it alike.
             memory_bank: a [`MemoryBank`] whose settings replace the default ones, plain distances; it is not changed.
@@ -275,16 +285,15 @@ class AnomalyScorer(Pipeline):
         """
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
-        bank = _unfitted(memory_bank)
         pooled, chosen = Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers)
-        heard = self._heard(pooled, chosen, level, streams, far_cancellation, na_share)
-        windows = self._windows(None, window, hop, aggregate)
-        normal, levels = NormalRecordings(domains, groups), LevelRange(self.feature_extractor.sampling_rate)
-        with self._calibrated(recordings, far_cancellation, machine_off, far_future, windows, skip_unreadable) as kept:
+        method = far_cancellation, self._advised_cancellation(far_cancellation, streams)
+        heard = self._heard(pooled, chosen, level, streams, method[0] or method[1], na_share, log_mel)
+        bank = _unfitted(memory_bank, heard)
+        windows, normal = self._windows(None, window, hop, aggregate), NormalRecordings(domains, groups)
+        levels = LevelRange(self.feature_extractor.sampling_rate)
+        with self._calibrated(recordings, method, (machine_off, far_future), windows, skip_unreadable) as kept:
             normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
-            if heard.na_share == "auto":
-                heard = replace(heard, na_share=normal.choose_share(bank, NA_SHARES))
-            self._tell_bands(normal, heard)
+            heard = self._settled(normal, heard, bank)
             bank.fit(normal.vectors, domains=normal.domains)
             calibration = self._calibration(bank, normal, heard, windows, threshold_method, false_alarm_rate)
         bank.calibration = replace(calibration, levels=levels.ranges, microphones=levels.microphones)
@@ -308,13 +317,52 @@ class AnomalyScorer(Pipeline):
         streams: str,
         far_cancellation: str | None,
         na_share: float | str | None,
+        log_mel: bool | None,
     ) -> Heard:
-        """What is taken of normal recordings; a ValueError where this model or its canceller cannot give it."""
+        """What is taken of normal recordings; a ValueError where this model or its canceller cannot give it.
+
+        What is `None` of `na_share` and `log_mel` is what the checkpoint's configuration says, where it does.
+        """
         chosen = asked.or_default_of(self.model)
         chosen.check(self.model)
-        heard = Heard(pooling, chosen, level=level, streams=streams, na_share=na_share)
+        advice = self._advice()
+        na_share = advice.get("na_share") if na_share is None else na_share
+        log_mel = advice.get("log_mel", False) if log_mel is None else log_mel
+        heard = Heard(pooling, chosen, level=level, streams=streams, na_share=na_share, log_mel=log_mel)
         check_has_share(self.model, na_share)
         check_second_stream(streams, far_cancellation or self.feature_extractor.far_cancellation)
+        return heard
+
+    def _advised_cancellation(self, far_cancellation: str | None, streams: str) -> str | None:
+        """What the checkpoint's configuration says where neither the user nor the feature extractor says anything."""
+        if far_cancellation is not None or self.feature_extractor.far_cancellation is not None or streams == "raw":
+            return None
+        return self._advice().get("far_cancellation")
+
+    def _advice(self) -> Mapping[str, Any]:
+        """The arguments of `fit` that the checkpoint's `config.json` advises under `scoring`."""
+        advice = getattr(self.model.config, "scoring", None) or {}
+        if not isinstance(advice, Mapping) or not set(advice) <= set(ADVISED):
+            raise ValueError(
+                f"`scoring` of the checkpoint must be a dict with keys among {ADVISED}, got {advice!r:.80}."
+            )
+        return advice
+
+    def _settled(self, normal: NormalRecordings, heard: Heard, bank: MemoryBank) -> Heard:
+        """What the normal recordings decide of what is heard; their vectors become those that are compared."""
+        shares = NA_SHARES if heard.na_share == "auto" else (heard.na_share,)
+        log_mel: Sequence[LogMelStatistics | bool] = [heard.log_mel] * len(shares)
+        if heard.log_mel:
+            fbank = torch.zeros(1, 2, self.model.least_frames, self.feature_extractor.num_mel_bins)
+            with torch.no_grad():
+                (grid,) = self.model.layer_grids(fbank.to(self.model.device), [heard.layers.deepest])  # (1, T', F, D)
+            num_statistics = num_log_mel_statistics(grid.shape[2], fbank.shape[-1])
+            log_mel = normal.join_log_mel(num_statistics * (2 if heard.streams == "both" else 1), len(shares))
+        share = heard.na_share
+        if share == "auto":
+            share = normal.choose_share(bank, NA_SHARES)
+        heard = replace(heard, na_share=share, log_mel=log_mel[shares.index(share)])
+        self._tell_bands(normal, heard)
         return heard
 
     def _tell_bands(self, normal: NormalRecordings, heard: Heard) -> None:
@@ -330,13 +378,17 @@ class AnomalyScorer(Pipeline):
     def _calibrated(
         self,
         recordings: RecordingSources,
-        far_cancellation: str | None,
-        machine_off: RecordingSources | None,
-        far_future: float | None,
+        method: tuple[str | None, str | None],
+        off: tuple[RecordingSources | None, float | None],
         windows: Windows | None,
         skip_unreadable: bool,
     ) -> Iterator[RecordingSources]:
         """Set the cancellation of the far microphone, calibrated where asked; if the block fails, the old one is back.
+
+        Args:
+            method: what the user asks for, and what else the checkpoint advises. Where a far microphone cannot be
+                calibrated, the former is an error, the latter a warning.
+            off: `machine_off` and `far_future` of `fit`.
 
         Yields:
             the recordings, which can be read once more.
@@ -347,6 +399,8 @@ class AnomalyScorer(Pipeline):
             OSError: a file is missing or cannot be decoded.
         """
         known = (*CALIBRATED_METHODS, *METHODS, "none")
+        (asked, advised), (machine_off, far_future) = method, off
+        far_cancellation = advised if asked is None else asked
         if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
             raise ValueError(f"`far_cancellation` must be None or one of {list(known)}, got {far_cancellation!r}.")
         for name, value in (("machine_off", machine_off), ("far_future", far_future)):
@@ -366,7 +420,7 @@ class AnomalyScorer(Pipeline):
                 self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
                 if machine_off is not None:
                     self._hear(far_microphone, machine_off, windows, skip_unreadable, machine_off=True)
-                self.far_microphone, extractor.far_cancellation = far_microphone.finish().without_sums(), None
+                self.far_microphone, extractor.far_cancellation = _finished(far_microphone, asked is not None), None
             else:
                 self.far_microphone = None
                 if far_cancellation is not None:
@@ -424,6 +478,7 @@ class AnomalyScorer(Pipeline):
             level=heard.level,
             streams=heard.streams,
             na_share=heard.na_share,  # type: ignore[arg-type] # "auto" has become a number
+            log_mel=heard.log_mel or None,  # type: ignore[arg-type] # what is True has been learned
             model=model_fingerprint(self.model),
             extractor=self._extractor_settings(),
         )
@@ -764,13 +819,21 @@ class AnomalyScorer(Pipeline):
                     self.far_microphone.listen(waveforms)
             fbank = front_end.fbank(waves)  # (B, 2, T, M)
             if None in shares:
-                return [heard.layers.vectors(self.model, fbank, heard.pooling)]
-            return heard.layers.vectors_of_shares(self.model, fbank, heard.pooling, shares)  # type: ignore[arg-type]
+                vectors = [heard.layers.vectors(self.model, fbank, heard.pooling)]
+            else:
+                vectors = heard.layers.vectors_of_shares(self.model, fbank, heard.pooling, shares)  # type: ignore[arg-type]
+            return vectors if heard.log_mel is False else [*vectors, log_mel_beside(vectors[0], fbank)]
 
-        def of_share(index: int) -> torch.Tensor:
+        def at(index: int) -> torch.Tensor:
             return stream_vectors(heard.streams, lambda: of_stream(True)[index], lambda: of_stream(False)[index])
 
-        return [of_share(index) for index in range(len(shares))]
+        by_share = [at(index) for index in range(len(shares))]
+        if heard.log_mel is False:
+            return by_share
+        statistics = stream_statistics(heard.streams, lambda: of_stream(True)[-1], lambda: of_stream(False)[-1])
+        if heard.log_mel is True:
+            return [torch.cat([vectors, statistics], dim=-1) for vectors in by_share]
+        return [heard.log_mel.joined(vectors, statistics) for vectors in by_share]
 
     def _results(
         self,
@@ -935,11 +998,26 @@ class AnomalyScorer(Pipeline):
         return settings
 
 
-def _unfitted(memory_bank: MemoryBank | None) -> MemoryBank:
+def _unfitted(memory_bank: MemoryBank | None, heard: Heard) -> MemoryBank:
     """A new memory with the settings of one, so that a refit that fails leaves the bank that is in use alone."""
     if not (memory_bank is None or isinstance(memory_bank, MemoryBank)):
         raise ValueError(f"`memory_bank` must be a MemoryBank or None, got {memory_bank!r}.")
-    return MemoryBank() if memory_bank is None else replace(memory_bank)
+    # Among joined vectors a cosine distance would be made of squares, in which one band outweighs all others.
+    joined: dict[str, Any] = {"distance": "euclidean", "normalize": False} if heard.log_mel else {}
+    return replace(MemoryBank() if memory_bank is None else memory_bank, **joined)
+
+
+def _finished(far_microphone: FarMicrophone, is_asked: bool) -> FarMicrophone | None:
+    """The calibrated far microphone; a warning and `None` where that cannot be and nobody asked for it."""
+    try:
+        return far_microphone.finish().without_sums()
+    except ValueError as error:
+        if is_asked:
+            raise
+        logger.warning(
+            f"The far microphone is not calibrated, as this checkpoint advises, and stays in what is heard: {error}"
+        )
+        return None
 
 
 def _belongs_to_a_scorer(name: str) -> bool:

@@ -1,10 +1,12 @@
-"""Pooling of a time-frequency grid over time, every frequency band on its own.
+"""Pooling over time, every frequency band on its own: of a model's grid, and of the log-mel frames beside it.
 
-Letters: N clips, T frames, F bands, D channels.
+Letters: N clips, T frames, F bands, D channels, M mel bins, S statistics of a band.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ POOLING_PARAMETERS: dict[str, tuple[str, ...]] = {
     "max": (),
 }
 POOLING_METHODS = tuple(POOLING_PARAMETERS)
+# So many normal recordings at most say how far they are from one another.
+MOST_COMPARED = 1000
 
 
 @dataclass(frozen=True)
@@ -154,3 +158,135 @@ def _rank_pool(x: torch.Tensor, valid: torch.Tensor, r: float) -> torch.Tensor:
     counted = ranks < valid.sum(dim=1, keepdim=True)  # (N, T, 1, 1)
     weights = torch.as_tensor(r, dtype=x.dtype, device=x.device).pow(ranks).where(counted, 0.0)
     return (weights * ranked.where(counted, 0.0)).sum(dim=1) / weights.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class LogMelStatistics:
+    """How the log-mel statistics of a band are compared beside a model's vectors: joined, in units of their spread.
+
+    A model that never heard a kind of machine may miss what its plain spectrum shows. The statistics are taken around
+    their mean over the normal recordings, and weighted so that in each band a normal recording is as far from its
+    nearest neighbour by the statistics as by the model (the median over the recordings). Joined vectors are compared by
+    their Euclidean distance, whose square is the sum of both squares.
+
+    Attributes:
+        centre: `(F, S)`, the mean of the normal recordings' statistics, natural logarithms as the model hears them.
+        weight: `(F,)`, what the statistics of a band are multiplied by.
+
+    Raises:
+        ValueError: an attribute is not made of finite numbers, or their numbers of bands differ.
+    """
+
+    centre: tuple[tuple[float, ...], ...]
+    weight: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name, values in (("centre", [value for row in self.centre for value in row]), ("weight", self.weight)):
+            if not values or not all(isinstance(value, float) and math.isfinite(value) for value in values):
+                raise ValueError(f"`{name}` must be made of finite numbers, got {getattr(self, name)!r:.80}.")
+        if len(self.centre) != len(self.weight) or len({len(row) for row in self.centre}) != 1:
+            raise ValueError(
+                f"`weight` must have one number for each of the {len(self.centre)} bands of `centre`, whose rows are "
+                f"equally long, got {len(self.weight)}."
+            )
+
+    @classmethod
+    def learned(cls, vectors: torch.Tensor, statistics: torch.Tensor) -> "LogMelStatistics":
+        """Learn centre and weight from normal recordings: vectors `(N, F, D)` and statistics `(N, F, S)`.
+
+        The weight of a band in which the statistics, or the model's vectors, of most recordings are the same is 0.
+        """
+        by_model, by_spectrum = _median_neighbour(_of_norm_one(vectors)), _median_neighbour(statistics)
+        weight = torch.where((by_spectrum > 0) & (by_model > 0), by_model / by_spectrum.clamp_min(1e-9), 0.0)
+        centre = statistics.double().mean(0)
+        return cls(tuple(map(tuple, centre.tolist())), tuple(weight.tolist()))
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "LogMelStatistics":
+        """Return what `dataclasses.asdict` made, also where JSON turned its tuples into lists; other keys are ignored.
+
+        Raises:
+            ValueError: a key is missing, or a value is wrong.
+        """
+        try:
+            centre, weight = values["centre"], values["weight"]
+            return cls(tuple(tuple(map(float, row)) for row in centre), tuple(map(float, weight)))
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"`log_mel` must be a dict with centre and weight, got {values!r:.80}.") from error
+
+    def joined(self, vectors: torch.Tensor, statistics: torch.Tensor) -> torch.Tensor:
+        """Join vectors `(..., F, D)`, brought to norm 1, and statistics `(..., F, S)` to `(..., F, D + S)`.
+
+        The highest bands, where the normal recordings held nothing and nothing was learned, are left out.
+        """
+        bands = slice(min(vectors.shape[-2], len(self.weight)))
+        centre, weight = statistics.new_tensor(self.centre)[bands], statistics.new_tensor(self.weight)[bands]
+        around = weight[:, None] * (statistics[..., bands, :] - centre)
+        return torch.cat([_of_norm_one(vectors[..., bands, :]), around], dim=-1)
+
+
+def num_log_mel_statistics(num_bands: int, num_mel_bins: int) -> int:
+    """Count the statistics S of a band.
+
+    Raises:
+        ValueError: the mel bins cannot be divided among the bands.
+    """
+    if num_mel_bins % num_bands:
+        raise ValueError(
+            f"`log_mel` must be False for a model of {num_bands} bands, among which its {num_mel_bins} mel bins cannot "
+            "be divided, got True."
+        )
+    return 2 * num_mel_bins // num_bands
+
+
+def log_mel_statistics(frames: torch.Tensor, num_bands: int, num_rows: int | None = None) -> torch.Tensor:
+    """Compute mean and standard deviation over time of log-mel frames, by band.
+
+    Args:
+        frames: `(N, T, M)`, the log-mel frames of one channel.
+        num_bands: F, into which the M mel bins are divided.
+        num_rows: T', rows in time that are pooled each on its own, but for the deviation, which is that of the whole
+            clip; `None` for one.
+
+    Returns:
+        `(N, F, S)` with S = 2 M / F, the means first; with `num_rows` `(N, T', F, S)`.
+
+    Raises:
+        ValueError: the mel bins cannot be divided among the bands.
+    """
+    num_log_mel_statistics(num_bands, frames.shape[-1])
+    frames = frames.float()
+    mean = frames.mean(1, keepdim=True)  # (N, 1, M)
+    deviation = (frames - mean).square().mean(1, keepdim=True).sqrt()  # (N, 1, M)
+    if num_rows is not None:
+        length = frames.shape[1] // num_rows
+        mean = frames[:, : num_rows * length].unflatten(1, (num_rows, length)).mean(2)  # (N, T', M)
+        deviation = deviation.expand_as(mean)
+    parts = [part.unflatten(-1, (num_bands, -1)) for part in (mean, deviation)]  # (N, T', F, M / F)
+    statistics = torch.cat(parts, dim=-1)  # (N, T', F, S)
+    return statistics[:, 0] if num_rows is None else statistics
+
+
+def log_mel_beside(vectors: torch.Tensor, fbank: torch.Tensor) -> torch.Tensor:
+    """Compute the log-mel statistics of the close channel of fbank `(N, 2, T, M)` for a model's vectors.
+
+    Returns:
+        `(N, F, S)` for pooled vectors `(N, F, D)`, `(N, T', F, S)` for tokens `(N, T', F, D)`.
+    """
+    rows = vectors.shape[1] if vectors.dim() == 4 else None
+    return log_mel_statistics(fbank[:, 0], vectors.shape[-2], rows)
+
+
+def _of_norm_one(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def _median_neighbour(vectors: torch.Tensor) -> torch.Tensor:
+    """Compute the median over clips of the distance to the nearest other clip, in every band, `(F,)` double."""
+    step = -(-len(vectors) // MOST_COMPARED)
+    of_bands = vectors[::step].double().transpose(0, 1)  # (F, N, D)
+    if of_bands.shape[1] < 2:
+        return torch.zeros(len(of_bands), dtype=torch.float64)
+    distances = torch.cdist(of_bands, of_bands, compute_mode="donot_use_mm_for_euclid_dist")  # (F, N, N)
+    distances.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    return distances.min(dim=-1).values.median(dim=-1).values

@@ -52,3 +52,15 @@ def stream_vectors(
     if streams == "both":
         return joined([cancelled(), raw()])
     return cancelled() if streams == "cancelled" else raw()
+
+
+def stream_statistics(
+    streams: str, cancelled: Callable[[], torch.Tensor], raw: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """Return the log-mel statistics `(..., F, S)` of the asked stream, or of both side by side, `(..., F, 2 S)`.
+
+    Unlike vectors they keep their size: levels tell much of a machine.
+    """
+    if streams == "both":
+        return torch.cat([cancelled(), raw()], dim=-1)
+    return cancelled() if streams == "cancelled" else raw()

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .input_level import UsualMicrophones, check_level, check_levels
 from .layer_choice import LayerChoice, check_na_share
-from .pooling import Pooling
+from .pooling import LogMelStatistics, Pooling
 from .recording import Windows
 from .streams import check_second_stream, check_streams
 
@@ -55,6 +55,7 @@ class Calibration:
         streams: "cancelled", "raw" or "both", which of the close channel's streams the model hears.
         na_share: The share of a noise-aware model in the compared tokens, the rest being that of its base; `None` for
             the model as it is.
+        log_mel: How log-mel statistics are compared beside the tokens, see [`LogMelStatistics`]; `None` for not at all.
         microphones: What is usual of the microphones, see [`UsualMicrophones`]; `None` where nobody knows.
 
     Raises:
@@ -78,6 +79,7 @@ class Calibration:
     levels: Mapping[str, tuple[float, float]] | None = None
     streams: str = "cancelled"
     na_share: float | None = None
+    log_mel: LogMelStatistics | None = None
     microphones: UsualMicrophones | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +122,8 @@ class Calibration:
         own["na_share"] = check_na_share(self.na_share)
         if own["na_share"] == "auto":
             raise ValueError("`na_share` must be None or a number from 0 to 1, got 'auto'.")
+        if self.log_mel is not None and not isinstance(self.log_mel, LogMelStatistics):
+            raise ValueError(f"`log_mel` must be LogMelStatistics or None, got {self.log_mel!r:.80}.")
         if self.microphones is not None and not isinstance(self.microphones, UsualMicrophones):
             raise ValueError(f"`microphones` must be UsualMicrophones or None, got {self.microphones!r:.80}.")
         own["layers"] = LayerChoice(self.layers).layers
@@ -160,10 +164,16 @@ class Calibration:
         layers = None if self.layers is None else list(self.layers)
         levels = None if self.levels is None else {channel: list(ends) for channel, ends in self.levels.items()}
         microphones = None if self.microphones is None else self.microphones.to_dict()
-        return asdict(replace(self, microphones=None)) | {
+        log_mel = (
+            None
+            if self.log_mel is None
+            else {"centre": [list(row) for row in self.log_mel.centre], "weight": list(self.log_mel.weight)}
+        )
+        return asdict(replace(self, microphones=None, log_mel=None)) | {
             "self_scores": list(self.self_scores),
             "layers": layers,
             "levels": levels,
+            "log_mel": log_mel,
             "microphones": microphones,
         }
 
@@ -181,6 +191,8 @@ class Calibration:
             got = f"none of {sorted(needed - set(values))}" if isinstance(values, Mapping) else repr(values)
             raise ValueError(f"A calibration must be a dict with the keys {sorted(needed)}, got {got}.")
         known = {name: values[name] for name in names & set(values)}
+        if known.get("log_mel") is not None:
+            known["log_mel"] = LogMelStatistics.from_dict(known["log_mel"])
         if isinstance(microphones := known.get("microphones"), Mapping):
             try:
                 known["microphones"] = UsualMicrophones(**microphones)
