@@ -298,7 +298,7 @@ def test_fit_calibrates_the_far_microphone_and_prints_what_it_cancels(folder, tm
     ]
     assert run("fit", folder / "normal", "--out", tmp_path / "scorer", "--device", "cpu", *options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "far microphone, calibrated on 10 s: " in lines[1]
-    assert lines[2].lstrip().startswith("0 to   250 Hz: the filter takes ")
+    assert "far microphone, calibrated on 10 s: " in next(line for line in lines if "far microphone" in line)
+    assert any(line.lstrip().startswith("0 to   250 Hz: the filter takes ") for line in lines)
     assert (tmp_path / "scorer" / "far_microphone.safetensors").exists()
     assert run("score", tmp_path / "scorer", folder / "normal" / "room_0", "--csv", tmp_path / "scores.csv") == 0

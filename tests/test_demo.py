@@ -10,7 +10,7 @@ from transformers import AutoModel, pipeline
 
 from na_ssl_hf import BeatsConfig, BeatsModel, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint, shipped_checkpoint
-from na_ssl_hf.demo import NOISE_AWARE, run_demo
+from na_ssl_hf.demo import FITTED, run_demo
 
 SMALL = {"machines": ("fan", "toycar"), "num_train_source": 20, "num_test": 3, "duration_s": 1.0, "num_rooms": 2}
 
@@ -31,13 +31,13 @@ def test_demo_scores_every_system(tmp_path, capsys):
     files = [sorted((tmp_path / "data" / "fan" / split).glob("*.wav")) for split in ("train", "test")]
     scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
     scorer.fit(files[0], progress=None)
-    scored = results[NOISE_AWARE]["fan"]
+    scored = results[FITTED]["fan"]
     assert scored.threshold == pytest.approx(scorer.threshold, rel=1e-5)
     np.testing.assert_allclose(scored.scores, [one["score"] for one in scorer(files[1])], rtol=1e-4, atol=1e-6)
     picture = matplotlib.image.imread(tmp_path / "demo.png")
     assert picture[..., :3].std() > 0.05
     again = run_demo(tmp_path, **SMALL, show_progress=False)
-    np.testing.assert_array_equal(again[NOISE_AWARE]["fan"].scores, results[NOISE_AWARE]["fan"].scores)
+    np.testing.assert_array_equal(again[FITTED]["fan"].scores, results[FITTED]["fan"].scores)
 
 
 def test_demo_refuses_a_model_without_noise_aware_layers(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,15 +31,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOISE_AWARE = "NA model"
+FITTED = "as na-ssl fit makes a scorer of it"
 BATCH_SIZE = 8
 SMALLEST_DISTANCE = 1e-6  # the smallest that a histogram shows
 
 
 class System(NamedTuple):
-    """A row of the table: what embeds the clips, and the folder whose clips it hears."""
+    """A row of the table: how a machine is fitted and scored, and the folder whose clips are heard."""
 
     title: str
-    embedder: Embedder
+    score: Callable[[MachineData], MachineScores]
     folder: Path
 
 
@@ -76,17 +78,17 @@ def run_demo(
         for name in machines[data]:
             for system in systems:
                 machine = machines[system.folder][name]
-                results[system.title][name] = _score_machine(system.embedder, machine)
+                results[system.title][name] = system.score(machine)
                 bar.update(len(machine.train) + len(machine.test))
 
     print(_table(results, seed))
     picture = out / "demo.png"
-    shown = _most_anomalous(results[NOISE_AWARE])
+    shown = _most_anomalous(results[FITTED])
     scorer = AnomalyScorer(model=noise_aware, feature_extractor=extractor)
     heard = machines[data][shown.name.machine]
     scorer.fit(heard.train_files, domains=heard.domains, batch_size=BATCH_SIZE, progress=None)
     anomaly_map = scorer.anomaly_map(shown.path).numpy()
-    save_picture(results[NOISE_AWARE], shown, anomaly_map, picture, f"{NOISE_AWARE} {Path(checkpoint).name}")
+    save_picture(results[FITTED], shown, anomaly_map, picture, f"{NOISE_AWARE} {Path(checkpoint).name}, {FITTED}")
     print(f"\nrecordings: {data}\npicture:    {picture}")
     return results
 
@@ -104,6 +106,9 @@ def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
 
 
 def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path, clean: Path) -> Iterator[System]:
+    def embedded(title: str, embedder: Embedder, folder: Path = data) -> System:
+        return System(title, partial(_score_machine, embedder), folder)
+
     base = noise_aware.to_base()
     for title, far_cancellation in (
         ("close microphone only", None),
@@ -112,17 +117,19 @@ def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path
     ):
         cancelling = copy.deepcopy(extractor)
         cancelling.far_cancellation = far_cancellation
-        yield System(title, model_embedder(title, base, cancelling, batch_size=BATCH_SIZE), data)
-    yield System(NOISE_AWARE, model_embedder(NOISE_AWARE, noise_aware, extractor, batch_size=BATCH_SIZE), data)
+        yield embedded(title, model_embedder(title, base, cancelling, batch_size=BATCH_SIZE))
+    yield embedded(NOISE_AWARE, model_embedder(NOISE_AWARE, noise_aware, extractor, batch_size=BATCH_SIZE))
+    scorer = AnomalyScorer(model=noise_aware, feature_extractor=copy.deepcopy(extractor))
+    yield System(FITTED, partial(_score_as_fitted, scorer), data)
     for title, far_cancellation in (
         ("log-mel", None),
         ("log-mel, least squares", "least_squares"),
         ("log-mel, spectral subtraction", "spectral_subtraction"),
     ):
-        yield System(f"no network: {title}", log_mel_embedder(far_cancellation), data)
+        yield embedded(f"no network: {title}", log_mel_embedder(far_cancellation))
     without_level = log_mel_embedder("spectral_subtraction", center_level=True)
-    yield System("no network: log-mel without level, subtraction", without_level, data)
-    yield System("no network: log-mel of the clean target", log_mel_embedder(), clean)
+    yield embedded("no network: log-mel without level, subtraction", without_level)
+    yield embedded("no network: log-mel of the clean target", log_mel_embedder(), clean)
 
 
 def _score_machine(embedder: Embedder, machine: MachineData) -> MachineScores:
@@ -130,6 +137,23 @@ def _score_machine(embedder: Embedder, machine: MachineData) -> MachineScores:
     train, test = embedder.embed(machine.train_files), embedder.embed(machine.test_files)
     normal_scores, scores, band_scores = fit_and_score(embedder.bank(), train, test, machine.domains)
     threshold, _ = calibrated_threshold(torch.from_numpy(normal_scores), "conformal", None)
+    return _with_labels(machine, scores, normal_scores, threshold, band_scores)
+
+
+def _score_as_fitted(scorer: AnomalyScorer, machine: MachineData) -> MachineScores:
+    """Fit the pipeline on the training clips of a machine as its checkpoint advises, and score its test clips."""
+    scorer.fit(machine.train_files, domains=machine.domains, batch_size=BATCH_SIZE, progress=None)
+    results = scorer(machine.test_files, batch_size=BATCH_SIZE)
+    assert scorer.memory_bank is not None
+    assert scorer.memory_bank.calibration is not None
+    scores, band_scores = (np.array([result[name] for result in results]) for name in ("score", "band_scores"))
+    normal_scores = np.array(scorer.memory_bank.calibration.self_scores)
+    return _with_labels(machine, scores, normal_scores, scorer.threshold, band_scores)
+
+
+def _with_labels(
+    machine: MachineData, scores: np.ndarray, normal_scores: np.ndarray, threshold: float, band_scores: np.ndarray
+) -> MachineScores:
     is_anomaly, is_target = read_test_labels(machine)
     return MachineScores(
         machine.name, machine.test, scores, normal_scores, threshold, band_scores, is_anomaly, is_target

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from scipy.stats import gamma
 from transformers import AutoConfig, AutoModel
 
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint
 from na_ssl_hf.evaluation.autoencoder.baseline import AutoencoderBaseline, residual_covariances
 from na_ssl_hf.hub.configuration_autoencoder import AutoencoderConfig
 from na_ssl_hf.hub.modeling_autoencoder import AutoencoderModel, log_mel_decibels, stack_frames
@@ -253,7 +253,7 @@ def test_saved_baseline_scores_and_decides_alike(fitted, normal, tmp_path):
 
 def test_loading_refuses_what_is_no_autoencoder(tmp_path):
     with pytest.raises(ValueError, match="must hold a 'dcase-autoencoder' model, got 'na-beats'"):
-        AutoencoderBaseline.from_pretrained(default_checkpoint())
+        AutoencoderBaseline.from_pretrained(shipped_checkpoint("na-beats-tiny"))
     with pytest.raises(OSError, match="absent"):
         AutoencoderBaseline.from_pretrained(tmp_path / "absent")
 

@@ -14,7 +14,7 @@ from tiny_models import tiny_config, tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, BertConfig, BertModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, BeatsModel, MemoryBank, NABeatsModel, TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint
 from na_ssl_hf.hub import threshold
 from na_ssl_hf.hub.model_weights import model_fingerprint
 
@@ -41,7 +41,7 @@ def scores_of(results) -> list[float]:
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModel.from_pretrained(default_checkpoint())
+    return AutoModel.from_pretrained(shipped_checkpoint("na-beats-tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def clips():
 @pytest.fixture(scope="module")
 def fitted(model, normal):
     """A fitted scorer that no test changes; `refittable` is for those that do."""
-    extractor = AutoFeatureExtractor.from_pretrained(default_checkpoint())
+    extractor = AutoFeatureExtractor.from_pretrained(shipped_checkpoint("na-beats-tiny"))
     return AnomalyScorer(model=model, feature_extractor=extractor).fit(normal, batch_size=8)
 
 
@@ -351,7 +351,7 @@ def test_unknown_arguments_are_refused(fitted, clips):
 
 
 def test_unfitted_scorer_says_so(model, clips):
-    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer = pipeline("anomaly-scoring", model=str(shipped_checkpoint("na-beats-tiny")))
     for call in (scorer, scorer.embed, scorer.anomaly_map, lambda _: scorer.threshold, lambda _: scorer.calibrate()):
         with pytest.raises(ValueError, match="not fitted yet: call `fit`"):
             call(clips[0])

@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor, AutoModel, pipeline
 from without_package import WITHOUT_PACKAGE
 
 from na_ssl_hf import AnomalyScorer, BeatsForAudioClassification, TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint
 
 RATE = 16000
 SCORERS = ["na-beats", "na-eat", "na-dasheng", "beats", "unfitted", "model"]
@@ -82,11 +82,11 @@ def folder(clips, tmp_path_factory):
         )
         for name in ("na-eat", "na-dasheng", "beats")
     }
-    scorers["na-beats"] = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorers["na-beats"] = pipeline("anomaly-scoring", model=str(shipped_checkpoint("na-beats-tiny")))
     for name, scorer in scorers.items():
         scorer.fit(clips, false_alarm_rate=0.2, batch_size=10)
         scorer.save_pretrained(folder / name)
-    pipeline("anomaly-scoring", model=str(default_checkpoint())).save_pretrained(folder / "unfitted")
+    pipeline("anomaly-scoring", model=str(shipped_checkpoint("na-beats-tiny"))).save_pretrained(folder / "unfitted")
     tiny_model("na-beats", seed=1).save_pretrained(folder / "model")
     BeatsForAudioClassification(tiny_config("beats")).save_pretrained(folder / "classifier")
     return folder
@@ -195,8 +195,8 @@ def test_a_classifier_names_sounds_unless_it_is_asked_to_score(folder, report, t
 
 
 def test_nor_does_it_for_a_checkpoint_without_code():
-    assert "custom_pipelines" not in json.loads((default_checkpoint() / "config.json").read_text())
-    assert type(pipeline(model=str(default_checkpoint()))) is AnomalyScorer
+    assert "custom_pipelines" not in json.loads((shipped_checkpoint("na-beats-tiny") / "config.json").read_text())
+    assert type(pipeline(model=str(shipped_checkpoint("na-beats-tiny")))) is AnomalyScorer
 
 
 def test_nor_for_a_repository_in_the_cache(folder, tmp_path):

@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AnomalyScorer, MemoryBank, TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint
 from na_ssl_hf.hub import feature_extraction_two_channel, normal_recordings, pipeline_anomaly_scoring
 from na_ssl_hf.hub.recording import Windows
 
@@ -165,10 +165,10 @@ def peak():
 import numpy as np, soundfile
 from transformers import pipeline
 import na_ssl_hf
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint
 import torch
 torch.set_num_threads(1)
-scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+scorer = pipeline("anomaly-scoring", model=str(shipped_checkpoint("na-beats-tiny")))
 rng = np.random.default_rng(0)
 scorer.fit([0.05 * rng.standard_normal((2, 16000)) for _ in range(20)], progress=None)
 before = peak()
@@ -335,8 +335,8 @@ def test_bad_groups_are_named_and_leave_the_scorer_as_it_was(scorer, groups, mes
 @pytest.mark.parametrize("rescaling", ["variance_min", "ratio"])
 def test_thresholds_with_rescaling_are_of_recordings_that_were_never_in_the_memory(rescaling):
     scorer = AnomalyScorer(
-        model=AutoModel.from_pretrained(default_checkpoint()),
-        feature_extractor=AutoFeatureExtractor.from_pretrained(default_checkpoint()),
+        model=AutoModel.from_pretrained(shipped_checkpoint("na-beats-tiny")),
+        feature_extractor=AutoFeatureExtractor.from_pretrained(shipped_checkpoint("na-beats-tiny")),
     )
     bank = MemoryBank(rescaling=rescaling)
     scorer.fit([clip(seed) for seed in range(20)], memory_bank=bank, batch_size=10, progress=None)
