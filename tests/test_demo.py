@@ -11,8 +11,12 @@ from transformers import AutoModel, pipeline
 from na_ssl_hf import BeatsConfig, BeatsModel, TwoChannelFeatureExtractor
 from na_ssl_hf.checkpoints import default_checkpoint, shipped_checkpoint
 from na_ssl_hf.demo import FITTED, run_demo
+from na_ssl_hf.simulation.benchmark_presets import BenchmarkPreset
 
-SMALL = {"machines": ("fan", "toycar"), "num_train_source": 20, "num_test": 3, "duration_s": 1.0, "num_rooms": 2}
+SMALL = {
+    "machines": ("fan", "toycar"),
+    "sizes": BenchmarkPreset(20, 4, 3, duration_s=1.0, num_rooms=1, num_places=5, num_supplemental=1),
+}
 
 
 def test_demo_scores_every_system(tmp_path, capsys):

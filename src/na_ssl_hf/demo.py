@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .checkpoints import default_checkpoint, resolve_checkpoint
 from .data.dcase.clips import DcaseClip
+from .data.synthetic.machine_sounds import HEARD_MACHINE_TYPES
 from .evaluation.metrics.official import BootstrapInterval, bootstrap_interval
 from .evaluation.systems.embedders import Embedder, log_mel_embedder, model_embedder
 from .evaluation.systems.machine_data import MachineData, list_machines, read_test_labels
@@ -25,7 +26,8 @@ from .hub.pipeline_anomaly_scoring import AnomalyScorer
 from .hub.recording import load_recording
 from .hub.threshold import calibrated_threshold
 from .quiet_checkpoints import quiet_checkpoints
-from .simulation.synthetic_dataset import write_two_channel_dataset
+from .simulation import write_dcase_benchmark
+from .simulation.benchmark_presets import BenchmarkPreset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,28 +35,33 @@ if TYPE_CHECKING:
 NOISE_AWARE = "NA model"
 FITTED = "as na-ssl fit makes a scorer of it"
 BATCH_SIZE = 8
+SIZES = BenchmarkPreset(40, 4, 10, duration_s=6.0, num_rooms=1, num_places=5, num_supplemental=1)
+SNR_DB = (-5.0, 5.0)
 SMALLEST_DISTANCE = 1e-6  # the smallest that a histogram shows
 
 
 class System(NamedTuple):
-    """A row of the table: how a machine is fitted and scored, and the folder whose clips are heard."""
+    """A row of the table, and how a machine is fitted and scored."""
 
     title: str
     score: Callable[[MachineData], MachineScores]
-    folder: Path
 
 
 def run_demo(
-    out: str | Path, model: str | None = None, seed: int = 0, **dataset: Any
+    out: str | Path,
+    model: str | None = None,
+    seed: int = 0,
+    machines: Sequence[str] = HEARD_MACHINE_TYPES,
+    sizes: BenchmarkPreset = SIZES,
+    show_progress: bool = True,
 ) -> dict[str, dict[str, MachineScores]]:
-    """Make a data set, fit and score it with every system, print the table, save the picture.
+    """Make a data set of installed machines, fit and score it with every system, print the table, save the picture.
 
     Args:
-        out: directory; `data/`, `clean/` (the same clips without noise) and `demo.png` are written into it, and those
-            of an earlier demo are replaced.
+        out: directory; `data/` and `demo.png` are written into it, and those of an earlier demo are replaced.
         model: checkpoint of a noise-aware model; `None` for the tiny one of the package.
         seed: seed of sounds, rooms and bootstrap draws.
-        **dataset: other sizes of the data set, see [`write_two_channel_dataset`].
+        machines, sizes, show_progress: see [`write_dcase_benchmark`].
 
     Returns:
         title of a system -> name of a machine -> its scores.
@@ -67,17 +74,18 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = resolve_checkpoint(model or default_checkpoint())
     noise_aware, extractor = _load(checkpoint)
-    data, clean = out / "data", out / "clean"
-    write_two_channel_dataset(data, seed=seed, clean_root=clean, overwrite=True, **dataset)
+    data = out / "data"
+    write_dcase_benchmark(
+        data, sizes, seed, snr_db=SNR_DB, machines=machines, overwrite=True, show_progress=show_progress
+    )
 
-    systems = list(_systems(noise_aware, extractor, data, clean))
-    machines = {folder: {machine.name: machine for machine in list_machines(folder)} for folder in (data, clean)}
+    systems = list(_systems(noise_aware, extractor))
+    written = {machine.name: machine for machine in list_machines(data)}
     results: dict[str, dict[str, MachineScores]] = {system.title: {} for system in systems}
-    num_clips = sum(len(machine.train) + len(machine.test) for machine in machines[data].values())
+    num_clips = sum(len(machine.train) + len(machine.test) for machine in written.values())
     with logging.tqdm(total=len(systems) * num_clips, desc="fit and score", unit="clip") as bar:
-        for name in machines[data]:
+        for name, machine in written.items():
             for system in systems:
-                machine = machines[system.folder][name]
                 results[system.title][name] = system.score(machine)
                 bar.update(len(machine.train) + len(machine.test))
 
@@ -85,7 +93,7 @@ def run_demo(
     picture = out / "demo.png"
     shown = _most_anomalous(results[FITTED])
     scorer = AnomalyScorer(model=noise_aware, feature_extractor=extractor)
-    heard = machines[data][shown.name.machine]
+    heard = written[shown.name.machine]
     scorer.fit(heard.train_files, domains=heard.domains, batch_size=BATCH_SIZE, progress=None)
     anomaly_map = scorer.anomaly_map(shown.path).numpy()
     save_picture(results[FITTED], shown, anomaly_map, picture, f"{NOISE_AWARE} {Path(checkpoint).name}, {FITTED}")
@@ -105,9 +113,9 @@ def _load(checkpoint: str) -> tuple[Any, TwoChannelFeatureExtractor]:
     return noise_aware, extractor
 
 
-def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path, clean: Path) -> Iterator[System]:
-    def embedded(title: str, embedder: Embedder, folder: Path = data) -> System:
-        return System(title, partial(_score_machine, embedder), folder)
+def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor) -> Iterator[System]:
+    def embedded(title: str, embedder: Embedder) -> System:
+        return System(title, partial(_score_machine, embedder))
 
     base = noise_aware.to_base()
     for title, far_cancellation in (
@@ -120,7 +128,7 @@ def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path
         yield embedded(title, model_embedder(title, base, cancelling, batch_size=BATCH_SIZE))
     yield embedded(NOISE_AWARE, model_embedder(NOISE_AWARE, noise_aware, extractor, batch_size=BATCH_SIZE))
     scorer = AnomalyScorer(model=noise_aware, feature_extractor=copy.deepcopy(extractor))
-    yield System(FITTED, partial(_score_as_fitted, scorer), data)
+    yield System(FITTED, partial(_score_as_fitted, scorer))
     for title, far_cancellation in (
         ("log-mel", None),
         ("log-mel, least squares", "least_squares"),
@@ -129,7 +137,6 @@ def _systems(noise_aware: Any, extractor: TwoChannelFeatureExtractor, data: Path
         yield embedded(f"no network: {title}", log_mel_embedder(far_cancellation))
     without_level = log_mel_embedder("spectral_subtraction", center_level=True)
     yield embedded("no network: log-mel without level, subtraction", without_level)
-    yield embedded("no network: log-mel of the clean target", log_mel_embedder(), clean)
 
 
 def _score_machine(embedder: Embedder, machine: MachineData) -> MachineScores:

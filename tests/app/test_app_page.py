@@ -181,7 +181,7 @@ def test_the_table_has_scores_decisions_and_what_is_wrong(engineer):
     assert "must have two channels" in cells["mono.wav"][0]
     assert "must have the sampling rate of the normal ones" in cells["other rate.wav"][0]
     assert "cannot be read as a sound file" in cells["no sound.wav"][0]
-    assert "must have at least 2800 samples" in cells["short.wav"][0]
+    assert "must have at least 400 samples" in cells["short.wav"][0]
     assert "na-ssl-app-" not in str(rows)  # no paths of this computer
 
 

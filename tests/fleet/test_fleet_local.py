@@ -216,16 +216,16 @@ def test_a_sharing_scorer_refuses_the_memory_of_another_model_and_leaves_the_fir
     first, second = (load_scorer(str(fleet.folder / "scorers" / name), "cpu") for name in ("m0", "m1"))
     recording = str(fleet.folder / "m0/today/0.wav")
     expected = first(recording)
-    sharing = first.sharing_model(second.memory_bank)
+    sharing = first.sharing_model(second.memory_bank, second.far_microphone)
     assert isinstance(sharing, AnomalyScorer)
     assert sharing.model is first.model
     assert sharing(recording) == second(recording)
     assert first(recording) == expected != second(recording)
-    foreign = load_scorer("na-beats-tiny", "cpu")
+    foreign = load_scorer("na-eat-tiny-distilled", "cpu")
     with torch.no_grad():
         next(foreign.model.parameters()).mul_(1.5)
     with pytest.raises(ValueError, match="fitted with another model"):
-        foreign.sharing_model(second.memory_bank)(recording)
+        foreign.sharing_model(second.memory_bank, second.far_microphone)(recording)
 
 
 @pytest.mark.parametrize(
