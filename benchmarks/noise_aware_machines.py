@@ -169,7 +169,8 @@ def vectors_of_shares(scorer: AnomalyScorer, clips: torch.Tensor, layer: int | N
         by_share = scorer.model.interpolated_grids(fbank, [layer], list(ENCODERS.values()))
         for system, (grid,) in zip(ENCODERS, by_share, strict=True):
             found[system].append(grid.float().mean(1))
-        found[LOG_MEL].append(log_mel_beside(found[BASE][-1], fbank))
+        num_frames = scorer.feature_extractor.front_end.num_sound_frames(batch.shape[-1])
+        found[LOG_MEL].append(log_mel_beside(found[BASE][-1], fbank, num_frames))
     return {system: torch.cat(parts) for system, parts in found.items()}
 
 

@@ -26,11 +26,28 @@ def test_statistics_are_mean_and_deviation_of_the_bins_of_each_band():
         np.testing.assert_allclose(found[:, band, :3], bins.mean(1), atol=1e-6)
         np.testing.assert_allclose(found[:, band, 3:], bins.std(1), atol=1e-6)
     of_rows = log_mel_statistics(frames, 4, num_rows=6).numpy()  # 3 frames each, 2 are left
+    padded = torch.cat([frames[:, :14], torch.full((3, 6, 12), 9.0)], dim=1)
+    torch.testing.assert_close(log_mel_statistics(padded, 4, 14), log_mel_statistics(frames[:, :14], 4))
+    rows_of_padded = log_mel_statistics(padded, 4, 14, num_rows=4)  # the third has 4 frames of sound, the last has none
+    torch.testing.assert_close(rows_of_padded[:, 3], log_mel_statistics(frames[:, :14], 4))
+    torch.testing.assert_close(rows_of_padded[:, 2, 0, :3], frames[:, 10:14, :3].mean(1))
     np.testing.assert_allclose(of_rows[:, 1, 0, :3], frames[:, 3:6, :3].mean(1), atol=1e-6)
     np.testing.assert_allclose(of_rows[:, 5, :, 3:], found[:, :, 3:], atol=1e-6)
     assert num_log_mel_statistics(4, 12) == 6
     with pytest.raises(ValueError, match="`log_mel` must be False for a model of 5 bands, among which its 12 mel bins"):
         log_mel_statistics(frames, 5)
+
+
+@pytest.mark.parametrize("frontend", ["beats", "eat", "dasheng", "efficientat"])
+def test_padding_is_no_sound(frontend):
+    front_end = TwoChannelFeatureExtractor(frontend).front_end
+    num_samples = 3 * front_end.sampling_rate // 2 + 77
+    fbank = front_end.fbank(0.1 * torch.randn(1, num_samples, generator=torch.Generator().manual_seed(0)))
+    sound = front_end.num_sound_frames(num_samples)
+    assert 0 <= fbank.shape[1] - sound < 32
+    # The mel bins of noise differ from each other, those of padding do not.
+    assert (fbank[0, :sound].std(-1) > 0).all()
+    assert (fbank[0, sound:].std(-1) == 0).all()
 
 
 def nearest(vectors: torch.Tensor) -> torch.Tensor:

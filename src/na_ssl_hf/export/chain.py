@@ -35,6 +35,10 @@ class FrontEnd(nn.Module):
         """Turn `(B, 2, N)` into log-mel frames `(B, 2, T, M)`."""
         return self._front_end.fbank(waveforms)
 
+    def num_sound_frames(self, num_samples: int) -> int:
+        """Count the frames of `num_samples` that hold sound."""
+        return self._front_end.num_sound_frames(num_samples)
+
 
 class ScoringChain(nn.Module):
     """Level, cancellation of the far microphone, front end, encoder, chosen layers and pooling of a fitted scorer.
@@ -78,7 +82,9 @@ class ScoringChain(nn.Module):
         def of_stream(is_cancelled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
             fbank = self.front_end(self._cancelled(waves) if is_cancelled else waves)  # (B, 2, T, M)
             vectors = self._layers.vectors(self.model, fbank, self._pooling, self._na_share)  # (B, F, D)
-            return vectors, None if self._log_mel is None else log_mel_beside(vectors, fbank)
+            if self._log_mel is None:
+                return vectors, None
+            return vectors, log_mel_beside(vectors, fbank, self.front_end.num_sound_frames(waves.shape[-1]))
 
         vectors = stream_vectors(self._streams, lambda: of_stream(True)[0], lambda: of_stream(False)[0])
         if self._log_mel is None:

@@ -194,3 +194,7 @@ class TwoChannelFrontEnd:
     def num_frames(self, num_samples: int) -> int:
         """Count the frames T of `num_samples`; a ValueError where there are too few for one frame."""
         return self._type.num_frames(num_samples, self.hop_length)
+
+    def num_sound_frames(self, num_samples: int) -> int:
+        """Count the frames of `num_samples` that hold sound; behind them, EAT has frames of padding."""
+        return num_fbank_frames(num_samples) if self.frontend == "eat" else self.num_frames(num_samples)

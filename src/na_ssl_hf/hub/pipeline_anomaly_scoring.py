@@ -822,7 +822,9 @@ class AnomalyScorer(Pipeline):
                 vectors = [heard.layers.vectors(self.model, fbank, heard.pooling)]
             else:
                 vectors = heard.layers.vectors_of_shares(self.model, fbank, heard.pooling, shares)  # type: ignore[arg-type]
-            return vectors if heard.log_mel is False else [*vectors, log_mel_beside(vectors[0], fbank)]
+            if heard.log_mel is False:
+                return vectors
+            return [*vectors, log_mel_beside(vectors[0], fbank, front_end.num_sound_frames(waves.shape[-1]))]
 
         def at(index: int) -> torch.Tensor:
             return stream_vectors(heard.streams, lambda: of_stream(True)[index], lambda: of_stream(False)[index])

@@ -239,14 +239,17 @@ def num_log_mel_statistics(num_bands: int, num_mel_bins: int) -> int:
     return 2 * num_mel_bins // num_bands
 
 
-def log_mel_statistics(frames: torch.Tensor, num_bands: int, num_rows: int | None = None) -> torch.Tensor:
+def log_mel_statistics(
+    frames: torch.Tensor, num_bands: int, num_sound_frames: int | None = None, num_rows: int | None = None
+) -> torch.Tensor:
     """Compute mean and standard deviation over time of log-mel frames, by band.
 
     Args:
         frames: `(N, T, M)`, the log-mel frames of one channel.
         num_bands: F, into which the M mel bins are divided.
-        num_rows: T', rows in time that are pooled each on its own, but for the deviation, which is that of the whole
-            clip; `None` for one.
+        num_sound_frames: how many frames hold sound, the others being padding; `None` for all.
+        num_rows: T', rows in time whose frames are averaged each on its own. The deviation is always that of the whole
+            clip, and a row of padding alone has the mean of the clip; `None` for one row.
 
     Returns:
         `(N, F, S)` with S = 2 M / F, the means first; with `num_rows` `(N, T', F, S)`.
@@ -256,25 +259,27 @@ def log_mel_statistics(frames: torch.Tensor, num_bands: int, num_rows: int | Non
     """
     num_log_mel_statistics(num_bands, frames.shape[-1])
     frames = frames.float()
-    mean = frames.mean(1, keepdim=True)  # (N, 1, M)
-    deviation = (frames - mean).square().mean(1, keepdim=True).sqrt()  # (N, 1, M)
+    sound = frames[:, :num_sound_frames]
+    mean = sound.mean(1, keepdim=True)  # (N, 1, M)
+    deviation = (sound - mean).square().mean(1, keepdim=True).sqrt()  # (N, 1, M)
     if num_rows is not None:
         length = frames.shape[1] // num_rows
-        mean = frames[:, : num_rows * length].unflatten(1, (num_rows, length)).mean(2)  # (N, T', M)
+        of_rows = [sound[:, start : start + length] for start in range(0, num_rows * length, length)]
+        mean = torch.stack([row.mean(1) if row.shape[1] else mean[:, 0] for row in of_rows], dim=1)  # (N, T', M)
         deviation = deviation.expand_as(mean)
     parts = [part.unflatten(-1, (num_bands, -1)) for part in (mean, deviation)]  # (N, T', F, M / F)
     statistics = torch.cat(parts, dim=-1)  # (N, T', F, S)
     return statistics[:, 0] if num_rows is None else statistics
 
 
-def log_mel_beside(vectors: torch.Tensor, fbank: torch.Tensor) -> torch.Tensor:
+def log_mel_beside(vectors: torch.Tensor, fbank: torch.Tensor, num_sound_frames: int) -> torch.Tensor:
     """Compute the log-mel statistics of the close channel of fbank `(N, 2, T, M)` for a model's vectors.
 
     Returns:
         `(N, F, S)` for pooled vectors `(N, F, D)`, `(N, T', F, S)` for tokens `(N, T', F, D)`.
     """
     rows = vectors.shape[1] if vectors.dim() == 4 else None
-    return log_mel_statistics(fbank[:, 0], vectors.shape[-2], rows)
+    return log_mel_statistics(fbank[:, 0], vectors.shape[-2], num_sound_frames, rows)
 
 
 def _of_norm_one(vectors: torch.Tensor) -> torch.Tensor:
