@@ -13,7 +13,7 @@ import torch
 from transformers import pipeline
 
 from na_ssl_hf import MemoryBank
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.data.synthetic.background_sounds import BACKGROUND_TYPES, synthesize_background
 from na_ssl_hf.data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, MACHINE_TYPES, synthesize_machine
 from na_ssl_hf.evaluation.systems.log_mel import log_mel_embeddings
@@ -75,7 +75,7 @@ class Alarms(NamedTuple):
 def false_alarms(sizes: Sizes | None = None) -> list[Row]:
     sizes = sizes or Sizes()
     representations: dict[str, list[torch.Tensor]] = {"NA-BEATs (tiny)": [], "log-mel": []}
-    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer = pipeline("anomaly-scoring", model=resolve_checkpoint("na-beats-tiny"))
     for index in range(sizes.num_sets):
         places = simulated_places(sizes, index)
         for machine in sizes.machines:

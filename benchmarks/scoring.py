@@ -18,7 +18,7 @@ from na_ssl_hf import (
     TwoChannelFeatureExtractor,
     pool_time,
 )
-from na_ssl_hf.checkpoints import default_checkpoint
+from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.checkpoints.loading import load_extractor, load_model
 from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.one_thread import one_thread
@@ -45,7 +45,7 @@ def normal_recordings(count: int) -> Iterator[np.ndarray]:
 
 
 def tiny_scoring() -> list[Row]:
-    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer = pipeline("anomaly-scoring", model=resolve_checkpoint("na-beats-tiny"))
     scorer.fit(list(normal_recordings(20)))
     with tempfile.TemporaryDirectory() as folder:
         path = two_channel_wav(folder)
@@ -103,7 +103,7 @@ def pipeline_overhead() -> list[Row]:
 
 
 def features_and_scoring() -> list[Row]:
-    scorer = pipeline("anomaly-scoring", model=str(default_checkpoint()))
+    scorer = pipeline("anomaly-scoring", model=resolve_checkpoint("na-beats-tiny"))
     scorer.fit(list(normal_recordings(20)))
     with tempfile.TemporaryDirectory() as folder, one_thread():
         paths = [two_channel_wav(folder, seed) for seed in range(MEASURED_CLIPS)]
@@ -159,7 +159,8 @@ def efficientat_chain() -> list[Row]:
         EfficientATModel(EfficientATConfig(width=0.4)).eval(),
         TwoChannelFeatureExtractor("efficientat", resample=True),
     )
-    tiny, tiny_extractor = load_model(default_checkpoint()).eval(), load_extractor(default_checkpoint())
+    name = resolve_checkpoint("na-beats-tiny")
+    tiny, tiny_extractor = load_model(name).eval(), load_extractor(name)
 
     @torch.no_grad()
     def by_efficientat() -> None:

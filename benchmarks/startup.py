@@ -47,8 +47,8 @@ def startup() -> list[Row]:
     for statement in ("from transformers import AutoConfig", "from transformers import AutoModel, pipeline"):
         ours, alone = cpu_seconds_of(f"import na_ssl_hf; {statement}"), cpu_seconds_of(statement)
         rows.append(Row(f"import na_ssl_hf; {statement}", ours, alone, f"{ours / alone:.2f} x", "-", None))
-    names = "from na_ssl_hf.checkpoints import default_checkpoint; from transformers import AutoModel"
-    model = "AutoModel.from_pretrained(default_checkpoint())"
+    names = "from na_ssl_hf.checkpoints import shipped_checkpoint; from transformers import AutoModel"
+    model = "AutoModel.from_pretrained(shipped_checkpoint('na-beats-tiny'))"
     rows.append(Row(f"import na_ssl_hf; {model}", cpu_seconds_of(f"{names}; {model}"), None, "-", "-", None))
     return rows
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from na_ssl_hf.checkpoints import default_checkpoint, resolve_checkpoint
+from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.evaluation.systems.embedders import Embedder, checkpoint_embedder, log_mel_embedder
 from na_ssl_hf.hub.memory_bank_rescaling import RescalingName
 from na_ssl_hf.hub.noise_cancellation import METHODS
@@ -60,9 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("normal", type=Path, help="folder of normal recordings")
     parser.add_argument("anomalous", type=Path, help="folder of anomalous recordings")
-    parser.add_argument(
-        "--model", default=str(default_checkpoint()), help="checkpoint of a model (default: the tiny NA-BEATs)"
-    )
+    parser.add_argument("--model", default="na-beats-tiny", help="checkpoint of a model (default: the tiny NA-BEATs)")
     parser.add_argument(
         "--rescaling",
         choices=("none", *get_args(RescalingName)),
