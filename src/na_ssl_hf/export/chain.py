@@ -5,7 +5,6 @@ Letters: B recordings, N samples, F frequency bands, D channels.
 
 import copy
 from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from ..hub.layer_choice import LayerChoice
 from ..hub.model_weights import has_adapter, has_quantised_weights, merge_adapter
 from ..hub.pipeline_anomaly_scoring import AnomalyScorer
 from ..hub.pooling import Pooling, log_mel_beside
-from ..hub.streams import stream_statistics, stream_vectors
+from ..hub.streams import side_by_side, stream_vectors
 from ..hub.threshold import Calibration
 from .far_canceller import far_canceller
 
@@ -79,18 +78,20 @@ class ScoringChain(nn.Module):
         waves = at_level(waveforms, self._level)
 
         @cache
-        def of_stream(is_cancelled: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def of_stream(is_cancelled: bool) -> list[torch.Tensor]:
             fbank = self.front_end(self._cancelled(waves) if is_cancelled else waves)  # (B, 2, T, M)
             vectors = self._layers.vectors(self.model, fbank, self._pooling, self._na_share)  # (B, F, D)
             if self._log_mel is None:
-                return vectors, None
-            return vectors, log_mel_beside(vectors, fbank, self.front_end.num_sound_frames(waves.shape[-1]))
+                return [vectors]
+            return [vectors, log_mel_beside(vectors, fbank, self.front_end.num_sound_frames(waves.shape[-1]))]
 
         vectors = stream_vectors(self._streams, lambda: of_stream(True)[0], lambda: of_stream(False)[0])
         if self._log_mel is None:
             return vectors
-        statistics: Any = (lambda: of_stream(True)[1], lambda: of_stream(False)[1])
-        return self._log_mel.joined(vectors, stream_statistics(self._streams, *statistics))
+        statistics = stream_vectors(
+            self._streams, lambda: of_stream(True)[1], lambda: of_stream(False)[1], side_by_side
+        )
+        return self._log_mel.joined(vectors, statistics)
 
     def _cancelled(self, waves: torch.Tensor) -> torch.Tensor:
         return waves if self.far_canceller is None else self.far_canceller(waves)

@@ -41,6 +41,7 @@ class FrontEndType:
             instead, as the originals of BEATs and EAT do.
         features: computes `(..., T, M)` of `(..., N)` with M mel bins and a hop.
         num_frames: counts the frames T of N samples with a hop.
+        num_sound_frames: counts those of them that hold sound; `None` where there is no padding behind them.
     """
 
     sampling_rate: int
@@ -51,6 +52,7 @@ class FrontEndType:
     silence: float | None
     features: Callable[[torch.Tensor, int, int], torch.Tensor]
     num_frames: Callable[[int, int], int]
+    num_sound_frames: Callable[[int], int] | None = None
 
 
 def _num_eat_frames(num_samples: int, _: int) -> int:
@@ -79,6 +81,7 @@ FRONT_ENDS: dict[str, FrontEndType] = {
         silence=None,
         features=lambda waves, *_: kaldi_fbank(waves, "eat"),
         num_frames=_num_eat_frames,
+        num_sound_frames=num_fbank_frames,
     ),
     # A patch of Dasheng has four frames.
     "dasheng": FrontEndType(
@@ -197,4 +200,5 @@ class TwoChannelFrontEnd:
 
     def num_sound_frames(self, num_samples: int) -> int:
         """Count the frames of `num_samples` that hold sound; behind them, EAT has frames of padding."""
-        return num_fbank_frames(num_samples) if self.frontend == "eat" else self.num_frames(num_samples)
+        counted = self._type.num_sound_frames
+        return self.num_frames(num_samples) if counted is None else counted(num_samples)

@@ -26,7 +26,7 @@ from .far_microphone import CALIBRATED_METHODS, FAR_MICROPHONE_FILE, FarMicropho
 from .feature_extraction_two_channel import OddityReport
 from .front_end import TwoChannelFrontEnd
 from .input_level import CHANNELS, LevelRange, LevelReport, at_level, check_level
-from .layer_choice import NA_SHARES, LayerChoice, check_has_share, check_na_share
+from .layer_choice import NA_SHARES, LayerChoice, check_has_share, check_na_share, joined
 from .memory_bank import MEMORY_BANK_FILE, MemoryBank
 from .model_weights import has_adapter, merge_adapter, model_fingerprint, same_weights
 from .noise_cancellation import METHODS
@@ -45,7 +45,7 @@ from .recording import (
     open_recording,
     recording_name,
 )
-from .streams import check_second_stream, check_streams, stream_statistics, stream_vectors
+from .streams import check_second_stream, check_streams, side_by_side, stream_vectors
 from .threshold import Calibration, calibrated_threshold, conformal_p_values
 from .whole_files import whole_folder
 
@@ -254,8 +254,7 @@ class AnomalyScorer(Pipeline):
         place, microphones and conditions; with `groups`, conditions that were never heard. Copies count once.
 
         Args:
-            recordings: normal recordings, in any form that calling the scorer accepts.
-            domains: "source" or "target" for each, where known.
+            recordings, domains: normal ones in any form that a call accepts; "source" or "target" for each if known.
             groups: a label for each, say its room, day or machine; its threshold score has a memory without its group.
             layer, layers: the layer whose tokens are compared, 0 for the input of the first one, or several, whose
                 pooled vectors are joined, see [`LayerChoice`]; `None` for the last one, of EfficientAT for layer 7.
@@ -286,12 +285,13 @@ class AnomalyScorer(Pipeline):
         if is_single_recording(recordings):
             raise ValueError("`recordings` must be several normal recordings, got a single one.")
         pooled, chosen = Pooling().changed(pooling, gamma=gamma, p=p, r=r), LayerChoice.of(layer, layers)
-        method = far_cancellation, self._advised_cancellation(far_cancellation, streams)
-        heard = self._heard(pooled, chosen, level, streams, method[0] or method[1], na_share, log_mel)
+        asked, far_cancellation = far_cancellation is not None, self._cancellation(far_cancellation, streams)
+        heard = self._heard(pooled, chosen, level, streams, far_cancellation, na_share, log_mel)
         bank = _unfitted(memory_bank, heard)
         windows, normal = self._windows(None, window, hop, aggregate), NormalRecordings(domains, groups)
         levels = LevelRange(self.feature_extractor.sampling_rate)
-        with self._calibrated(recordings, method, (machine_off, far_future), windows, skip_unreadable) as kept:
+        method = far_cancellation, asked, machine_off, far_future
+        with self._calibrated(recordings, *method, windows, skip_unreadable) as kept:
             normal.take(self._embedded(kept, heard, windows, batch_size, progress, skip_unreadable, levels))
             heard = self._settled(normal, heard, bank)
             bank.fit(normal.vectors, domains=normal.domains)
@@ -333,10 +333,10 @@ class AnomalyScorer(Pipeline):
         check_second_stream(streams, far_cancellation or self.feature_extractor.far_cancellation)
         return heard
 
-    def _advised_cancellation(self, far_cancellation: str | None, streams: str) -> str | None:
-        """What the checkpoint's configuration says where neither the user nor the feature extractor says anything."""
-        if far_cancellation is not None or self.feature_extractor.far_cancellation is not None or streams == "raw":
-            return None
+    def _cancellation(self, asked: str | None, streams: str) -> str | None:
+        """What the user asks for; what the checkpoint advises where neither user nor feature extractor say anything."""
+        if asked is not None or self.feature_extractor.far_cancellation is not None or streams == "raw":
+            return asked
         return self._advice().get("far_cancellation")
 
     def _advice(self) -> Mapping[str, Any]:
@@ -353,10 +353,10 @@ class AnomalyScorer(Pipeline):
         shares = NA_SHARES if heard.na_share == "auto" else (heard.na_share,)
         log_mel: Sequence[LogMelStatistics | bool] = [heard.log_mel] * len(shares)
         if heard.log_mel:
-            fbank = torch.zeros(1, 2, self.model.least_frames, self.feature_extractor.num_mel_bins)
-            with torch.no_grad():
-                (grid,) = self.model.layer_grids(fbank.to(self.model.device), [heard.layers.deepest])  # (1, T', F, D)
-            num_statistics = num_log_mel_statistics(grid.shape[2], fbank.shape[-1])
+            # Where bands can be left out of the vectors, the model knows how many there are.
+            has_rows = hasattr(self.model, "row_centres")
+            num_bands = len(self.model.row_centres(heard.layers.deepest)) if has_rows else normal.vectors.shape[1]
+            num_statistics = num_log_mel_statistics(num_bands, self.feature_extractor.num_mel_bins)
             log_mel = normal.join_log_mel(num_statistics * (2 if heard.streams == "both" else 1), len(shares))
         share = heard.na_share
         if share == "auto":
@@ -378,17 +378,19 @@ class AnomalyScorer(Pipeline):
     def _calibrated(
         self,
         recordings: RecordingSources,
-        method: tuple[str | None, str | None],
-        off: tuple[RecordingSources | None, float | None],
+        far_cancellation: str | None,
+        is_asked: bool,
+        machine_off: RecordingSources | None,
+        far_future: float | None,
         windows: Windows | None,
         skip_unreadable: bool,
     ) -> Iterator[RecordingSources]:
         """Set the cancellation of the far microphone, calibrated where asked; if the block fails, the old one is back.
 
         Args:
-            method: what the user asks for, and what else the checkpoint advises. Where a far microphone cannot be
-                calibrated, the former is an error, the latter a warning.
-            off: `machine_off` and `far_future` of `fit`.
+            far_cancellation, machine_off, far_future: as for `fit`.
+            is_asked: whether the user asks for this method; where a far microphone cannot be calibrated that a
+                checkpoint advises, a warning says so instead of an error.
 
         Yields:
             the recordings, which can be read once more.
@@ -399,8 +401,6 @@ class AnomalyScorer(Pipeline):
             OSError: a file is missing or cannot be decoded.
         """
         known = (*CALIBRATED_METHODS, *METHODS, "none")
-        (asked, advised), (machine_off, far_future) = method, off
-        far_cancellation = advised if asked is None else asked
         if far_cancellation is not None and (not isinstance(far_cancellation, str) or far_cancellation not in known):
             raise ValueError(f"`far_cancellation` must be None or one of {list(known)}, got {far_cancellation!r}.")
         for name, value in (("machine_off", machine_off), ("far_future", far_future)):
@@ -420,7 +420,7 @@ class AnomalyScorer(Pipeline):
                 self._hear(far_microphone, recordings, windows, skip_unreadable, machine_off=False)
                 if machine_off is not None:
                     self._hear(far_microphone, machine_off, windows, skip_unreadable, machine_off=True)
-                self.far_microphone, extractor.far_cancellation = _finished(far_microphone, asked is not None), None
+                self.far_microphone, extractor.far_cancellation = _finished(far_microphone, is_asked), None
             else:
                 self.far_microphone = None
                 if far_cancellation is not None:
@@ -826,13 +826,13 @@ class AnomalyScorer(Pipeline):
                 return vectors
             return [*vectors, log_mel_beside(vectors[0], fbank, front_end.num_sound_frames(waves.shape[-1]))]
 
-        def at(index: int) -> torch.Tensor:
-            return stream_vectors(heard.streams, lambda: of_stream(True)[index], lambda: of_stream(False)[index])
+        def at(index: int, join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = joined) -> torch.Tensor:
+            return stream_vectors(heard.streams, lambda: of_stream(True)[index], lambda: of_stream(False)[index], join)
 
         by_share = [at(index) for index in range(len(shares))]
         if heard.log_mel is False:
             return by_share
-        statistics = stream_statistics(heard.streams, lambda: of_stream(True)[-1], lambda: of_stream(False)[-1])
+        statistics = at(len(shares), side_by_side)
         if heard.log_mel is True:
             return [torch.cat([vectors, statistics], dim=-1) for vectors in by_share]
         return [heard.log_mel.joined(vectors, statistics) for vectors in by_share]

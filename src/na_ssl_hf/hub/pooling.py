@@ -203,7 +203,7 @@ class LogMelStatistics:
 
     @classmethod
     def from_dict(cls, values: Any) -> "LogMelStatistics":
-        """Return what `dataclasses.asdict` made, also where JSON turned its tuples into lists; other keys are ignored.
+        """Return what `to_dict` wrote; other keys are ignored.
 
         Raises:
             ValueError: a key is missing, or a value is wrong.
@@ -213,6 +213,10 @@ class LogMelStatistics:
             return cls(tuple(tuple(map(float, row)) for row in centre), tuple(map(float, weight)))
         except (TypeError, KeyError) as error:
             raise ValueError(f"`log_mel` must be a dict with centre and weight, got {values!r:.80}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON holds."""
+        return {"centre": [list(row) for row in self.centre], "weight": list(self.weight)}
 
     def joined(self, vectors: torch.Tensor, statistics: torch.Tensor) -> torch.Tensor:
         """Join vectors `(..., F, D)`, brought to norm 1, and statistics `(..., F, S)` to `(..., F, D + S)`.

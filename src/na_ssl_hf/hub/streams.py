@@ -3,7 +3,7 @@
 Letters: B recordings, F bands, D channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,10 @@ def check_second_stream(streams: str, far_cancellation: str | None) -> None:
 
 
 def stream_vectors(
-    streams: str, cancelled: Callable[[], torch.Tensor], raw: Callable[[], torch.Tensor]
+    streams: str,
+    cancelled: Callable[[], torch.Tensor],
+    raw: Callable[[], torch.Tensor],
+    join: Callable[[Sequence[torch.Tensor]], torch.Tensor] = joined,
 ) -> torch.Tensor:
     """Return the vectors of the asked stream, or join those of both as the vectors of several layers are joined.
 
@@ -45,22 +48,16 @@ def stream_vectors(
     Args:
         streams: a name of `STREAMS`.
         cancelled, raw: make the vectors `(..., F, D)` of a stream; only what is needed is called.
+        join: how those of both become one; log-mel statistics stay as they are, see `side_by_side`.
 
     Returns:
         `(..., F, D)`, of both streams `(..., F, 2 D)` with the cancelled one first, of norm 1, dtype as made.
     """
     if streams == "both":
-        return joined([cancelled(), raw()])
+        return join([cancelled(), raw()])
     return cancelled() if streams == "cancelled" else raw()
 
 
-def stream_statistics(
-    streams: str, cancelled: Callable[[], torch.Tensor], raw: Callable[[], torch.Tensor]
-) -> torch.Tensor:
-    """Return the log-mel statistics `(..., F, S)` of the asked stream, or of both side by side, `(..., F, 2 S)`.
-
-    Unlike vectors they keep their size: levels tell much of a machine.
-    """
-    if streams == "both":
-        return torch.cat([cancelled(), raw()], dim=-1)
-    return cancelled() if streams == "cancelled" else raw()
+def side_by_side(statistics: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join the log-mel statistics `(..., F, S)` of streams as they are, because levels tell much of a machine."""
+    return torch.cat(tuple(statistics), dim=-1)

@@ -164,11 +164,7 @@ class Calibration:
         layers = None if self.layers is None else list(self.layers)
         levels = None if self.levels is None else {channel: list(ends) for channel, ends in self.levels.items()}
         microphones = None if self.microphones is None else self.microphones.to_dict()
-        log_mel = (
-            None
-            if self.log_mel is None
-            else {"centre": [list(row) for row in self.log_mel.centre], "weight": list(self.log_mel.weight)}
-        )
+        log_mel = None if self.log_mel is None else self.log_mel.to_dict()
         return asdict(replace(self, microphones=None, log_mel=None)) | {
             "self_scores": list(self.self_scores),
             "layers": layers,
