@@ -2,12 +2,15 @@
 
     python -m benchmarks.fleet                                       # 1,000 machines x 10 clips of 2 s
     python -m benchmarks.fleet --machines 100 --clips 3 --seconds 10 --model CHECKPOINT
+    python -m benchmarks.fleet --in-turn                             # each way alone, by the clock
     python -m benchmarks.fleet --wait 40                             # what Ray takes while its workers wait
 
 All machines share the files of the clips and of the weights; each has a memory file of its own. The two ways run at the
 same time, so that whatever else the machine does meets both of them; what counts is CPU seconds, of all processes that
 a way started. Speed is measured from the first file of each worker to the last one: the parts are of one size, so that
 what lies between is all but the start. The ratio is the median over ten equal shares of the work, with its quartiles.
+With `--in-turn` the plain processes run first and then Ray, each with the whole machine, and a second table tells how
+many clips they do in a second, with the start and without. That is the throughput of a fleet, if nothing else runs.
 Ray's own processes and the command take theirs by the second and not by the clip: `--wait` measures what they take
 while the workers only wait, in shares of a processor. CPU seconds and memory are read from /proc twice a second. The
 output is Markdown.
@@ -24,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a recording (default: 2)")
     parser.add_argument("--model", default="na-beats-tiny", help="checkpoint (default: na-beats-tiny)")
     parser.add_argument("--workers", type=int, default=2, help="number of workers of each way (default: 2)")
+    parser.add_argument("--in-turn", action="store_true", help="run one way after the other instead of both at once")
     parser.add_argument("--wait", type=int, metavar="S", help="seconds that the workers wait instead of scoring")
     options = parser.parse_args()
     logging.disable_progress_bar()
@@ -145,7 +150,7 @@ def main() -> None:
     print("| :-- | --: | --: | --: | --: | --: | --: | --: |", flush=True)
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         machines = make_machines(Path(folder), options)
-        costs = run_side_by_side(machines, Path(folder), options.workers, options.machines * options.clips)
+        costs = run_ways(machines, Path(folder), options)
     low, ratio, high = np.quantile(costs["Ray"] / costs["plain processes"], [0.25, 0.5, 0.75])
     print(f"\nRay / plain processes: {ratio:.3f} ({low:.3f} to {high:.3f})")
 
@@ -223,19 +228,47 @@ def link_weights(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def run_side_by_side(machines: list[Machine], folder: Path, num_workers: int, num_clips: int) -> dict[str, np.ndarray]:
-    """Score all machines in both ways at once and print what each took; CPU ms a clip in each share of the work."""
+def run_ways(machines: list[Machine], folder: Path, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Score all machines in both ways and print what each took; CPU ms a clip in each share of the work."""
     context = multiprocessing.get_context("spawn")
-    outs = {"Ray": folder / "ray", "plain processes": folder / "plain"}
-    shares = [machines[index::num_workers] for index in range(num_workers)]
+    num_workers, num_clips = options.workers, options.machines * options.clips
+    outs = {"plain processes": folder / "plain", "Ray": folder / "ray"}
     processes = {
-        "Ray": [context.Process(target=score_on_ray, args=(machines, str(outs["Ray"]), num_workers))],
         "plain processes": [
-            context.Process(target=score_here, args=(share, str(outs["plain processes"] / str(index))))
-            for index, share in enumerate(shares)
+            context.Process(target=score_here, args=(machines[index::num_workers], str(folder / "plain" / str(index))))
+            for index in range(num_workers)
         ],
+        "Ray": [context.Process(target=score_on_ray, args=(machines, str(outs["Ray"]), num_workers))],
     }
-    watchers = {}
+    ways = list(processes)
+    runs = []
+    for group in [[way] for way in ways] if options.in_turn else [ways]:
+        runs += [run_at_once({way: processes[way] for way in group})]
+    seen = {way: own for run in runs for way, own in run.items()}
+    costs = {way: print_row(way, own.seen, outs[way], num_workers, num_clips) for way, own in seen.items()}
+    if options.in_turn:
+        print("\n| way | clips a second | with the start |\n| :-- | --: | --: |")
+        speeds = [print_speed(way, own, outs[way], num_workers, num_clips) for way, own in seen.items()]
+        without_start, whole = (ray / plain for plain, ray in zip(*speeds, strict=True))
+        print(f"| Ray / plain processes | {without_start:.3f} | {whole:.3f} |")
+    return costs
+
+
+class Run(NamedTuple):
+    """A way that has ended.
+
+    Attributes:
+        begin: when its processes were started.
+        seen: what was seen of them.
+    """
+
+    begin: float
+    seen: list[Seen]
+
+
+def run_at_once(processes: dict[str, list[SpawnProcess]]) -> dict[str, Run]:
+    """Run the processes of ways at the same time, and watch them."""
+    begin, watchers = time.time(), {}
     for way, own in processes.items():
         for process in own:
             process.start()
@@ -246,12 +279,26 @@ def run_side_by_side(machines: list[Machine], folder: Path, num_workers: int, nu
         process.join()
         if process.exitcode:
             raise RuntimeError(f"a way ended with {process.exitcode}, see above")
-    return {way: print_row(way, watcher.stop(), outs[way], num_workers, num_clips) for way, watcher in watchers.items()}
+    return {way: Run(begin, watcher.stop()) for way, watcher in watchers.items()}
+
+
+def print_speed(way: str, run: Run, out: Path, num_workers: int, num_clips: int) -> tuple[float, float]:
+    """Print and return the clips that a way did in a second, after its start and from the very beginning."""
+    ends = _ends(out)
+    after_start = num_clips / len(ends) * (len(ends) - num_workers) / (ends[-1] - ends[num_workers - 1])
+    whole = num_clips / (ends[-1] - run.begin)
+    print(f"| {way} | {after_start:.2f} | {whole:.2f} |", flush=True)
+    return after_start, whole
+
+
+def _ends(out: Path) -> list[float]:
+    """When the files of a way were finished, in order."""
+    return sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))
 
 
 def print_row(way: str, seen: list[Seen], out: Path, num_workers: int, num_clips: int) -> np.ndarray:
     """Print what a way took; return its CPU ms a clip in each share of the work."""
-    ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))
+    ends = _ends(out)
     # The first file of each worker ends the start; every other file is as much work as another.
     counted = ends[num_workers - 1 :]
     clips_a_file = num_clips / len(ends)
@@ -268,10 +315,14 @@ def print_row(way: str, seen: list[Seen], out: Path, num_workers: int, num_clips
 
 
 def _at(seen: list[Seen], moment: float) -> Seen:
-    """What was seen at a moment, between the looks before and after it."""
+    """What was seen at a moment, between the looks before and after it; of the memory, before it."""
     times = [state.time for state in seen]
-    values = [np.interp(moment, times, [state[index] for state in seen]) for index in range(1, len(Seen._fields))]
-    return Seen(moment, *map(float, values))
+    workers, command, others = (
+        float(np.interp(moment, times, [getattr(state, kind) for state in seen])) for kind in Seen._fields[1:4]
+    )
+    # A look after the last file may find no worker any more.
+    before = max(int(np.searchsorted(times, moment, side="right")) - 1, 0)
+    return Seen(moment, workers, command, others, seen[before].megabytes)
 
 
 def score_on_ray(machines: list[Machine], out: str, num_workers: int) -> None:
