@@ -344,7 +344,6 @@ class KnowledgeObjective(nn.Module):
 
     mean: Tensor
     deviation: Tensor
-    band_weights: Tensor
 
     def __init__(self, encoder: Any, teacher: Any, layers: list[int], hidden_share: float):
         super().__init__()
@@ -355,9 +354,8 @@ class KnowledgeObjective(nn.Module):
         self.front_end = TwoChannelFrontEnd.of(teacher.config)
         with torch.no_grad():
             grids = teacher.layer_grids(torch.zeros(1, 64, self.front_end.num_mel_bins), layers)
-        num_bands, num_channels = grids[0].shape[2], sum(grid.shape[3] for grid in grids)
+        num_channels = sum(grid.shape[3] for grid in grids)
         own_bands = encoder.config.num_mel_bins // PATCH
-        self.register_buffer("band_weights", band_interpolation(num_bands, self.front_end.num_mel_bins, own_bands))
         self.register_buffer("mean", torch.zeros(own_bands, num_channels))
         self.register_buffer("deviation", torch.ones(own_bands, num_channels))
         self.read_out = nn.Linear(encoder.config.hidden_size, num_channels)
@@ -383,15 +381,19 @@ class KnowledgeObjective(nn.Module):
         rate = self.front_end.sampling_rate
         resampled = np.stack([soxr.resample(wave, SAMPLING_RATE, rate) for wave in waves.cpu().numpy()])
         features = self.front_end.fbank(torch.from_numpy(resampled).to(waves))  # (B, T, M)
-        grids = torch.cat([grid.float() for grid in self.teacher.layer_grids(features, self.layers)], dim=3)
+        grids = self.teacher.layer_grids(features, self.layers)
+        return torch.cat([self.where_tokens_lie(grid.float(), num_rows, features.shape[1]) for grid in grids], dim=3)
+
+    def where_tokens_lie(self, grid: Tensor, num_rows: int, num_frames: int) -> Tensor:
+        """Interpolate one of the teacher's grids `(B, R', F', C)` of some frames to `(B, R, F, C)`."""
         # A column of the teacher is centred at its first frame, a patch of the student half a patch later.
-        rows = (torch.arange(num_rows, device=waves.device) * 0.16 + 0.0875) / (
-            0.01 * features.shape[1] / grids.shape[1]
-        )
-        lower = rows.floor().long().clamp_max(grids.shape[1] - 1)
-        upper, share = (lower + 1).clamp_max(grids.shape[1] - 1), (rows - lower).clamp(0, 1)[None, :, None, None]
-        in_time = grids[:, lower] * (1 - share) + grids[:, upper] * share  # (B, R, F', C)
-        return torch.einsum("brgc,gf->brfc", in_time, self.band_weights)
+        columns = (torch.arange(num_rows, device=grid.device) * 0.16 + 0.0875) / (0.01 * num_frames / grid.shape[1])
+        lower = columns.floor().long().clamp_max(grid.shape[1] - 1)
+        upper, share = (lower + 1).clamp_max(grid.shape[1] - 1), (columns - lower).clamp(0, 1)[None, :, None, None]
+        in_time = grid[:, lower] * (1 - share) + grid[:, upper] * share  # (B, R, F', C)
+        own_bands = self.encoder.config.num_mel_bins // PATCH
+        weights = band_interpolation(grid.shape[2], self.front_end.num_mel_bins, own_bands)
+        return torch.einsum("brgc,gf->brfc", in_time, weights.to(grid))
 
     def standardise(self, batches: Iterable[Tensor]) -> None:
         """Learn mean and deviation of the teacher's channels in each band."""

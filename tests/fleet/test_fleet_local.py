@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import parquet
 from fleet_of_machines import make_fleet, read_rows, run, write_clip, write_table
 
 from na_ssl_hf import AnomalyScorer
@@ -60,6 +61,25 @@ def test_windows_have_rows_behind_that_of_their_recording(fleet, tmp_path):
         assert [window["window"] for window in windows] == [0, 1]
         assert [(window["start"], window["end"]) for window in windows] == [(0.0, 0.25), (0.25, 0.5)]
         assert sum(window["score"] for window in windows) / 2 == pytest.approx(recording["score"])
+
+
+def test_what_is_done_does_not_depend_on_the_folder_from_which_the_run_is_started(fleet, tmp_path, monkeypatch, capsys):
+    assert score(fleet.table.name, tmp_path / "scores") == 0
+    monkeypatch.chdir(fleet.folder / "m0")
+    assert score("../machines.csv", tmp_path / "scores") == 0
+    assert score(fleet.table, tmp_path / "scores") == 0
+    rows = read_rows(tmp_path / "scores")
+    assert len(rows) == 9
+    assert all(Path(row["file"]).is_absolute() for row in rows)
+
+    # An output of an earlier version, whose names are those of its folder.
+    (part,) = (tmp_path / "scores").glob("*.parquet")
+    table = parquet.read_table(part)
+    relative = [os.path.relpath(row["file"], fleet.folder) for row in rows]
+    parquet.write_table(table.set_column(1, "file", [relative]), part)
+    monkeypatch.chdir(fleet.folder)
+    assert score(fleet.table.name, tmp_path / "scores") == 0
+    assert len(read_rows(tmp_path / "scores")) == 9
 
 
 def test_bad_files_and_machines_are_rows_and_the_others_are_scored(fleet, tmp_path, capsys):

@@ -176,9 +176,9 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _on_every_node(options: argparse.Namespace) -> None:
-    """Make paths whole where the workers of a cluster would look for them in other folders than this process."""
+    """Make the path of the output whole where workers of a cluster would look for it in another folder than this one."""
     if options.address is not None:
-        options.machines, options.out = options.machines.absolute(), options.out.absolute()
+        options.out = options.out.absolute()
 
 
 def _engine(options: argparse.Namespace, processes: Processes) -> Engine:

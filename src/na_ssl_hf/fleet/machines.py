@@ -67,7 +67,8 @@ def read_machines(table: str | os.PathLike[str], recordings: str = "recordings")
         OSError: the file cannot be read.
     """
     columns = ("machine", "scorer", recordings)
-    folder = Path(table).parent
+    # Whole paths, so that what is done is known wherever the next run is started, and to workers elsewhere.
+    folder = Path(os.path.abspath(table)).parent
     machines: dict[str, Machine] = {}
     for line, row in read_columns(Path(table), set(columns)):
         where = f"{table}, line {line}"
