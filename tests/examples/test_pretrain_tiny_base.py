@@ -73,7 +73,9 @@ def teacher(tmp_path_factory):
 
 
 def test_knowledge_of_a_teacher_is_read_where_the_tokens_lie(run, teacher):
-    folder = run("base", "--model_type", "eat", "--objective", "knowledge", "--teacher", teacher)
+    # Layer 4 has twice as many rows and bands as the layer 7.
+    options = ["--objective", "knowledge", "--teacher", teacher, "--teacher_layers", "4", "7"]
+    folder = run("base", "--model_type", "eat", *options)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert all(0 < row["knowledge"] < 10 for row in rows)
     # Of 128 mel bins up to 15 kHz in 8 rows, the fbank up to 8 kHz reaches between the rows 6 and 7.

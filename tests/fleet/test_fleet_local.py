@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyarrow import parquet
 from fleet_of_machines import make_fleet, read_rows, run, write_clip, write_table
 
 from na_ssl_hf import AnomalyScorer
@@ -63,7 +62,8 @@ def test_windows_have_rows_behind_that_of_their_recording(fleet, tmp_path):
         assert sum(window["score"] for window in windows) / 2 == pytest.approx(recording["score"])
 
 
-def test_what_is_done_does_not_depend_on_the_folder_from_which_the_run_is_started(fleet, tmp_path, monkeypatch, capsys):
+def test_what_is_done_does_not_depend_on_the_folder_from_which_the_run_is_started(fleet, tmp_path, monkeypatch):
+    monkeypatch.chdir(fleet.folder)
     assert score(fleet.table.name, tmp_path / "scores") == 0
     monkeypatch.chdir(fleet.folder / "m0")
     assert score("../machines.csv", tmp_path / "scores") == 0
@@ -72,11 +72,13 @@ def test_what_is_done_does_not_depend_on_the_folder_from_which_the_run_is_starte
     assert len(rows) == 9
     assert all(Path(row["file"]).is_absolute() for row in rows)
 
+    from pyarrow import parquet
+
     # An output of an earlier version, whose names are those of its folder.
-    (part,) = (tmp_path / "scores").glob("*.parquet")
-    table = parquet.read_table(part)
-    relative = [os.path.relpath(row["file"], fleet.folder) for row in rows]
-    parquet.write_table(table.set_column(1, "file", [relative]), part)
+    for part in (tmp_path / "scores").glob("*.parquet"):
+        table = parquet.read_table(part)
+        relative = [os.path.relpath(file, fleet.folder) for file in table.column("file").to_pylist()]
+        parquet.write_table(table.set_column(1, "file", [relative]), part)
     monkeypatch.chdir(fleet.folder)
     assert score(fleet.table.name, tmp_path / "scores") == 0
     assert len(read_rows(tmp_path / "scores")) == 9

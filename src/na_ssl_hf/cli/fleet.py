@@ -176,7 +176,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _on_every_node(options: argparse.Namespace) -> None:
-    """Make the path of the output whole where workers of a cluster would look for it in another folder than this one."""
+    """Make the path of the output whole, where workers of a cluster would look for another one."""
     if options.address is not None:
         options.out = options.out.absolute()
 

@@ -141,9 +141,7 @@ def done_work(folder: str | os.PathLike[str], kind: str, settings: Mapping) -> s
     for path in existing_parts(folder):
         table = _read(path, kind, settings)
         machines, others = (table.column(key).to_pylist() for key in KEYS[kind])
-        # Earlier versions wrote paths as they were found; `join` leaves those that are whole.
-        here = encodable_name(os.getcwd())
-        done.update((machine, os.path.join(here, other)) for machine, other in zip(machines, others, strict=True))
+        done.update(zip(machines, others, strict=True))
     return done
 
 

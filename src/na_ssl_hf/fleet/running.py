@@ -170,7 +170,10 @@ def _run(
         remove_left_over(work.out)
         if retry_errors:
             forget_errors(work.out, work.kind, work.settings)
-        done = done_work(work.out, work.kind, work.settings)
+        # Earlier versions wrote paths as they were found; `join` leaves those that are whole.
+        here = encodable_name(os.getcwd())
+        rows = done_work(work.out, work.kind, work.settings)
+        done = {(machine, os.path.join(here, other)) for machine, other in rows}
         parts = _parts(list(shares(done)), work, engine, part_size, len(existing_parts(work.out)))
         num_earlier = len(done)
     parts = engine.processes.gather(parts)
