@@ -591,6 +591,14 @@ def test_anomaly_map_has_a_row_per_patch_and_a_column_per_band(fitted, clips):
         fitted.anomaly_map(clips)
 
 
+@pytest.mark.parametrize(("num_samples", "num_rows"), [(8000, 3), (7839, 2), (400, 1), (40000, 15)])
+def test_anomaly_map_has_no_row_that_is_partly_padding(num_samples, num_rows):
+    # EAT pads 48, 47, 1 and 248 frames of sound to multiples of 32, in rows of 16.
+    scorer = AnomalyScorer(model=tiny_model("eat"), feature_extractor=TwoChannelFeatureExtractor("eat"))
+    scorer.fit([make_clip(seed, num_samples) for seed in range(3)])
+    assert scorer.anomaly_map(make_clip(4, num_samples)).shape == (num_rows, 8)
+
+
 def test_anomaly_map_of_a_single_patch_is_its_band_scores(fitted):
     short = make_clip(0, 2800)
     result = fitted(short)

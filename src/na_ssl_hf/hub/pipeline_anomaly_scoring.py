@@ -624,7 +624,7 @@ class AnomalyScorer(Pipeline):
 
         Returns:
             `(T', F)` float32; a row is one row of tokens in time (0.16 s for BEATs and EAT), a column one band, higher
-            is more anomalous.
+            is more anomalous. Rows that are partly padding, at the end of EAT's, are left out: they differ from sound.
 
         Raises:
             ValueError: as for scoring, or not a single recording.
@@ -636,7 +636,10 @@ class AnomalyScorer(Pipeline):
         heard = replace(Heard.as_fitted(calibration), pooling=None)
         waveforms = at_level(piece.samples[None], heard.level)  # (1, 2, N)
         tokens = self.forward({"waveforms": waveforms, "heard": heard})["vectors"]  # (1, T', F, D)
-        return torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
+        band_scores = torch.as_tensor(bank.band_scores(tokens[0]))  # (T', F)
+        front_end, num_samples = self.feature_extractor.front_end, waveforms.shape[-1]
+        num_whole = front_end.num_sound_frames(num_samples) * len(band_scores) // front_end.num_frames(num_samples)
+        return band_scores[: max(num_whole, 1)]
 
     # Saving
 
