@@ -113,6 +113,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[
             *("BEATs base=na-beats-tiny", "EAT base=na-eat-tiny"),
             *("EAT deep=eat-tiny-deep", "EAT distilled=eat-tiny-distilled"),
+            "BEATs distilled=beats-tiny-distilled",
         ],
         help="encoders, of a noise-aware one the base inside it (default: those of the package)",
     )

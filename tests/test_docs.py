@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from na_ssl_hf.checkpoints import shipped_checkpoints
 from na_ssl_hf.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -216,9 +217,7 @@ def test_quoted_messages_are_in_the_code():
     assert [message for message in rows if message not in texts] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled", "na-eat-tiny-distilled"]
-)
+@pytest.mark.parametrize("name", sorted(shipped_checkpoints()))
 def test_the_card_in_the_wheel_is_the_card(name):
     shipped = ROOT / "src/na_ssl_hf/checkpoints" / name
     assert (shipped / "README.md").read_text() == (ROOT / "model_cards" / f"{name}.md").read_text()

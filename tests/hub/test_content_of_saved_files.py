@@ -13,7 +13,7 @@ from tiny_models import MODELS, some_calibration, tiny_config, tiny_model
 from transformers import AutoFeatureExtractor, AutoModel, pipeline
 
 from na_ssl_hf import AutoencoderConfig, MemoryBank, TwoChannelFeatureExtractor
-from na_ssl_hf.checkpoints import shipped_checkpoint
+from na_ssl_hf.checkpoints import shipped_checkpoint, shipped_checkpoints
 from na_ssl_hf.checkpoints.loading import MAX_SETTINGS_BYTES, load_model
 from na_ssl_hf.cli import main
 from na_ssl_hf.hub.configuration_noise_aware import BOUNDS, ConfigurationError
@@ -302,5 +302,6 @@ def test_a_negative_threshold_of_differences_is_legal(tmp_path):
 
 
 def test_shipped_checkpoints_load():
-    for name in ("na-beats-tiny", "na-eat-tiny", "eat-tiny-deep", "eat-tiny-distilled", "na-eat-tiny-distilled"):
-        assert pipeline("anomaly-scoring", model=str(shipped_checkpoint(name))).memory_bank is None
+    assert len(shipped_checkpoints()) == 6
+    for path in shipped_checkpoints().values():
+        assert pipeline("anomaly-scoring", model=str(path)).memory_bank is None
