@@ -185,9 +185,10 @@ def make_objective(encoder: Any, sounds: list[SoundFile], settings: Settings) ->
         return BandObjective(encoder, settings.level_weight)
     if settings.teacher is None:
         raise ValueError("`teacher` must be a folder of an EfficientAT for the objective 'knowledge', got None.")
-    objective = KnowledgeObjective(
-        encoder, load_model(settings.teacher), settings.teacher_layers, settings.hidden_share
-    )
+    teacher, layers = load_model(settings.teacher), settings.teacher_layers
+    if min(layers) < 0 or max(layers) > teacher.num_layers:
+        raise ValueError(f"`teacher_layers` must be some of 0 to {teacher.num_layers}, the teacher's, got {layers}.")
+    objective = KnowledgeObjective(encoder, teacher, layers, settings.hidden_share)
     # These crops are none of a step's, and the same whatever the number of processes.
     rng = np.random.default_rng([settings.seed, 0])
     objective.standardise(changed_crops(sounds, settings, rng) for _ in range(STATISTICS_BATCHES))

@@ -87,6 +87,12 @@ def test_knowledge_of_a_teacher_is_read_where_the_tokens_lie(run, teacher):
     assert 6 < places[-1] < 7
 
 
+@pytest.mark.parametrize("layers", [["4", "99"], ["-1"]])
+def test_knowledge_needs_layers_of_the_teacher(run, teacher, layers):
+    with pytest.raises(ValueError, match="`teacher_layers` must be some of 0 to 16"):
+        run("base", "--objective", "knowledge", "--teacher", teacher, "--teacher_layers", *layers)
+
+
 def test_knowledge_needs_a_teacher(run):
     with pytest.raises(ValueError, match="`teacher` must be a folder of an EfficientAT"):
         run("base", "--objective", "knowledge")
