@@ -233,22 +233,21 @@ def run_ways(machines: list[Machine], folder: Path, options: argparse.Namespace)
     context = multiprocessing.get_context("spawn")
     num_workers, num_clips = options.workers, options.machines * options.clips
     outs = {"plain processes": folder / "plain", "Ray": folder / "ray"}
+    shares = [machines[index::num_workers] for index in range(num_workers)]
     processes = {
         "plain processes": [
-            context.Process(target=score_here, args=(machines[index::num_workers], str(folder / "plain" / str(index))))
-            for index in range(num_workers)
+            context.Process(target=score_here, args=(share, str(outs["plain processes"] / str(index))))
+            for index, share in enumerate(shares)
         ],
         "Ray": [context.Process(target=score_on_ray, args=(machines, str(outs["Ray"]), num_workers))],
     }
-    ways = list(processes)
-    runs = []
-    for group in [[way] for way in ways] if options.in_turn else [ways]:
-        runs += [run_at_once({way: processes[way] for way in group})]
-    seen = {way: own for run in runs for way, own in run.items()}
-    costs = {way: print_row(way, own.seen, outs[way], num_workers, num_clips) for way, own in seen.items()}
+    runs: dict[str, Run] = {}
+    for group in [{way: own} for way, own in processes.items()] if options.in_turn else [processes]:
+        runs |= run_at_once(group)
+    costs = {way: print_row(way, run.seen, outs[way], num_workers, num_clips) for way, run in runs.items()}
     if options.in_turn:
         print("\n| way | clips a second | with the start |\n| :-- | --: | --: |")
-        speeds = [print_speed(way, own, outs[way], num_workers, num_clips) for way, own in seen.items()]
+        speeds = [print_speed(way, run, outs[way], num_workers, num_clips) for way, run in runs.items()]
         without_start, whole = (ray / plain for plain, ray in zip(*speeds, strict=True))
         print(f"| Ray / plain processes | {without_start:.3f} | {whole:.3f} |")
     return costs

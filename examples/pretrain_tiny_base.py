@@ -25,6 +25,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -408,6 +409,7 @@ class KnowledgeObjective(nn.Module):
         self.deviation.copy_(joined.std(0).clamp_min(1e-3))
 
 
+@cache
 def band_interpolation(num_bands: int, num_mel_bins: int, own_bands: int) -> Tensor:
     """Make the weights `(F', F)` that give the student's bands from the teacher's by linear interpolation in mel.
 
