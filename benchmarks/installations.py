@@ -75,7 +75,7 @@ class Case(NamedTuple):
     machine: str
     coherence: float
     level: float | None
-    snr: float
+    snr: float | None
 
 
 class System(NamedTuple):
@@ -94,7 +94,7 @@ def main() -> None:
     add("--machines", nargs="+", default=MACHINE_TYPES, choices=MACHINE_TYPES, help="machines (default: all ten)")
     add("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise (default: 1 0.5 0)")
     add("--machine-level", nargs="+", type=_level, default=LEVELS_DB, help="dB, or published (default: -3 12)")
-    add("--snr", nargs="+", type=float, default=SNRS_DB, help="SNRs in dB (default: -5 0 5)")
+    add("--snr", nargs="+", type=_snr, default=SNRS_DB, help="dB, or challenge (default: -5 0 5)")
     add("--full", action="store_true", help="every level with every SNR")
     add("--system", nargs="+", default=["logmel"], metavar="NAME=CHECKPOINT[:LAYER]", help="logmel, or frontends")
     add("--canceller", nargs="+", default=CANCELLERS, choices=CANCELLERS, help="cancellers (default: all)")
@@ -120,6 +120,10 @@ def main() -> None:
 
 def _level(text: str) -> float | None:
     return None if text == "published" else float(text)
+
+
+def _snr(text: str) -> float | None:
+    return None if text == "challenge" else float(text)
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -193,7 +197,7 @@ def _row(case: Case, system: str, canceller: str, backend: str, scores: np.ndarr
 
 def recorded(case: Case, places: Mapping[str, list[np.ndarray]]) -> dict[str, torch.Tensor]:
     """Record the clips of a site, `(clips, 2, N)`: "train", "test" and, of the noise alone, "supplemental"."""
-    site = Site(case.coherence, case.level, (case.snr, case.snr))
+    site = Site(case.coherence, case.level, None if case.snr is None else (case.snr, case.snr))
     installation, responses, far_gain_db = draw_installation(case.machine, case.seed, site)
     machine = InstalledMachine(installation, responses, far_gain_db, places, CLIP_S)
     plan = {
@@ -296,7 +300,8 @@ def _table(draws: Draws, key: str) -> str:
     for case, system, canceller, backend in draws:
         if backend == "nearest" or per_backend:
             groups[system, canceller, backend][value(case)].append(case)
-    columns = sorted({column for of_row in groups.values() for column in of_row}, reverse=True)
+    found = {column for of_row in groups.values() for column in of_row}
+    columns = sorted(found, key=lambda column: (isinstance(column, str), column), reverse=True)
     titles = ["all" if column is None else column if isinstance(column, str) else f"{column:g}" for column in columns]
     head = ["system", "canceller", *(["backend"] if per_backend else []), *(f"{key} {title}" for title in titles)]
     lines = [head, [":--"] * (len(head) - len(columns)) + ["--:"] * len(columns)]
@@ -320,9 +325,10 @@ def _grid(draws: Draws) -> str:
     head = ["system", "coherence", "level", "SNR", "sites", *cancellers]
     lines = [head, [":--"] + ["--:"] * (len(head) - 1)]
     of_condition: dict[tuple[str, ...], set[Case]] = defaultdict(set)
-    for case, _, _, _ in sorted(draws, key=lambda row: (-row[0].coherence, -(row[0].level or 0), -row[0].snr)):
+    for case, _, _, _ in sorted(draws, key=lambda row: (-row[0].coherence, -(row[0].level or 0), -(row[0].snr or 0))):
         level = "published" if case.level is None else f"{case.level:g}"
-        of_condition[f"{case.coherence:g}", level, f"{case.snr:g}"].add(case)
+        snr = "challenge" if case.snr is None else f"{case.snr:g}"
+        of_condition[f"{case.coherence:g}", level, snr].add(case)
     for system, (condition, cases) in product(systems, of_condition.items()):
         ordered = sorted(cases)
         cells = [_cell(draws, ordered, (system, one, "nearest"), (system, NONE, "nearest")) for one in cancellers]
@@ -401,7 +407,7 @@ _GROUPS = tuple(product(("source", "target"), ("normal", "anomaly")))
 _KEYS: dict[str, Callable[[Case], Any]] = {
     "coherence": lambda case: case.coherence,
     "level": lambda case: case.level if case.level is not None else "published",
-    "snr": lambda case: case.snr,
+    "snr": lambda case: case.snr if case.snr is not None else "challenge",
     "machine": lambda case: case.machine,
     "seed": lambda case: case.seed,
     "backend": lambda case: None,

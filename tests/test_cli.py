@@ -529,7 +529,10 @@ def test_corpora_prepare_writes_a_manifest_and_lists_what_it_left_out(tmp_path, 
 def test_simulate_refuses_wrong_values(tmp_path, capsys):
     out = ["--out", tmp_path / "out"]
     error = one_line_error(capsys, "simulate", "dcase", *out, "--snr", "0", "5", "10")
-    assert "one value or the two ends of a range, got [0.0, 5.0, 10.0]" in error
+    assert "one value, the two ends of a range, or challenge, got [0.0, 5.0, 10.0]" in error
+    assert "got ['challenge', 5.0]" in one_line_error(capsys, "simulate", "dcase", *out, "--snr", "challenge", "5")
+    moving = ["--snr", "challenge", "--installation", "moving"]
+    assert "'moving', got None" in one_line_error(capsys, "simulate", "dcase", *out, *moving)
     assert "must be a file" in one_line_error(capsys, "simulate", "rooms", "--out", tmp_path)
     assert not (tmp_path / "out").exists()
 

@@ -116,6 +116,20 @@ def test_a_grid_has_a_line_for_every_condition_and_counts_its_sites():
     assert all(line[5] == "0.0" and line[6].startswith("100.0 (+100.0") for line in lines)
 
 
+def test_snrs_of_the_challenge_are_recorded_and_have_a_column_beside_others(few_clips, tmp_path):
+    run(
+        [Case(1, "fan", 1.0, None, snr) for snr in (None, 5.0)],
+        [system_of("logmel")],
+        [NONE],
+        tmp_path / "sites.jsonl",
+        (),
+    )
+    rows = read(tmp_path / "sites.jsonl")
+    assert rows[0]["scores"] != rows[1]["scores"]
+    assert tables(rows, ["snr"]).splitlines()[0].startswith("| system | canceller | snr challenge | snr 5 |")
+    assert {line.split("|")[4].strip() for line in tables(rows, ["grid"]).splitlines()[2:]} == {"challenge", "5"}
+
+
 def test_backends_stand_beside_the_nearest_neighbours_of_their_own_canceller():
     labels = np.repeat([0.0, 1.0, 0.0, 1.0], installations.NUM_TEST)
     machines = {machine: Case(1, machine, 1.0, 12.0, 0.0) for machine in ("fan", "valve")}

@@ -17,6 +17,7 @@ from na_ssl_hf.data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, MACHINE
 from na_ssl_hf.simulation import simulate_impulse_responses
 from na_ssl_hf.simulation.dcase_benchmark import BenchmarkPreset, write_dcase_benchmark
 from na_ssl_hf.simulation.installation import (
+    CHALLENGE_SNRS_DB,
     DRIFTS,
     MACHINE_LEVEL_RANGE_DB,
     PUBLISHED_MACHINE_LEVELS_DB,
@@ -223,6 +224,20 @@ def test_the_target_domain_changes_speed_load_or_noise():
             assert -10 <= low < high <= 10
 
 
+@pytest.mark.parametrize("machine", MACHINE_TYPES)
+def test_snrs_of_the_challenge_are_those_of_the_machine_and_change_nothing_else(machine):
+    usual, challenge = (draw_installation(machine, 3, site)[0] for site in (Site(), Site(snr_db=None)))
+    snrs = {"train_snr_db": usual.train_snr_db, "test_snr_db": usual.test_snr_db}
+    assert replace(challenge, **snrs) == usual
+    if machine in CHALLENGE_SNRS_DB:
+        assert challenge.train_snr_db != challenge.test_snr_db
+        for low, high in (challenge.train_snr_db, challenge.test_snr_db):
+            assert high - low == pytest.approx(2.5)
+            assert CHALLENGE_SNRS_DB[machine] - 2.5 <= low < high <= CHALLENGE_SNRS_DB[machine] + 2.5
+    else:
+        assert challenge == usual
+
+
 def test_attributes_say_what_the_target_domain_changes(tmp_path):
     preset = BenchmarkPreset(3, 2, 1, 0.5, 1, 1, num_supplemental=0)
     settings = {**SETTINGS, "machines": ("fan",), "preset": preset}
@@ -295,6 +310,7 @@ def test_drifts_are_of_the_stated_size():
         ({"noise_coherence": 2.0}, r"noise_coherence must lie in \[0, 1\], got 2.0"),
         ({"machine_level_db": float("nan")}, "machine_level_db must lie between .* got nan"),
         ({"snr_db": (5.0, -5.0)}, r"snr_db must be .* got \(5.0, -5.0\)"),
+        ({"snr_db": None, "installation": "moving"}, "snr_db must be .* where the installation is 'moving', got None"),
         ({"drifts": ("earthquake",)}, "drifts must be among .*'earthquake'"),
         ({"drift_from": 1.0}, "drift_from must be .* got 1.0"),
         ({"machines": ("toaster",)}, "toaster"),

@@ -120,10 +120,12 @@ def _add_dcase(layouts: Any) -> None:
     )
     parser.add_argument(
         "--snr",
-        type=float,
+        type=_snr,
         nargs="+",
         default=[-10.0, 10.0],
-        help="signal-to-noise ratio in dB, one or both ends of a range (default: -10 10)",
+        metavar="DB",
+        help="signal-to-noise ratio in dB, one or both ends of a range, or challenge: fan, bearing, gearbox and valve "
+        "have their own, at which they behave most like those of the challenge (default: -10 10)",
     )
     parser.add_argument(
         "--installation",
@@ -161,12 +163,21 @@ def _add_dcase(layouts: Any) -> None:
     _add_seed_option(parser)
 
 
+def _snr(text: str) -> float | str:
+    if text == "challenge":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of dB, or challenge, got {text!r}") from None
+
+
 def _dcase(options: argparse.Namespace) -> None:
     from ..simulation import write_dcase_benchmark
 
-    if len(options.snr) > 2:
-        raise ValueError(f"--snr must be one value or the two ends of a range, got {options.snr}.")
-    snr_db = (options.snr[0], options.snr[-1])
+    if len(options.snr) > 2 or (len(options.snr) > 1 and "challenge" in options.snr):
+        raise ValueError(f"--snr must be one value, the two ends of a range, or challenge, got {options.snr}.")
+    snr_db = None if options.snr == ["challenge"] else (options.snr[0], options.snr[-1])
     write_dcase_benchmark(
         options.out,
         options.preset,

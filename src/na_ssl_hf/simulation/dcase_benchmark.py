@@ -14,7 +14,7 @@ from ..data.dcase.names import NO_ATTRIBUTE, SUPPLEMENTAL, DcaseName, format_dca
 from ..data.synthetic.machine_sounds import HEARD_MACHINE_TYPES, MACHINE_TYPES
 from ..one_thread import one_thread
 from .benchmark_presets import PRESETS, BenchmarkPreset
-from .installation import Site
+from .installation import SNR_RANGE_DB, Site
 from .installed_dataset import write_installed_machines
 from .staged_folder import MANIFEST, staged_folder
 from .synthetic_dataset import write_two_channel_dataset
@@ -27,7 +27,7 @@ def write_dcase_benchmark(
     preset: str | BenchmarkPreset = "small",
     seed: int = 0,
     noise_coherence: float | None = None,
-    snr_db: float | tuple[float, float] = (-10.0, 10.0),
+    snr_db: float | tuple[float, float] | None = SNR_RANGE_DB,
     machines: Sequence[str] | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -61,7 +61,8 @@ def write_dcase_benchmark(
             ones.
         snr_db: SNR at the close microphone in dB, one value or the range of a uniform draw; the default is that of
             NA training (Fujimura et al., IWAENC 2026). Of fixed installations, training and test of a machine have
-            halves of this range at places of their own.
+            halves of this range at places of their own. None gives fan, bearing and gearbox about -10 dB and the valve
+            about 0 dB, at which they behave most like those of the challenge.
         machines: which of MACHINE_TYPES, by default all, or of moving installations HEARD_MACHINE_TYPES.
         overwrite: whether a benchmark that an earlier call wrote is replaced.
         show_progress: whether progress bars are shown.
@@ -90,13 +91,16 @@ def write_dcase_benchmark(
     if installation == "moving" and (machine_level_db is not None or drifts):
         name, value = ("drifts", drifts) if drifts else ("machine_level_db", machine_level_db)
         raise ValueError(f"{name} must be left out where the installation is 'moving', got {value!r}")
+    if installation == "moving" and snr_db is None:
+        raise ValueError("snr_db must be one value or a range where the installation is 'moving', got None")
     root = Path(root)
     with staged_folder(root, overwrite) as folder, one_thread():
         if installation == "fixed":
-            range_db = snr_db if isinstance(snr_db, tuple) else (snr_db, snr_db)
+            range_db = (snr_db, snr_db) if isinstance(snr_db, (int, float)) else snr_db
             site = Site(noise_coherence, machine_level_db, range_db, tuple(drifts), drift_from)
             write_installed_machines(folder, preset, seed, machines, site, show_progress)
         else:
+            assert snr_db is not None  # refused above
             _write_moving(folder, preset, seed, noise_coherence or 0.0, snr_db, machines, show_progress)
         for machine, names in _names_of_machines(folder / MANIFEST).items():
             _write_attributes(folder / machine / "attributes_00.csv", names)
