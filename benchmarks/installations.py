@@ -5,7 +5,7 @@
     python -m benchmarks.installations --out sites.jsonl --tables coherence level snr grid machine backend # as they are
     python -m benchmarks.installations --out backends.jsonl --seed 11 --system logmel eat=eat-tiny-distilled:1 \\
         eat=eat-tiny-distilled:4 --canceller none auto --all-backends none auto           # then --tables backends
-    python -m benchmarks.installations --out order.jsonl --machine-level published --snr -5 --coherence 1 \\
+    python -m benchmarks.installations --out order.jsonl --machine-level published --snr challenge --coherence 1 \\
         --canceller none least_squares --machines fan bearing gearbox valve --system logmel beats=na-beats-tiny
 
 Every machine stands in one room, the same in training and test; training and test have other noises. The coherence is

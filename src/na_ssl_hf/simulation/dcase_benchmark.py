@@ -92,7 +92,9 @@ def write_dcase_benchmark(
         name, value = ("drifts", drifts) if drifts else ("machine_level_db", machine_level_db)
         raise ValueError(f"{name} must be left out where the installation is 'moving', got {value!r}")
     if installation == "moving" and snr_db is None:
-        raise ValueError("snr_db must be one value or a range where the installation is 'moving', got None")
+        raise ValueError(
+            "snr_db must be one value or a range where the installation is 'moving', got None (--snr challenge)"
+        )
     root = Path(root)
     with staged_folder(root, overwrite) as folder, one_thread():
         if installation == "fixed":
