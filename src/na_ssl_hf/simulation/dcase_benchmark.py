@@ -78,23 +78,13 @@ def write_dcase_benchmark(
         ValueError: the preset is unknown, or a setting is out of its range.
         FileExistsError: `root` is not empty.
     """
-    if installation not in PRESETS:
-        raise ValueError(f"installation must be one of {tuple(PRESETS)}, got {installation!r}")
-    if isinstance(preset, str):
-        if preset not in PRESETS[installation]:
-            raise ValueError(f"preset must be one of {tuple(PRESETS[installation])}, got {preset!r}")
-        preset = PRESETS[installation][preset]
+    preset = _sizes(preset, installation)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if machines is None:
         machines = MACHINE_TYPES if installation == "fixed" else HEARD_MACHINE_TYPES
-    if installation == "moving" and (machine_level_db is not None or drifts):
-        name, value = ("drifts", drifts) if drifts else ("machine_level_db", machine_level_db)
-        raise ValueError(f"{name} must be left out where the installation is 'moving', got {value!r}")
-    if installation == "moving" and snr_db is None:
-        raise ValueError(
-            "snr_db must be one value or a range where the installation is 'moving', got None (--snr challenge)"
-        )
+    if installation == "moving":
+        _check_moving(snr_db, machine_level_db, drifts)
     root = Path(root)
     with staged_folder(root, overwrite) as folder, one_thread():
         if installation == "fixed":
@@ -108,6 +98,30 @@ def write_dcase_benchmark(
             _write_attributes(folder / machine / "attributes_00.csv", names)
             _write_ground_truth(folder, machine, [name for name in names if name.split == "test"], seed)
     return root
+
+
+def _sizes(preset: str | BenchmarkPreset, installation: Installed) -> BenchmarkPreset:
+    """Return the sizes that a preset's name stands for; a ValueError for an unknown name or installation."""
+    if installation not in PRESETS:
+        raise ValueError(f"installation must be one of {tuple(PRESETS)}, got {installation!r}")
+    if not isinstance(preset, str):
+        return preset
+    if preset not in PRESETS[installation]:
+        raise ValueError(f"preset must be one of {tuple(PRESETS[installation])}, got {preset!r}")
+    return PRESETS[installation][preset]
+
+
+def _check_moving(
+    snr_db: float | tuple[float, float] | None, machine_level_db: float | None, drifts: Sequence[str]
+) -> None:
+    """Refuse what only a fixed installation can have, by a ValueError."""
+    if machine_level_db is not None or drifts:
+        name, value = ("drifts", drifts) if drifts else ("machine_level_db", machine_level_db)
+        raise ValueError(f"{name} must be left out where the installation is 'moving', got {value!r}")
+    if snr_db is None:
+        raise ValueError(
+            "snr_db must be one value or a range where the installation is 'moving', got None (--snr challenge)"
+        )
 
 
 def _write_moving(
