@@ -88,7 +88,7 @@ def write_dcase_benchmark(
     root = Path(root)
     with staged_folder(root, overwrite) as folder, one_thread():
         if installation == "fixed":
-            range_db = (snr_db, snr_db) if isinstance(snr_db, (int, float)) else snr_db
+            range_db = snr_db if snr_db is None or isinstance(snr_db, tuple) else (snr_db, snr_db)
             site = Site(noise_coherence, machine_level_db, range_db, tuple(drifts), drift_from)
             write_installed_machines(folder, preset, seed, machines, site, show_progress)
         else:
