@@ -50,6 +50,8 @@ from .measuring import parser_of, progress
 from .separation import METHODS as SEPARATIONS
 from .separation import separated
 
+# In arguments and tables, for what is None in a case.
+PUBLISHED, CHALLENGE = "published", "challenge"
 NONE, MACHINE_OFF = "none", "installation, machine off"
 # "filter" is the first part of "installation", and the subtraction after it the second.
 CANCELLERS = (NONE, *METHODS, *SEPARATIONS, "filter", "installation", "auto", MACHINE_OFF)
@@ -119,11 +121,11 @@ def main() -> None:
 
 
 def _level(text: str) -> float | None:
-    return None if text == "published" else float(text)
+    return None if text == PUBLISHED else float(text)
 
 
 def _snr(text: str) -> float | None:
-    return None if text == "challenge" else float(text)
+    return None if text == CHALLENGE else float(text)
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -302,8 +304,7 @@ def _table(draws: Draws, key: str) -> str:
             groups[system, canceller, backend][value(case)].append(case)
     found = {column for of_row in groups.values() for column in of_row}
     columns = sorted(found, key=lambda column: (isinstance(column, str), column), reverse=True)
-    titles = ["all" if column is None else column if isinstance(column, str) else f"{column:g}" for column in columns]
-    head = ["system", "canceller", *(["backend"] if per_backend else []), *(f"{key} {title}" for title in titles)]
+    head = ["system", "canceller", *(["backend"] if per_backend else []), *(f"{key} {_title(one)}" for one in columns)]
     lines = [head, [":--"] * (len(head) - len(columns)) + ["--:"] * len(columns)]
     lines[0].append("least of a machine")
     lines[1].append("--:")
@@ -317,6 +318,10 @@ def _table(draws: Draws, key: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _title(column: float | str | None) -> str:
+    return "all" if column is None else column if isinstance(column, str) else f"{column:g}"
+
+
 def _grid(draws: Draws) -> str:
     """Make a table of coherence x level x SNR, the cancellers side by side."""
     systems = sorted({system for _, system, _, _ in draws})
@@ -326,9 +331,7 @@ def _grid(draws: Draws) -> str:
     lines = [head, [":--"] + ["--:"] * (len(head) - 1)]
     of_condition: dict[tuple[str, ...], set[Case]] = defaultdict(set)
     for case, _, _, _ in sorted(draws, key=lambda row: (-row[0].coherence, -(row[0].level or 0), -(row[0].snr or 0))):
-        level = "published" if case.level is None else f"{case.level:g}"
-        snr = "challenge" if case.snr is None else f"{case.snr:g}"
-        of_condition[f"{case.coherence:g}", level, snr].add(case)
+        of_condition[tuple(_title(_KEYS[key](case)) for key in ("coherence", "level", "snr"))].add(case)
     for system, (condition, cases) in product(systems, of_condition.items()):
         ordered = sorted(cases)
         cells = [_cell(draws, ordered, (system, one, "nearest"), (system, NONE, "nearest")) for one in cancellers]
@@ -406,8 +409,8 @@ _GROUPS = tuple(product(("source", "target"), ("normal", "anomaly")))
 # What the columns of a table are: name -> the value of a site.
 _KEYS: dict[str, Callable[[Case], Any]] = {
     "coherence": lambda case: case.coherence,
-    "level": lambda case: case.level if case.level is not None else "published",
-    "snr": lambda case: case.snr if case.snr is not None else "challenge",
+    "level": lambda case: case.level if case.level is not None else PUBLISHED,
+    "snr": lambda case: case.snr if case.snr is not None else CHALLENGE,
     "machine": lambda case: case.machine,
     "seed": lambda case: case.seed,
     "backend": lambda case: None,
