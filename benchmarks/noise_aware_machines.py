@@ -124,7 +124,7 @@ def scores_of_room(
             log_mel.memory,
             {part: log_mel.vectors(each[:, 0]) for part, each in heard.items()},
         )
-        by_share = {part: vectors_of_shares(scorer, clips, layer) for part, clips in heard.items()}
+        by_share = {part: vectors_of_shares(scorer, clips, layer, mixtures[part]) for part, clips in heard.items()}
         for system in ENCODERS:
             own = {part: each[system] for part, each in by_share.items()}
             banks[system], vectors[system] = MemoryBank(), own
@@ -158,18 +158,21 @@ def chosen_share(scorer: AnomalyScorer, clips: torch.Tensor, layer: int | None) 
 
 
 @torch.no_grad()
-def vectors_of_shares(scorer: AnomalyScorer, clips: torch.Tensor, layer: int | None) -> dict[str, torch.Tensor]:
+def vectors_of_shares(
+    scorer: AnomalyScorer, clips: torch.Tensor, layer: int | None, recorded: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Embed clips `(clips, 2, N)` by base, mean and model in one run: the means over time, `(clips, F, D)`.
 
-    Their log-mel statistics `(clips, F, S)` come with them.
+    Their log-mel statistics `(clips, F, S)` come with them. `recorded` is what the clips were before a canceller.
     """
+    front_end = scorer.feature_extractor.front_end
     found: dict[str, list[torch.Tensor]] = {system: [] for system in (LOG_MEL, *ENCODERS)}
-    for batch in clips.split(8):
-        fbank = scorer.feature_extractor.fbank(batch)  # (B, 2, T, M)
+    for batch, before in zip(clips.split(8), recorded.split(8), strict=True):
+        fbank = front_end.frames(batch, before)  # (B, 2, T, M)
         by_share = scorer.model.interpolated_grids(fbank, [layer], list(ENCODERS.values()))
         for system, (grid,) in zip(ENCODERS, by_share, strict=True):
             found[system].append(grid.float().mean(1))
-        num_frames = scorer.feature_extractor.front_end.num_sound_frames(batch.shape[-1])
+        num_frames = front_end.num_sound_frames(batch.shape[-1])
         found[LOG_MEL].append(log_mel_beside(found[BASE][-1], fbank, num_frames))
     return {system: torch.cat(parts) for system, parts in found.items()}
 

@@ -72,12 +72,12 @@ def parts_of_room(
     mixtures, without_noise = (
         mixed(targets, noises, coherence, seed, (level, level)) for level in (snr_db, NO_NOISE_DB)
     )
-    clean = {part: vectors_of_shares(scorer, clips, None)[BASE] for part, clips in without_noise.items()}
+    clean = {part: vectors_of_shares(scorer, clips, None, clips)[BASE] for part, clips in without_noise.items()}
     found = {}
     for method in CANCELLERS:
         cancel = canceller(method, mixtures["train"])
         heard = {part: torch.stack([cancel(clips), clips[:, 1]], dim=1) for part, clips in mixtures.items()}
-        vectors = {part: vectors_of_shares(scorer, clips, None) for part, clips in heard.items()}
+        vectors = {part: vectors_of_shares(scorer, clips, None, mixtures[part]) for part, clips in heard.items()}
         found[method] = {
             system: (
                 *parted(torch.cat([of_part[system] - clean[part] for part, of_part in vectors.items()])),

@@ -90,6 +90,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stream_shares": [0.34, 0.33, 0.33],
         "layer_type": "aligned",
         "noise_aware_gate": True,
+        "lowers_far": True,
     },
 }
 DRY_RUN_STEPS = 20
@@ -172,6 +173,9 @@ class Settings:
     noise_aware_gate: bool = option(
         "gate for each token in every noise-aware layer, which can leave a token as the base has it", False
     )
+    lowers_far: bool = option(
+        "far channel lowered by what a canceller took from the close one, in training and for the saved model", False
+    )
     noise_aware_dropout: float = option("dropout on the attention weights of the noise-aware layers", 0.1)
     far_cancellation: str | None = option(
         "method that takes the far microphone out of the close channel, in training and in the saved extractor",
@@ -219,7 +223,7 @@ class Settings:
 # These settings decide the weights' shapes or the order of the data, so that a resumed training must have the same.
 LASTING = (
     *("base", "layer_type", "noise_aware_heads", "noise_aware_width", "noise_aware_gate"),
-    *("far_cancellation", "band_loss", "seed"),
+    *("far_cancellation", "lowers_far", "band_loss", "seed"),
     *("batch_size", "duration", "shortest_duration", "snr", "gain", "noise_coherence"),
     *("clean_share", "silent_far_share", "machine_level", "changed_targets", "stream_shares"),
     *("optimizer", "ema_decay", "ema_start"),
@@ -517,14 +521,17 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
         "noise_aware_intermediate_size": settings.noise_aware_width,
         "noise_aware_gate": settings.noise_aware_gate,
     }
-    dropout = {"noise_aware_attention_dropout": settings.noise_aware_dropout}
+    changeable = {
+        "noise_aware_attention_dropout": settings.noise_aware_dropout,
+        "noise_aware_lowers_far": settings.lowers_far or getattr(config, "noise_aware_lowers_far", False),
+    }
     if config.model_type == base_type:
         base = (
             AutoModel.from_config(config, dtype=torch.float32)
             if is_dry_run
             else AutoModel.from_pretrained(settings.base, dtype=torch.float32)
         )
-        return NOISE_AWARE_MODELS[base_type].from_base(base, **layers, **dropout)
+        return NOISE_AWARE_MODELS[base_type].from_base(base, **layers, **changeable)
     for (field_name, value), option_name in zip(
         layers.items(), ("layer_type", "noise_aware_heads", "noise_aware_width", "noise_aware_gate"), strict=True
     ):
@@ -533,7 +540,7 @@ def noise_aware_model(settings: Settings) -> NABeatsModel | NADashengModel | NAE
                 f"`{option_name}` must be {getattr(config, field_name)!r}, as in the noise-aware base {settings.base}, "
                 f"got {value!r}"
             )
-    return AutoModel.from_pretrained(settings.base, dtype=torch.float32, **dropout)
+    return AutoModel.from_pretrained(settings.base, dtype=torch.float32, **changeable)
 
 
 def prepared(settings: Settings, accelerator: Accelerator) -> tuple[Any, Any, list[Any]]:

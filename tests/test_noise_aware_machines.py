@@ -86,7 +86,7 @@ def test_rooms_that_are_done_are_not_scored_again(few_clips, tmp_path, monkeypat
 def test_the_systems_hear_one_layer_of_base_mean_and_model(few_clips):
     clips = 0.1 * torch.randn(3, 2, 8000, generator=torch.Generator().manual_seed(0))
     of_scorer = scorer()
-    by_share = noise_aware_machines.vectors_of_shares(of_scorer, clips, layer=1)
+    by_share = noise_aware_machines.vectors_of_shares(of_scorer, clips, 1, clips)
     recordings = [{"array": clip.numpy(), "sampling_rate": 16000} for clip in clips]
     for system, share in noise_aware_machines.ENCODERS.items():
         expected = of_scorer.embed(recordings, layer=1, na_share=share, pooling="mean", batch_size=3)

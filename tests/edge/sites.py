@@ -28,10 +28,12 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def tiny_scorer(folder: Path, model_type: str, normal: list[Path], bank: MemoryBank, **settings) -> AnomalyScorer:
-    """A fitted scorer with a small random model, saved in `folder`."""
-    model = tiny_model(model_type)
-    extractor = TwoChannelFeatureExtractor(model.config.frontend)
+def tiny_scorer(
+    folder: Path, model_type: str, normal: list[Path], bank: MemoryBank, fields: dict | None = None, **settings
+) -> AnomalyScorer:
+    """A fitted scorer with a small random model with these fields of its configuration, saved in `folder`."""
+    model = tiny_model(model_type, **(fields or {}))
+    extractor = TwoChannelFeatureExtractor.of(model.config)
     scorer = AnomalyScorer(model=model, feature_extractor=extractor)
     scorer.fit(normal, memory_bank=bank, progress=None, **settings)
     scorer.save_pretrained(folder)

@@ -104,6 +104,18 @@ def test_a_scorer_with_a_canceller_scores_alike_without_torch(
     assert all(torch.allclose(*pair, rtol=1e-5) for pair in zip(*heard.values(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["installation", "spectral_subtraction"])
+def test_a_lowered_far_microphone_is_heard_alike_without_torch(method, recordings, tmp_path):
+    normal, new = recordings
+    settings = {"far_cancellation": method, "threshold_method": "quantile", "na_share": 0.5, "log_mel": True}
+    of_model = {"fields": {"noise_aware_lowers_far": True, "noise_aware_layer_type": "aligned"}}
+    scorer = tiny_scorer(tmp_path / "scorer", "na-eat", normal, MemoryBank(), **of_model, **settings)
+    exported = export_scorer(scorer, tmp_path / "out", ProofRecordings(normal))
+    assert exported.proof.largest_change < 1e-2
+    assert_alike(scorer, Scorer(tmp_path / "out"), new)
+    assert scorer.feature_extractor.lowers_far
+
+
 def assert_alike(scorer, edge, recordings):
     np.testing.assert_allclose(edge.embed(recordings), scorer.embed(recordings), atol=1e-4)
     for one, other in zip(scorer(recordings), edge(recordings), strict=True):

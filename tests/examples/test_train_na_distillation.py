@@ -187,13 +187,15 @@ def test_goes_on_from_a_noise_aware_model(train, data, base):
 
     assert (same / "modeling_noise_aware.py").exists()  # its code goes with it, as with the first
 
-    more = train("more", base=first, layer_type="aligned", noise_aware_dropout=0.0, max_steps=2)
+    more = train("more", base=first, layer_type="aligned", noise_aware_dropout=0.0, lowers_far=True, max_steps=2)
     changed = {
         name for name, weight in load_file(more / "model.safetensors").items() if not torch.equal(weight, weights[name])
     }
     assert changed
     assert all("noise_aware" in name for name in changed)
-    assert AutoModel.from_pretrained(more).config.noise_aware_attention_dropout == 0.0
+    config = AutoModel.from_pretrained(more).config
+    assert config.noise_aware_attention_dropout == 0.0
+    assert config.noise_aware_lowers_far
 
 
 def test_workers_accumulation_and_checkpointing_change_nothing_but_speed(train):
@@ -222,9 +224,11 @@ def test_batches_are_cut_to_random_durations(train, monkeypatch):
 def test_all_conditions_and_a_gate_are_trained_and_resumed(train, tmp_path):
     conditions = {"clean_share": 0.3, "silent_far_share": 0.2, "machine_level": [-4, 20], "changed_targets": True}
     conditions |= {"stream_shares": [0.4, 0.3, 0.3], "noise_aware_gate": True, "duration": 4, "max_steps": 6}
-    conditions |= {"save_every": 3, "keep": 0, "validate_every": 6}
+    conditions |= {"save_every": 3, "keep": 0, "validate_every": 6, "lowers_far": True}
     out = train(**conditions)
     assert AutoModel.from_pretrained(out).config.noise_aware_gate
+    assert AutoModel.from_pretrained(out).config.noise_aware_lowers_far
+    assert AutoFeatureExtractor.from_pretrained(out).lowers_far
     first = losses(out)
     assert all(math.isfinite(value) for values in first.values() for value in values)
     train(**conditions, resume=out / "checkpoints" / "step-00000003")

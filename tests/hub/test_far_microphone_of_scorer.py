@@ -63,6 +63,33 @@ def test_scores_windows_maps_and_vectors_are_those_of_cancelled_recordings(fitte
     assert [one["score"] for one in long["windows"]] == pytest.approx([one["score"] for one in plain(parts)], rel=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["installation", "spectral_subtraction"])
+def test_a_model_that_was_trained_so_hears_the_far_microphone_as_lowered_as_the_close_one(normal, method, tmp_path):
+    model = tiny_model("na-eat", noise_aware_layer_type="aligned", noise_aware_lowers_far=True)
+    extractor = TwoChannelFeatureExtractor.of(model.config)
+    assert extractor.lowers_far
+    scorer = AnomalyScorer(model=model, feature_extractor=extractor)
+    scorer.fit(normal, far_cancellation=method, pooling="mean", progress=None)
+    clip = torch.from_numpy(recording(100))[None]  # (1, 2, N)
+    canceller = scorer.far_microphone or scorer.feature_extractor.front_end
+    front_end = scorer.feature_extractor.front_end
+    fbank = front_end.frames(canceller.cancel(clip), clip)  # (1, 2, T, M)
+    plain = front_end.fbank(canceller.cancel(clip))
+    assert (fbank[:, 1] - plain[:, 1]).mean() < -0.1
+    expected, other = (model.time_frequency_grid(model(each).last_hidden_state).mean(1) for each in (fbank, plain))
+    found = scorer.embed([clip[0].numpy()])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert (other - found).abs().max() > 1e-3
+    scorer.save_pretrained(tmp_path)
+    loaded = pipeline("anomaly-scoring", model=str(tmp_path))
+    assert loaded.feature_extractor.lowers_far
+    assert loaded(clip[0].numpy())["score"] == scorer(clip[0].numpy())["score"]
+    loaded.feature_extractor.lowers_far = False
+    with pytest.raises(ValueError, match="fitted with another"):
+        loaded(clip[0].numpy())
+
+
 def test_saved_and_loaded_it_scores_the_same(fitted, tmp_path):
     clips = [recording(seed) for seed in range(100, 104)]
     fitted.save_pretrained(tmp_path)

@@ -91,6 +91,40 @@ def test_cancellation_is_that_of_the_clip_without_padding(method):
         torch.testing.assert_close(values[1, :frames], kaldi_fbank(clip[1]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("frontend", ["beats", "eat", "efficientat"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_far_channel_is_lowered_by_what_a_canceller_takes_from_the_close_one(frontend, method):
+    rate = 32000 if frontend == "efficientat" else 16000
+    common = [noise(1, n, seed=n) for n in (2 * rate, 9000, 2 * rate)]
+    clips = [each + noise(2, each.shape[-1], seed=1, scale=0.02) for each in common]
+    settings = {"frontend": frontend, "far_cancellation": method}
+    plain, lowering = (TwoChannelFeatureExtractor(**settings, lowers_far=lowers) for lowers in (False, True))
+    before, after = (each(clips, sampling_rate=rate).input_values for each in (plain, lowering))
+    torch.testing.assert_close(after[:, 0], before[:, 0])
+    assert (after[:, 1] <= before[:, 1] + 1e-5).all()
+    for clip, values, mask in zip(clips, after, plain(clips, sampling_rate=rate).attention_mask, strict=True):
+        alone = lowering.fbank(clip[None])[0]  # (2, T, M)
+        frames = min(alone.shape[1], int(mask.sum()))
+        torch.testing.assert_close(values[:, :frames], alone[:, :frames], atol=1e-4, rtol=0)
+        taken = plain.fbank(clip[None])[0, 0] - plain.front_end.fbank(clip[None])[0, 0]  # (T, M)
+        changed = alone[1] - plain.fbank(clip[None])[0, 1]
+        inside = slice(10, frames - 10)  # the average over nine frames is that of all, but near the ends
+        torch.testing.assert_close(changed[inside].mean(), taken[inside].mean(), atol=0.05, rtol=0.05)
+
+
+def test_without_a_canceller_the_far_channel_stays_as_it_is():
+    clips = [noise(2, n, seed=n) for n in (16000, 9000)]
+    for frontend in ("beats", "eat"):
+        with_it, without = (extract(clips, frontend=frontend, lowers_far=lowers) for lowers in (True, False))
+        assert torch.equal(with_it.input_values, without.input_values)
+    extractor = TwoChannelFeatureExtractor(far_cancellation="least_squares", lowers_far=True)
+    silent_far = noise(2, 16000) * torch.tensor([[1.0], [0.0]])
+    # Nothing is taken, so that nothing is lowered; the rest is the rounding of a canceller.
+    torch.testing.assert_close(
+        extractor.fbank(silent_far[None]), extractor.front_end.fbank(silent_far[None]), atol=1e-3, rtol=0
+    )
+
+
 def test_common_gain_and_level_difference_of_the_channels_stay():
     wave = noise(2, 16000)
     wave[1] *= 0.1
@@ -153,6 +187,7 @@ def test_settings_survive_saving(tmp_path):
         "padding_value": 0.0,
         "sampling_rate": 16000,
         "num_mel_bins": 128,
+        "lowers_far": True,
     }
     extractor = TwoChannelFeatureExtractor(**settings)
     extractor.save_pretrained(tmp_path)
@@ -241,6 +276,7 @@ def test_bad_arguments_are_named(monkeypatch):
         {"sampling_rate": 8000},
         {"num_mel_bins": 64},
         {"feature_size": 1},
+        {"lowers_far": 1},
     ):
         name, value = next(iter(setting.items()))
         with pytest.raises(ValueError, match=f"`{name}` must be .*{value!r}"):

@@ -5,7 +5,7 @@ import torch
 from tiny_models import NOISE_AWARE_VARIANTS, tiny_model
 from torch.nn.functional import mse_loss
 
-from na_ssl_hf.hub.front_end import TwoChannelFrontEnd
+from na_ssl_hf.hub.front_end import TwoChannelFrontEnd, lowered_by
 from na_ssl_hf.hub.noise_cancellation import cancel_far_microphone
 from na_ssl_hf.training.distillation import NoiseAwareDistillation
 
@@ -121,6 +121,27 @@ def test_far_cancellation_cleans_the_close_channel_and_nothing_else():
     cancelled = cancel_far_microphone(close, far, "spectral_subtraction")
     with_it = NoiseAwareDistillation(model, far_cancellation="spectral_subtraction").eval()(close, far, clean)
     assert with_it["loss"] == NoiseAwareDistillation(model).eval()(cancelled, far, clean)["loss"]
+
+
+@torch.no_grad()
+def test_the_far_channel_is_lowered_by_what_was_cancelled_before():
+    model = tiny_model("na-eat", noise_aware_layer_type="aligned")
+    close, far, clean = mixture()
+    cancelled = cancel_far_microphone(close, far, "spectral_subtraction")
+    plain = NoiseAwareDistillation(model).eval()
+    assert plain(cancelled, far, clean, close) == plain(cancelled, far, clean)
+    model.config.noise_aware_lowers_far = True
+    lowering = NoiseAwareDistillation(model).eval()
+    assert lowering(close, far, clean) == plain(close, far, clean)
+    found = lowering(cancelled, far, clean, close)["loss"]
+    itself = NoiseAwareDistillation(model, far_cancellation="spectral_subtraction").eval()(close, far, clean)["loss"]
+    assert found == itself
+    heard, far_fbank, clean_fbank, before = (lowering.front_end.fbank(each) for each in (cancelled, far, clean, close))
+    sound = slice(lowering.front_end.num_sound_frames(close.shape[-1]))  # the frames behind are padding
+    far_fbank[:, sound] += lowered_by(heard[:, sound], before[:, sound])
+    far_states, teacher = lowering.far_and_teacher(far_fbank, clean_fbank)
+    torch.testing.assert_close(found, lowering.loss(model.denoise(heard, far_states), teacher))
+    assert abs(float(found.total - plain(cancelled, far, clean)["loss"].total)) > 1e-5
 
 
 def test_negative_band_loss_weight_is_refused():

@@ -50,11 +50,12 @@ def test_untrained_layers_have_the_error_of_the_base_under_every_condition():
 
 
 @pytest.mark.parametrize("model_type", ["na-beats", "na-dasheng", "na-eat"])
-def test_errors_are_those_of_the_distillation_loss(model_type):
+@pytest.mark.parametrize("condition", [REFERENCE, "behind subtraction"])
+def test_errors_are_those_of_the_distillation_loss(model_type, condition):
     from na_ssl_hf.training.distillation import NoiseAwareDistillation
 
-    model = tiny_model(model_type)
-    mixture = mix(sounds(), CONDITIONS[REFERENCE])
+    model = tiny_model(model_type, noise_aware_lowers_far=True)
+    mixture = heard(sounds(), CONDITIONS[condition])
     with torch.no_grad():
         losses = NoiseAwareDistillation(model).eval()(*mixture, references=True)
     errors = clip_errors(model, mixture, batch_size=2)
@@ -91,6 +92,7 @@ def test_cancellers_change_the_close_channel_alone():
         before, after = mix(scene, condition), heard(scene, condition)
         assert torch.equal(before.far, after.far)
         assert torch.equal(before.clean, after.clean)
+        assert torch.equal(before.close, after.recorded)
         assert not torch.allclose(before.close, after.close)
 
 

@@ -30,9 +30,9 @@ class FrontEnd(nn.Module):
         # makes those of the exported arithmetic.
         front_end.fbank(torch.zeros(0, 2, 4 * front_end.min_samples))
 
-    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Turn `(B, 2, N)` into log-mel frames `(B, 2, T, M)`."""
-        return self._front_end.fbank(waveforms)
+    def forward(self, waveforms: torch.Tensor, recorded: torch.Tensor | None = None) -> torch.Tensor:
+        """Turn `(B, 2, N)` behind a canceller, and before it where there is one, into log-mel frames `(B, 2, T, M)`."""
+        return self._front_end.frames(waveforms, waveforms if recorded is None else recorded)
 
     def num_sound_frames(self, num_samples: int) -> int:
         """Count the frames of `num_samples` that hold sound."""
@@ -79,7 +79,7 @@ class ScoringChain(nn.Module):
 
         @cache
         def of_stream(is_cancelled: bool) -> list[torch.Tensor]:
-            fbank = self.front_end(self._cancelled(waves) if is_cancelled else waves)  # (B, 2, T, M)
+            fbank = self.front_end(self._cancelled(waves) if is_cancelled else waves, waves)  # (B, 2, T, M)
             vectors = self._layers.vectors(self.model, fbank, self._pooling, self._na_share)  # (B, F, D)
             if self._log_mel is None:
                 return [vectors]

@@ -89,6 +89,7 @@ class NADashengConfig(DashengConfig):
     noise_aware_attention_dropout: float | int = 0.1
     noise_aware_norm_eps: float | int = 1e-6
     noise_aware_gate: bool = False
+    noise_aware_lowers_far: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         resolve_noise_aware_intermediate_size(self)

@@ -203,6 +203,8 @@ class NoiseAwareFields(Protocol):
         noise_aware_attention_dropout: dropout on the attention weights, in training only.
         noise_aware_norm_eps: epsilon of the RMS norms.
         noise_aware_gate: whether every layer has a gate in (0, 1) for each token, which scales all that it changes.
+        noise_aware_lowers_far: whether the far channel was lowered by what a canceller took from the close one when the
+            layers were trained, and has to be; the feature extractor does that.
     """
 
     hidden_size: int
@@ -212,6 +214,7 @@ class NoiseAwareFields(Protocol):
     noise_aware_attention_dropout: float | int
     noise_aware_norm_eps: float | int
     noise_aware_gate: bool
+    noise_aware_lowers_far: bool
 
 
 def resolve_noise_aware_intermediate_size(config: NoiseAwareFields) -> None:

@@ -51,6 +51,8 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         padding_value: the sample value that continues the shorter recordings of a batch of BEATs or EAT.
         hop_length: samples from one frame to the next at the model's sampling rate: 160, and one's choice, by default
             320, for EfficientAT; `None` for that of the front end.
+        lowers_far: whether the far channel is lowered by what `far_cancellation`, or the canceller of a scorer, takes
+            from the close one; for models with `noise_aware_lowers_far`.
 
     Raises:
         ValueError: a parameter is none of these choices.
@@ -68,9 +70,10 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         far_cancellation: str | None = None,
         padding_value: float = 0.0,
         hop_length: int | None = None,
+        lowers_far: bool = False,
         **kwargs: Any,
     ):
-        front_end = TwoChannelFrontEnd(frontend, far_cancellation, num_mel_bins, hop_length)
+        front_end = TwoChannelFrontEnd(frontend, far_cancellation, num_mel_bins, hop_length, lowers_far)
         sampling_rate = front_end.sampling_rate if sampling_rate is None else sampling_rate
         for name, value, choice in (
             ("feature_size", feature_size, 2),
@@ -81,6 +84,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"`{name}` must be {choice}, got {value!r}.")
         for name, value in (
             ("resample", resample),
+            ("lowers_far", lowers_far),
             ("return_attention_mask", kwargs.get("return_attention_mask", True)),
         ):
             if not isinstance(value, bool):
@@ -100,6 +104,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         self.hop_length = front_end.hop_length
         self.resample = resample
         self.far_cancellation = far_cancellation
+        self.lowers_far = lowers_far
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -119,12 +124,15 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             resample=front_end.sampling_rate != SAMPLING_RATE,
             far_cancellation=front_end.far_cancellation,
             hop_length=front_end.hop_length,
+            lowers_far=front_end.lowers_far,
         )
 
     @property
     def front_end(self) -> TwoChannelFrontEnd:
         """The front end of these settings, made anew because an extractor writes all its attributes to a file."""
-        return TwoChannelFrontEnd(self.frontend, self.far_cancellation, self.num_mel_bins, self.hop_length)
+        return TwoChannelFrontEnd(
+            self.frontend, self.far_cancellation, self.num_mel_bins, self.hop_length, self.lowers_far
+        )
 
     @torch.no_grad()
     def __call__(
@@ -172,6 +180,12 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             input_values = self.front_end.fbank(self._padded(recordings, lengths, torch.device(device)))  # (B, 2, T, M)
         else:
             input_values = self._padded_features(recordings, lengths, torch.device(device))  # (B, 2, T, M)
+        if self.lowers_far and self.far_cancellation is not None:
+            # Each recording by its own frames, so that those around it have no influence.
+            for rows, group, recorded in self._cancelled(recordings, lengths, torch.device(device)):
+                num_frames = self.front_end.num_sound_frames(group.shape[-1])
+                far = self.front_end.frames(group, recorded)[:, 1, :num_frames]  # (b, T', M)
+                input_values[rows, 1, :num_frames] = far
         mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
         if self.frontend == "eat":
             zero_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
@@ -220,7 +234,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         Returns:
             `(B, 2, T, M)` float32, what a call of the extractor gives as `input_values`.
         """
-        return self.front_end.fbank(self.front_end.cancel(waveforms))
+        return self.front_end(waveforms)
 
     def _at_own_rate(self, wave: torch.Tensor, sampling_rate: int | None) -> torch.Tensor:
         if sampling_rate is None:
@@ -245,7 +259,7 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
     def _padded(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> torch.Tensor:
         """Cancel recordings, equal lengths together, and pad them into one tensor `(B, 2, L)` on `device`."""
         waves = torch.full((len(lengths), 2, max(lengths)), float(self.padding_value), device=device)
-        for rows, group in self._cancelled(recordings, lengths, device):
+        for rows, group, _ in self._cancelled(recordings, lengths, device):
             waves[rows, :, : group.shape[-1]] = group
         return waves
 
@@ -256,21 +270,21 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         front_end = self.front_end
         shape = (len(lengths), 2, front_end.num_frames(max(lengths)), self.num_mel_bins)
         features = torch.full(shape, float(front_end.silence or 0.0), device=device)
-        for rows, group in self._cancelled(recordings, lengths, device):
+        for rows, group, _ in self._cancelled(recordings, lengths, device):
             features[rows, :, : front_end.num_frames(group.shape[-1])] = front_end.fbank(group)
         return features
 
     def _cancelled(
         self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Cancel recordings of one length together; yields their rows in the batch and the channels `(b, 2, N)`."""
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """Cancel recordings of one length together; yields their rows in the batch, `(b, 2, N)` after and before."""
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
             group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
             for oddity, found in find_oddities(group, self.sampling_rate).items():
                 if found.any():
                     logger.warning_once(ODDITIES[oddity])
-            yield rows, self.front_end.cancel(group)
+            yield rows, self.front_end.cancel(group), group
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
         """Make the mask `(T,)` int64 of a recording of `length` samples, 1 where a frame is not all padding."""

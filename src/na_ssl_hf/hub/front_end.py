@@ -111,6 +111,30 @@ MEL_BINS_RANGE = (8, 1024)
 HOP_RANGE = (32, 32_000)
 
 
+# Frames over which the share that a canceller took is averaged, a tenth of a second.
+SMOOTHED_FRAMES = 9
+
+
+def lowered_by(cancelled: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """Compute by how much a canceller lowered the close channel, so that the far one can be lowered as much.
+
+    What is left of the noise behind a canceller is softer, and the far microphone does not say by how much: it hears
+    all of it. Lowered by the same, it is again as loud beside the close channel as the noise in it can be, with any
+    canceller and without one.
+
+    Args:
+        cancelled, recorded: log-mel frames of the close channel behind the canceller and before it, `(B, T, M)`.
+
+    Returns:
+        `(B, T, M)`, at most 0: their difference, averaged over nine frames.
+    """
+    difference = (cancelled - recorded).transpose(1, 2)  # (B, M, T)
+    smoothed = torch.nn.functional.avg_pool1d(
+        difference, SMOOTHED_FRAMES, stride=1, padding=SMOOTHED_FRAMES // 2, count_include_pad=False
+    )
+    return smoothed.transpose(1, 2).clamp(max=0.0)
+
+
 class TwoChannelFrontEnd:
     """An encoder's signal front end: waveforms of both microphones become its log-mel frames.
 
@@ -123,6 +147,7 @@ class TwoChannelFrontEnd:
         far_cancellation: the method of [`cancel_far_microphone`], or `None` to leave the close channel as it is.
         num_mel_bins: number M of mel bins; `None` for that of the front end. Only EfficientAT has a choice.
         hop_length: samples from one frame to the next; `None` for that of the front end. Only EfficientAT has a choice.
+        lowers_far: whether the far channel is lowered by what a canceller took from the close one, see [`lowered_by`].
 
     Raises:
         ValueError: the front end or the method is unknown, or the front end has no such mel bins or hop.
@@ -134,6 +159,7 @@ class TwoChannelFrontEnd:
         far_cancellation: str | None = None,
         num_mel_bins: int | None = None,
         hop_length: int | None = None,
+        lowers_far: bool = False,
     ):
         if not isinstance(frontend, str) or frontend not in FRONT_ENDS:
             raise ValueError(f"`frontend` must be {' or '.join(map(repr, FRONT_ENDS))}, got {frontend!r}.")
@@ -143,6 +169,7 @@ class TwoChannelFrontEnd:
         self._type = FRONT_ENDS[frontend]
         self.frontend = frontend
         self.far_cancellation = far_cancellation
+        self.lowers_far = lowers_far
         self.sampling_rate = self._type.sampling_rate
         self.num_mel_bins = self._chosen("num_mel_bins", num_mel_bins, self._type.num_mel_bins, MEL_BINS_RANGE)
         self.hop_length = self._chosen("hop_length", hop_length, self._type.hop_length, HOP_RANGE)
@@ -152,7 +179,9 @@ class TwoChannelFrontEnd:
     @classmethod
     def of(cls, config: Any, far_cancellation: str | None = None) -> "TwoChannelFrontEnd":
         """Make the front end of a model's configuration."""
-        return cls(config.frontend, far_cancellation, config.num_mel_bins, getattr(config, "hop_length", None))
+        lowers_far = getattr(config, "noise_aware_lowers_far", False)
+        hop_length = getattr(config, "hop_length", None)
+        return cls(config.frontend, far_cancellation, config.num_mel_bins, hop_length, lowers_far)
 
     def _chosen(self, name: str, value: int | None, default: int, legal: tuple[int, int]) -> int:
         """Return the value that is asked for; a ValueError where the front end does not have it."""
@@ -178,7 +207,26 @@ class TwoChannelFrontEnd:
         Raises:
             ValueError: the shape is another, the samples are integers, or there are too few of them for one frame.
         """
-        return self.fbank(self.cancel(waveforms))
+        return self.frames(self.cancel(waveforms), waveforms)
+
+    def frames(self, waveforms: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+        """Compute the log-mel frames of both channels, where the close one may have gone through a canceller.
+
+        Args:
+            waveforms: `(B, 2, N)`, as a canceller left it.
+            recorded: `(B, 2, N)`, as it was before; the same tensor where nothing was cancelled.
+
+        Returns:
+            `(B, 2, T, M)` float32. With `lowers_far` the far channel is lower by what was taken from the close one.
+        """
+        fbank = self.fbank(waveforms)
+        if not self.lowers_far or waveforms is recorded:
+            return fbank
+        close, far = fbank.unbind(1)  # (B, T, M) each
+        num_frames = self.num_sound_frames(waveforms.shape[-1])
+        lowered = lowered_by(close[:, :num_frames], self.fbank(recorded[:, 0])[:, :num_frames])
+        far = torch.cat([far[:, :num_frames] + lowered, far[:, num_frames:]], dim=1)
+        return torch.stack([close, far], dim=1)
 
     def cancel(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Take the far microphone out of the close channel of `(B, 2, N)`; without a method nothing is changed."""

@@ -820,7 +820,7 @@ class AnomalyScorer(Pipeline):
                     waves = canceller.cancel(waveforms)
                 if self.far_microphone is not None and self.memory_bank is not None:  # scoring, not fitting
                     self.far_microphone.listen(waveforms)
-            fbank = front_end.fbank(waves)  # (B, 2, T, M)
+            fbank = front_end.frames(waves, waveforms)  # (B, 2, T, M)
             if None in shares:
                 vectors = [heard.layers.vectors(self.model, fbank, heard.pooling)]
             else:
@@ -998,6 +998,8 @@ class AnomalyScorer(Pipeline):
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
         settings = {name: getattr(self.feature_extractor, name) for name in names}
+        if self.feature_extractor.lowers_far:
+            settings["lowers_far"] = True
         if self.far_microphone is not None:
             settings["far_microphone"] = self.far_microphone.fingerprint
         return settings

@@ -110,4 +110,4 @@ class Conditions:
         if rows := torch.nonzero(cancelled == STREAMS.index("installation"))[:, 0].tolist():
             assert self.installations is not None
             close[rows] = self.installations.cancel(close[rows], far[rows], rooms[rows].tolist(), sampling_rate)
-        return TwoChannelMixture(close, far, clean)
+        return TwoChannelMixture(close, far, clean, mixture.close if cancelled.any() else None)

@@ -18,11 +18,15 @@ TARGET_POWER_FLOOR = 1e-20  # for the division only: a target that the far micro
 
 
 class TwoChannelMixture(NamedTuple):
-    """The close and far microphone and the clean target, each (B, L) float32; their samples are aligned."""
+    """The close and far microphone and the clean target, each (B, L) float32; their samples are aligned.
+
+    Where the close microphone has gone through a canceller, `recorded` is what it was before.
+    """
 
     close: Tensor
     far: Tensor
     clean: Tensor
+    recorded: Tensor | None = None
 
 
 def mix_two_channel(

@@ -149,7 +149,8 @@ def mix_examples(
         conditions: those of the stream.
 
     Returns:
-        `close`, `far`, `clean`, (B, N) float32 each, with the gain of each example applied to all three.
+        `close`, `far`, `clean`, (B, N) float32 each, and `recorded` where conditions cancelled some, with the gain of
+        each example applied to all of them.
     """
     target, snr_db = batch["target"], batch["snr_db"].to(batch["target"].device)
     noises = spatial_noises(batch["noises"], batch["noise_coherence"])
@@ -174,7 +175,7 @@ def mix_examples(
         stream, far_is_silent, room = (batch[name] for name in ("stream", "far_is_silent", "room"))
         mixture = conditions.heard(mixture, stream, far_is_silent, room, rooms.sampling_rate)
     gain = 10 ** (batch["gain_db"].to(target.device, torch.float32)[:, None] / 20)  # (B, 1)
-    return TwoChannelMixture(*(signal * gain for signal in mixture))
+    return TwoChannelMixture(**{name: wave * gain for name, wave in mixture._asdict().items() if wave is not None})
 
 
 def calibration_recordings(
@@ -342,7 +343,8 @@ def _mix_example(
     example: dict[str, Any], rooms: RoomPool, conditions: Conditions | None = None
 ) -> dict[str, np.ndarray]:
     batch = {name: torch.as_tensor(value)[None] for name, value in example.items()}
-    return {name: signal[0].numpy() for name, signal in mix_examples(batch, rooms, conditions)._asdict().items()}
+    mixture = mix_examples(batch, rooms, conditions)
+    return {name: getattr(mixture, name)[0].numpy() for name in ("close", "far", "clean")}
 
 
 def _range(

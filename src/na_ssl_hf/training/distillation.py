@@ -60,12 +60,13 @@ class NoiseAwareDistillation(nn.Module):
             checkpoint_layers(model)
 
     def forward(
-        self, close: Tensor, far: Tensor, clean: Tensor, references: bool = False
+        self, close: Tensor, far: Tensor, clean: Tensor, recorded: Tensor | None = None, references: bool = False
     ) -> dict[str, DistillationLoss]:
         """Compute the losses of a batch of mixtures.
 
         Args:
             close, far, clean: `(B, L)` waveforms at 16 kHz.
+            recorded: `(B, L)`, the close channel before a canceller; `None` where it went through none.
             references: whether the losses with which validation compares are computed as well, without a graph.
 
         Returns:
@@ -74,7 +75,9 @@ class NoiseAwareDistillation(nn.Module):
             replaced by the close one and by silence.
         """
         with torch.no_grad():
-            heard_fbank, far_fbank = self.front_end(torch.stack([close, far], dim=1)).unbind(1)  # (B, T, M) each
+            waves = torch.stack([close, far], dim=1)  # (B, 2, L)
+            before = waves if recorded is None else torch.stack([recorded, far], dim=1)
+            heard_fbank, far_fbank = self.front_end.frames(self.front_end.cancel(waves), before).unbind(1)  # (B, T, M)
             far_states, teacher = self.far_and_teacher(far_fbank, self.front_end.fbank(clean))
         losses = {"loss": self.loss(self.model.denoise(heard_fbank, far_states), teacher)}
         if references:

@@ -153,16 +153,17 @@ def heard(sounds: Sounds, condition: Condition) -> TwoChannelMixture:
     if method is None:
         return mixture
     if method in METHODS:
-        return mixture._replace(close=cancel_far_microphone(mixture.close, mixture.far, method))
+        cancelled = cancel_far_microphone(mixture.close, mixture.far, method)
+        return mixture._replace(close=cancelled, recorded=mixture.close)
     if sounds.calibration is None:
         raise ValueError(f"`sounds` must have a `calibration` for the canceller {method!r}, got None.")
     learned = mix(sounds.calibration, condition)
     learning = torch.stack([learned.close, learned.far], dim=1).unflatten(0, (len(mixture.close), -1))  # (B, k, 2, L)
-    cancelled = [
+    each_cancelled = [
         FarMicrophone(method).fit(of_room).cancel(torch.stack([close, far])[None])[0, 0]
         for of_room, close, far in zip(learning, mixture.close, mixture.far, strict=True)
     ]
-    return mixture._replace(close=torch.stack(cancelled))
+    return mixture._replace(close=torch.stack(each_cancelled), recorded=mixture.close)
 
 
 @torch.no_grad()
@@ -179,8 +180,13 @@ def clip_errors(model: NoiseAwareModelMixin, mixture: TwoChannelMixture, batch_s
     """
     front_end = TwoChannelFrontEnd.of(model.config)
     errors: dict[str, list[Tensor]] = {"noise_aware": [], "base": [], "mean": []}
-    for close, far, clean in zip(*(wave.split(batch_size) for wave in mixture), strict=True):
-        close_fbank, far_fbank, clean_fbank = (front_end.fbank(wave) for wave in (close, far, clean))  # (B, T, M)
+    before = mixture.close if mixture.recorded is None else mixture.recorded
+    waves, recorded = (torch.stack([close, mixture.far], dim=1) for close in (mixture.close, before))  # (B, 2, L) each
+    for pair, pair_before, clean in zip(
+        *(each.split(batch_size) for each in (waves, recorded, mixture.clean)), strict=True
+    ):
+        close_fbank, far_fbank = front_end.frames(pair, pair_before).unbind(1)  # (B, T, M) each
+        clean_fbank = front_end.fbank(clean)  # (B, T, M)
         far_states = model.base_states(far_fbank) if model.hears_far else None
         teacher, base = (
             model.last_hidden_state(model.base_states(fbank)[-1], fbank.shape[1]).double()
