@@ -20,7 +20,7 @@ WITH_WORST_ROWS = {
     "na-eat-tiny": 1.57,
     "eat-tiny-distilled": 65.6,
     "beats-tiny-distilled": 66.0,
-    "na-eat-tiny-distilled": 1.47,
+    "na-eat-tiny-distilled": 17.58,
 }
 
 

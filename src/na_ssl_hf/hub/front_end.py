@@ -118,9 +118,9 @@ SMOOTHED_FRAMES = 9
 def lowered_by(cancelled: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     """Compute by how much a canceller lowered the close channel, so that the far one can be lowered as much.
 
-    What is left of the noise behind a canceller is softer, and the far microphone does not say by how much: it hears
-    all of it. Lowered by the same, it is again as loud beside the close channel as the noise in it can be, with any
-    canceller and without one.
+    Behind a canceller the noise in the close channel is softer, and the far microphone, which still hears all of it,
+    does not say by how much. A far channel that is lowered by the same has the same relation to the noise that is left
+    as one without a canceller has to the whole noise.
 
     Args:
         cancelled, recorded: log-mel frames of the close channel behind the canceller and before it, `(B, T, M)`.
