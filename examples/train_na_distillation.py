@@ -46,7 +46,7 @@ from na_ssl_hf.data.corpora.manifest import SoundFile, read_manifest
 from na_ssl_hf.hub.whole_files import whole_folder
 from na_ssl_hf.simulation.conditions import Conditions
 from na_ssl_hf.simulation.fitted_installations import FittedInstallations
-from na_ssl_hf.simulation.mixing import TwoChannelMixture
+from na_ssl_hf.simulation.mixing import HeardMixture, TwoChannelMixture
 from na_ssl_hf.simulation.mixture_stream import (
     calibration_recordings,
     mix_examples,
@@ -559,7 +559,7 @@ def prepared(settings: Settings, accelerator: Accelerator) -> tuple[Any, Any, li
 
 def mixed(
     batch: dict[str, Tensor], rooms: RoomPool, device: torch.device, conditions: Conditions | None
-) -> TwoChannelMixture:
+) -> TwoChannelMixture | HeardMixture:
     sounds = {name: batch[name].to(device, non_blocking=True) for name in ("target", "noises")}
     return mix_examples({**batch, **sounds}, rooms, conditions)
 
@@ -615,7 +615,7 @@ def stop_if_not_finite(
 def validate(
     distillation: torch.nn.Module,
     loader: DataLoader,
-    heard: Callable[[dict[str, Tensor]], TwoChannelMixture],
+    heard: Callable[[dict[str, Tensor]], TwoChannelMixture | HeardMixture],
     accelerator: Accelerator,
 ) -> dict[str, float]:
     """Compute the losses, and their ratios to those of the base itself, over all batches of all processes.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..hub.noise_cancellation import cancel_far_microphone
 from .fitted_installations import FittedInstallations
-from .mixing import TwoChannelMixture
+from .mixing import HeardMixture, TwoChannelMixture
 
 # What the close channel has been through, in the order of `stream_shares`.
 STREAMS = ("nothing", "spectral_subtraction", "installation")
@@ -86,7 +86,7 @@ class Conditions:
 
     def heard(
         self, mixture: TwoChannelMixture, stream: Tensor, far_is_silent: Tensor, rooms: Tensor, sampling_rate: int
-    ) -> TwoChannelMixture:
+    ) -> HeardMixture:
         """Let mixtures go through what their conditions say.
 
         Args:
@@ -97,8 +97,8 @@ class Conditions:
             sampling_rate: in Hz.
 
         Returns:
-            the mixture with a silenced far and a cancelled close microphone; where far is silent, close is as it was
-            and also what shall be heard.
+            the mixture with a silenced far and a cancelled close microphone, and with the close one as it was recorded;
+            where far is silent, close is as it was and also what shall be heard.
         """
         silent = far_is_silent.to(mixture.close.device)[:, None]
         far = mixture.far.masked_fill(silent, 0.0)
@@ -110,4 +110,4 @@ class Conditions:
         if rows := torch.nonzero(cancelled == STREAMS.index("installation"))[:, 0].tolist():
             assert self.installations is not None
             close[rows] = self.installations.cancel(close[rows], far[rows], rooms[rows].tolist(), sampling_rate)
-        return TwoChannelMixture(close, far, clean, mixture.close if cancelled.any() else None)
+        return HeardMixture(close, far, clean, mixture.close if cancelled.any() else None)

@@ -18,9 +18,17 @@ TARGET_POWER_FLOOR = 1e-20  # for the division only: a target that the far micro
 
 
 class TwoChannelMixture(NamedTuple):
-    """The close and far microphone and the clean target, each (B, L) float32; their samples are aligned.
+    """The close and far microphone and the clean target, each (B, L) float32; their samples are aligned."""
 
-    Where the close microphone has gone through a canceller, `recorded` is what it was before.
+    close: Tensor
+    far: Tensor
+    clean: Tensor
+
+
+class HeardMixture(NamedTuple):
+    """A mixture as it is heard, maybe through a canceller, each (B, L) float32.
+
+    `recorded` is the close channel before the canceller; `None` where there was none.
     """
 
     close: Tensor

@@ -17,7 +17,7 @@ from ..data.sound_changes import changed_crop
 from ..hub.fbank import SAMPLING_RATE
 from ..one_thread import one_thread
 from .conditions import Conditions
-from .mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from .mixing import HeardMixture, TwoChannelMixture, mix_two_channel, spatial_noises
 from .recordings import SILENCE_RMS
 from .room_pool import RoomPool
 
@@ -139,7 +139,7 @@ def mixtures_of_process(mixtures: IterableDataset, rank: int, world_size: int, n
 
 def mix_examples(
     batch: Mapping[str, Tensor], rooms: RoomPool, conditions: Conditions | None = None
-) -> TwoChannelMixture:
+) -> TwoChannelMixture | HeardMixture:
     """Mix a batch of unmixed examples, as a data loader collates them, on the device of its sounds.
 
     Args:
@@ -149,8 +149,8 @@ def mix_examples(
         conditions: those of the stream.
 
     Returns:
-        `close`, `far`, `clean`, (B, N) float32 each, and `recorded` where conditions cancelled some, with the gain of
-        each example applied to all of them.
+        `close`, `far`, `clean`, (B, N) float32 each, with the gain of each example applied to all three; with
+        conditions also `recorded`, the close channel before a canceller.
     """
     target, snr_db = batch["target"], batch["snr_db"].to(batch["target"].device)
     noises = spatial_noises(batch["noises"], batch["noise_coherence"])
@@ -161,7 +161,7 @@ def mix_examples(
         if conditions.machine_level_db is not None or conditions.installations is not None:
             machine_level_db = batch["machine_level_db"].to(target.device)
     rir_target, rir_noise, direct_delay = rooms.batch(batch["room"].tolist())
-    mixture = mix_two_channel(
+    mixed = mix_two_channel(
         target,
         noises,
         rir_target.to(target.device),
@@ -171,11 +171,12 @@ def mix_examples(
         sampling_rate=rooms.sampling_rate,
         machine_level_db=machine_level_db,
     )
+    mixture: TwoChannelMixture | HeardMixture = mixed
     if conditions is not None:
         stream, far_is_silent, room = (batch[name] for name in ("stream", "far_is_silent", "room"))
-        mixture = conditions.heard(mixture, stream, far_is_silent, room, rooms.sampling_rate)
+        mixture = conditions.heard(mixed, stream, far_is_silent, room, rooms.sampling_rate)
     gain = 10 ** (batch["gain_db"].to(target.device, torch.float32)[:, None] / 20)  # (B, 1)
-    return TwoChannelMixture(**{name: wave * gain for name, wave in mixture._asdict().items() if wave is not None})
+    return type(mixture)(**{name: wave * gain for name, wave in mixture._asdict().items() if wave is not None})
 
 
 def calibration_recordings(

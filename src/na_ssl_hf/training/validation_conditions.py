@@ -18,7 +18,7 @@ from ..hub.far_microphone import FarMicrophone
 from ..hub.front_end import TwoChannelFrontEnd
 from ..hub.modeling_noise_aware import NoiseAwareModelMixin
 from ..hub.noise_cancellation import METHODS, cancel_far_microphone
-from ..simulation.mixing import TwoChannelMixture, mix_two_channel, spatial_noises
+from ..simulation.mixing import HeardMixture, TwoChannelMixture, mix_two_channel, spatial_noises
 
 NUM_BOOTSTRAP = 1000
 
@@ -143,13 +143,13 @@ def mix(sounds: Sounds, condition: Condition) -> TwoChannelMixture:
     return mixture
 
 
-def heard(sounds: Sounds, condition: Condition) -> TwoChannelMixture:
+def heard(sounds: Sounds, condition: Condition) -> HeardMixture:
     """Mix sounds, and take the far microphone out of the close one where the condition says so.
 
     Raises:
         ValueError: a calibrated canceller has nothing to learn from.
     """
-    mixture, method = mix(sounds, condition), condition.canceller
+    mixture, method = HeardMixture(*mix(sounds, condition)), condition.canceller
     if method is None:
         return mixture
     if method in METHODS:
@@ -167,7 +167,9 @@ def heard(sounds: Sounds, condition: Condition) -> TwoChannelMixture:
 
 
 @torch.no_grad()
-def clip_errors(model: NoiseAwareModelMixin, mixture: TwoChannelMixture, batch_size: int = 8) -> ClipErrors:
+def clip_errors(
+    model: NoiseAwareModelMixin, mixture: TwoChannelMixture | HeardMixture, batch_size: int = 8
+) -> ClipErrors:
     """Measure how far a noise-aware model and its base are from the base's tokens of the clean sound.
 
     Args:
@@ -180,6 +182,7 @@ def clip_errors(model: NoiseAwareModelMixin, mixture: TwoChannelMixture, batch_s
     """
     front_end = TwoChannelFrontEnd.of(model.config)
     errors: dict[str, list[Tensor]] = {"noise_aware": [], "base": [], "mean": []}
+    mixture = HeardMixture(*mixture)
     before = mixture.close if mixture.recorded is None else mixture.recorded
     waves, recorded = (torch.stack([close, mixture.far], dim=1) for close in (mixture.close, before))  # (B, 2, L) each
     for pair, pair_before, clean in zip(
