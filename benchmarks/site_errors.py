@@ -11,6 +11,7 @@ beside the AUCs in %. The output is Markdown.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.utils import logging
 from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.checkpoints.loading import load_extractor, load_model
+from na_ssl_hf.hub.modeling_noise_aware import NoiseAwareModelMixin
 
 from . import NUM_THREADS
 from .far_microphone import Noises, Targets, canceller, mixed, sounds
@@ -55,7 +57,10 @@ def main() -> None:
 def rooms(options: argparse.Namespace) -> Iterator[tuple[str, str, Parts]]:
     """Yield machine, canceller and parts of the error, room by room."""
     source = resolve_checkpoint(options.model)
-    scorer = AnomalyScorer(model=load_model(source), feature_extractor=load_extractor(source))
+    model = load_model(source)
+    if not isinstance(model, NoiseAwareModelMixin):
+        sys.exit(f"the checkpoint must be a noise-aware model, got {type(model).__name__}")
+    scorer = AnomalyScorer(model=model, feature_extractor=load_extractor(source))
     for snr_db in options.snr:
         for coherence in options.coherence:
             for seed in options.seed:
