@@ -155,6 +155,12 @@ def stacked(waves: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(waves)).float()
 
 
+def ratio_cell(errors: ClipErrors) -> str:
+    """State the ratio of a noise-aware model's errors to its base's, with its 95 % interval."""
+    low, high = errors.interval()
+    return f"{errors.ratio():.2f} [{low:.2f}, {high:.2f}]"
+
+
 def table(found: Mapping[str, Mapping[str, ClipErrors]]) -> str:
     """Make the Markdown of ratios, a column for every kind of sound, with their mean and the worst below."""
     kinds = list(found)
@@ -173,8 +179,7 @@ def table(found: Mapping[str, Mapping[str, ClipErrors]]) -> str:
         cells = []
         for kind, errors in zip(kinds, of_kinds, strict=True):
             ratios[kind, name] = errors.ratio()
-            low, high = errors.interval()
-            cells.append(f"{errors.ratio():.2f} [{low:.2f}, {high:.2f}]")
+            cells.append(ratio_cell(errors))
         lines.append(f"| {name} | {' | '.join(cells)} | {max(errors.ratio('mean') for errors in of_kinds):.2f} |")
     (kind, name), worst = max(ratios.items(), key=lambda item: item[1])
     of_reference = [ratios[each, REFERENCE] for each in kinds]

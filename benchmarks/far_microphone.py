@@ -11,7 +11,8 @@ Markdown: mean AUC in % over machines and seeds, and the difference to the close
 of its mean over machines and seeds. The settings of the filter were chosen on seed 0 of such machines.
 """
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -62,20 +63,13 @@ class Embedder(NamedTuple):
 
 def main() -> None:
     parser = parser_of(__doc__, "far_microphone")
-    parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
-    parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")
     parser.add_argument("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise")
     parser.add_argument("--seed", nargs="+", type=int, default=[1, 2], help="seeds of rooms and clips (default: 1 2)")
     parser.add_argument("--frontend", default="logmel", help="logmel, or a checkpoint, of which the base is taken")
     parser.add_argument(
         "--method", nargs="+", default=METHODS, choices=METHODS, help="methods beside none (default: all)"
     )
-    options = parser.parse_args()
-    if (options.machines is None) != (options.noises is None):
-        parser.error("--machines and --noises must be given together")
-    torch.set_num_threads(NUM_THREADS)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    options = options_of_sites(parser)
     embed = embedder(options.frontend)
     methods = [method for method in METHODS if method in ("none", *options.method)]
     aucs: dict[float, list[np.ndarray]] = {coherence: [] for coherence in options.coherence}
@@ -89,6 +83,22 @@ def main() -> None:
     print("| --: | :-- | --: | --: | --: |")
     for coherence, of_sites in aucs.items():
         print_rows(coherence, 100 * np.array(of_sites), len(options.seed), methods)
+
+
+def options_of_sites(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line of a benchmark at sites, with folders of real machines; then be quiet, and on few threads.
+
+    Without folders the machines are those of the package, see `sounds`.
+    """
+    parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
+    parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")
+    options = parser.parse_args()
+    if (options.machines is None) != (options.noises is None):
+        parser.error("--machines and --noises must be given together")
+    torch.set_num_threads(NUM_THREADS)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return options
 
 
 def print_rows(coherence: float, aucs: np.ndarray, num_seeds: int, methods: Sequence[str]) -> None:
@@ -129,10 +139,16 @@ def aucs_of_site(
     aucs = []
     for method in methods:
         cancel = canceller(method, mixtures["train"])
-        train, normal, anomaly = (embed.vectors(cancel(mixtures[part])) for part in ("train", "normal", "anomaly"))
-        bank = replace(embed.memory).fit(train)
-        aucs.append(auc_of_scores(*(torch.as_tensor(bank.score(part)).numpy() for part in (normal, anomaly))))
+        aucs.append(
+            auc_of_vectors(embed.memory, {part: embed.vectors(cancel(clips)) for part, clips in mixtures.items()})
+        )
     return np.array(aucs)
+
+
+def auc_of_vectors(memory: MemoryBank, vectors: Mapping[str, torch.Tensor]) -> float:
+    """Return the AUC of "normal" and "anomaly" vectors `(clips, F, D)` by such a memory of the "train" ones."""
+    bank = replace(memory).fit(vectors["train"])
+    return auc_of_scores(*(torch.as_tensor(bank.score(vectors[part])).numpy() for part in ("normal", "anomaly")))
 
 
 def canceller(method: str, train: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

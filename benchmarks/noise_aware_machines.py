@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.checkpoints import resolve_checkpoint
@@ -30,8 +29,7 @@ from na_ssl_hf.hub.fbank import SAMPLING_RATE
 from na_ssl_hf.hub.layer_choice import NA_SHARES
 from na_ssl_hf.hub.pooling import LogMelStatistics, log_mel_beside
 
-from . import NUM_THREADS
-from .far_microphone import COHERENCES, Noises, Targets, canceller, embedder, mixed, sounds
+from .far_microphone import COHERENCES, Noises, Targets, canceller, embedder, mixed, options_of_sites, sounds
 from .measuring import auc_of_scores, parser_of, progress
 
 CANCELLERS = ("none", "spectral_subtraction", "installation", "auto")
@@ -50,20 +48,13 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 def main() -> None:
     parser = parser_of(__doc__, "noise_aware_machines")
     parser.add_argument("model", help="noise-aware checkpoint: a folder, or a name on the hub or of the package")
-    parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
-    parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")
     parser.add_argument("--coherence", nargs="+", type=float, default=COHERENCES, help="shares of common noise")
     parser.add_argument("--snr", nargs="+", type=float, default=SNRS_DB, help="SNRs at the close microphone, dB")
     parser.add_argument("--seed", nargs="+", type=int, default=[1], help="seeds of rooms and clips (default: 1)")
     parser.add_argument("--layer", type=int, help="layer that is compared (default: the last hidden state)")
     parser.add_argument("--auto", action="store_true", help="the share that `fit(na_share='auto')` chooses as well")
     parser.add_argument("--scores", type=Path, help="file that keeps the scores of every room that is done")
-    options = parser.parse_args()
-    if (options.machines is None) != (options.noises is None):
-        parser.error("--machines and --noises must be given together")
-    torch.set_num_threads(NUM_THREADS)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    options = options_of_sites(parser)
     print(tables(list(rooms(options))))
 
 

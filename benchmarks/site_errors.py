@@ -13,22 +13,20 @@ beside the AUCs in %. The output is Markdown.
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from na_ssl_hf import AnomalyScorer, MemoryBank
 from na_ssl_hf.checkpoints import resolve_checkpoint
 from na_ssl_hf.checkpoints.loading import load_extractor, load_model
 from na_ssl_hf.hub.modeling_noise_aware import NoiseAwareModelMixin
+from na_ssl_hf.training.validation_conditions import ClipErrors
 
-from . import NUM_THREADS
-from .far_microphone import Noises, Targets, canceller, mixed, sounds
-from .measuring import auc_of_scores, parser_of, progress
-from .noise_aware_machines import BASE, ENCODERS, NOISE_AWARE, NUM_CLIPS, NUM_DRAWS, vectors_of_shares
+from .distillation_conditions import ratio_cell
+from .far_microphone import Noises, Targets, auc_of_vectors, canceller, mixed, options_of_sites, sounds
+from .measuring import parser_of, progress
+from .noise_aware_machines import BASE, BOTH, ENCODERS, NOISE_AWARE, NUM_CLIPS, vectors_of_shares
 
 CANCELLERS = ("none", "auto")
 NO_NOISE_DB = 200.0
@@ -40,17 +38,10 @@ Parts = Mapping[str, tuple[float, float, float]]
 def main() -> None:
     parser = parser_of(__doc__, "site_errors")
     parser.add_argument("model", help="noise-aware checkpoint: a folder, or a name on the hub or of the package")
-    parser.add_argument("--machines", type=Path, help="real machines, <machine>/normal and <machine>/anomaly")
-    parser.add_argument("--noises", type=Path, help="real noises, sound files; half of them for training")
     parser.add_argument("--coherence", nargs="+", type=float, default=(1.0, 0.0), help="shares of common noise")
     parser.add_argument("--snr", nargs="+", type=float, default=(0.0,), help="SNRs at the close microphone, dB")
     parser.add_argument("--seed", nargs="+", type=int, default=[2], help="seeds of rooms and clips (default: 2)")
-    options = parser.parse_args()
-    if (options.machines is None) != (options.noises is None):
-        parser.error("--machines and --noises must be given together")
-    torch.set_num_threads(NUM_THREADS)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    options = options_of_sites(parser)
     print(table(list(rooms(options))))
 
 
@@ -86,7 +77,7 @@ def parts_of_room(
         found[method] = {
             system: (
                 *parted(torch.cat([of_part[system] - clean[part] for part, of_part in vectors.items()])),
-                _auc({part: of_part[system] for part, of_part in vectors.items()}),
+                100 * auc_of_vectors(MemoryBank(), {part: of_part[system] for part, of_part in vectors.items()}),
             )
             for system in ENCODERS
         }
@@ -97,11 +88,6 @@ def parted(errors: torch.Tensor) -> tuple[float, float]:
     """Part errors `(clips, F, D)`: the squared norm of their mean, and the mean squared distance from it."""
     common = errors.mean(dim=0)  # (F, D)
     return float(common.square().sum()), float((errors - common).square().sum(dim=(1, 2)).mean())
-
-
-def _auc(vectors: Mapping[str, torch.Tensor]) -> float:
-    bank = MemoryBank().fit(vectors["train"])
-    return 100 * auc_of_scores(*(torch.as_tensor(bank.score(vectors[part])).numpy() for part in ("normal", "anomaly")))
 
 
 def table(done: Sequence[tuple[str, str, Parts]]) -> str:
@@ -121,11 +107,8 @@ def table(done: Sequence[tuple[str, str, Parts]]) -> str:
 
 def _ratio(chosen: Sequence[Parts], index: int) -> str:
     """State a part of the error of the noise-aware model as a share of that of the base, with its interval."""
-    sums: Any = np.array([[parts[system][index] for system in (NOISE_AWARE, BASE)] for parts in chosen])  # (rooms, 2)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(NUM_DRAWS, len(sums)))
-    own, base = sums[drawn].sum(axis=1).T
-    low, high = np.quantile(own / base, [0.025, 0.975])
-    return f"{sums[:, 0].sum() / sums[:, 1].sum():.2f} [{low:.2f}, {high:.2f}]"
+    own, base, both = (np.array([parts[system][index] for parts in chosen]) for system in (NOISE_AWARE, BASE, BOTH))
+    return ratio_cell(ClipErrors(own, base, both))
 
 
 if __name__ == "__main__":

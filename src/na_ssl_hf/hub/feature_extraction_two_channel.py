@@ -1,7 +1,7 @@
 """The feature extractor of all encoders: two-channel recordings (0 close, 1 far) become normalised log-mel frames."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ _MIN_LAG_FRAMES = 16  # in fewer frames every pair of signals looks coherent
 _CHANCE = 6.0  # standard deviations of the correlation of independent noises
 _LEAD_DB = 1.0
 _LOUDER_DB = 3.0
+
+
+class _Group(NamedTuple):
+    """Recordings of one length: their rows in the batch, and their channels `(b, 2, N)` after a canceller and before."""
+
+    rows: list[int]
+    cancelled: torch.Tensor
+    recorded: torch.Tensor
 
 
 class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
@@ -176,16 +184,11 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
         if not padding and min(lengths) < max(lengths):
             raise ValueError(f"`padding` must be True for recordings of unequal lengths, got {sorted(set(lengths))}.")
 
+        groups = list(self._cancelled(recordings, lengths, torch.device(device)))
         if self.front_end.silence is None:
-            input_values = self.front_end.fbank(self._padded(recordings, lengths, torch.device(device)))  # (B, 2, T, M)
+            input_values = self._features_of_padded(groups, lengths)  # (B, 2, T, M)
         else:
-            input_values = self._padded_features(recordings, lengths, torch.device(device))  # (B, 2, T, M)
-        if self.lowers_far and self.far_cancellation is not None:
-            # Each recording by its own frames, so that those around it have no influence.
-            for rows, group, recorded in self._cancelled(recordings, lengths, torch.device(device)):
-                num_frames = self.front_end.num_sound_frames(group.shape[-1])
-                far = self.front_end.frames(group, recorded)[:, 1, :num_frames]  # (b, T', M)
-                input_values[rows, 1, :num_frames] = far
+            input_values = self._padded_features(groups, lengths)  # (B, 2, T, M)
         mask = torch.stack([self._frame_mask(n, max(lengths), input_values.shape[2]) for n in lengths])  # (B, T)
         if self.frontend == "eat":
             zero_log_mel = -FLAVOURS["eat"][2] / FLAVOURS["eat"][3]
@@ -256,35 +259,39 @@ class TwoChannelFeatureExtractor(SequenceFeatureExtractor):
             return torch.from_numpy(soxr.resample(both, sampling_rate, self.sampling_rate).T.copy())
         return wave
 
-    def _padded(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> torch.Tensor:
-        """Cancel recordings, equal lengths together, and pad them into one tensor `(B, 2, L)` on `device`."""
+    def _features_of_padded(self, groups: list[_Group], lengths: list[int]) -> torch.Tensor:
+        """Pad the waves of recordings with `padding_value`, and compute their features `(B, 2, T, M)` together."""
+        front_end, device = self.front_end, groups[0].cancelled.device
         waves = torch.full((len(lengths), 2, max(lengths)), float(self.padding_value), device=device)
-        for rows, group, _ in self._cancelled(recordings, lengths, device):
-            waves[rows, :, : group.shape[-1]] = group
-        return waves
-
-    def _padded_features(
-        self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device
-    ) -> torch.Tensor:
-        """Compute the features of recordings, equal lengths together, and pad them to `(B, 2, T, M)` with silence."""
-        front_end = self.front_end
-        shape = (len(lengths), 2, front_end.num_frames(max(lengths)), self.num_mel_bins)
-        features = torch.full(shape, float(front_end.silence or 0.0), device=device)
-        for rows, group, _ in self._cancelled(recordings, lengths, device):
-            features[rows, :, : front_end.num_frames(group.shape[-1])] = front_end.fbank(group)
+        for group in groups:
+            waves[group.rows, :, : group.cancelled.shape[-1]] = group.cancelled
+        features = front_end.fbank(waves)
+        if self.lowers_far and self.far_cancellation is not None:
+            # Each recording by its own frames, so that those around it have no influence.
+            for group in groups:
+                far = front_end.frames(group.cancelled, group.recorded)[:, 1]  # (b, T', M)
+                features[group.rows, 1, : far.shape[1]] = far
         return features
 
-    def _cancelled(
-        self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device
-    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """Cancel recordings of one length together; yields their rows in the batch, `(b, 2, N)` after and before."""
+    def _padded_features(self, groups: list[_Group], lengths: list[int]) -> torch.Tensor:
+        """Compute the features of recordings, equal lengths together, and pad them to `(B, 2, T, M)` with silence."""
+        front_end, device = self.front_end, groups[0].cancelled.device
+        shape = (len(lengths), 2, front_end.num_frames(max(lengths)), self.num_mel_bins)
+        features = torch.full(shape, float(front_end.silence or 0.0), device=device)
+        for group in groups:
+            own = front_end.frames(group.cancelled, group.recorded)  # (b, 2, T', M)
+            features[group.rows, :, : own.shape[2]] = own
+        return features
+
+    def _cancelled(self, recordings: list[torch.Tensor], lengths: list[int], device: torch.device) -> Iterator[_Group]:
+        """Cancel recordings of one length together."""
         for length in sorted(set(lengths)):
             rows = [row for row, n in enumerate(lengths) if n == length]
             group = torch.stack([recordings[row].to(device) for row in rows])  # (b, 2, N)
             for oddity, found in find_oddities(group, self.sampling_rate).items():
                 if found.any():
                     logger.warning_once(ODDITIES[oddity])
-            yield rows, self.front_end.cancel(group), group
+            yield _Group(rows, self.front_end.cancel(group), group)
 
     def _frame_mask(self, length: int, longest: int, num_frames: int) -> torch.Tensor:
         """Make the mask `(T,)` int64 of a recording of `length` samples, 1 where a frame is not all padding."""

@@ -998,6 +998,7 @@ class AnomalyScorer(Pipeline):
     def _extractor_settings(self) -> dict[str, Any]:
         names = ("frontend", "sampling_rate", "num_mel_bins", "far_cancellation")
         settings = {name: getattr(self.feature_extractor, name) for name in names}
+        # Memories of before there was this setting do not have it.
         if self.feature_extractor.lowers_far:
             settings["lowers_far"] = True
         if self.far_microphone is not None:
