@@ -34,7 +34,7 @@ _LOUDER_DB = 3.0
 
 
 class _Group(NamedTuple):
-    """Recordings of one length: their rows in the batch, and their channels `(b, 2, N)` after a canceller and before."""
+    """Recordings of one length: their rows in the batch, and channels `(b, 2, N)` after a canceller and before it."""
 
     rows: list[int]
     cancelled: torch.Tensor
